@@ -1,0 +1,43 @@
+"""Strong augmentation on the device: pure functions of a key and a batch, inside the compiled train step."""
+
+from forec_jax.augment.mixing import (
+    AreaBox,
+    Box,
+    ClassMix,
+    CutMix,
+    CutOut,
+    HalfAreaBox,
+    Mixing,
+    NoMixing,
+    Rows,
+)
+from forec_jax.augment.photometric import (
+    Photometric,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    gaussian_blur,
+    grayscale,
+    photometric,
+)
+
+__all__ = [
+    "AreaBox",
+    "Box",
+    "ClassMix",
+    "CutMix",
+    "CutOut",
+    "HalfAreaBox",
+    "Mixing",
+    "NoMixing",
+    "Photometric",
+    "Rows",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_hue",
+    "adjust_saturation",
+    "gaussian_blur",
+    "grayscale",
+    "photometric",
+]

@@ -1,0 +1,289 @@
+"""From a config to the objects of a run: the only module below the command line that reads a ConfigDict."""
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from forec_jax.augment import ClassMix, CutMix, CutOut, NoMixing, Photometric, photometric
+from forec_jax.contracts import AuxiliaryTask, HeadSpec, Method, Network, TrainState, Variables
+from forec_jax.data import Dataset, Geometry, Source, Split, class_coverage, resolve_split, select, shapes_dataset
+from forec_jax.data.voc import voc_dataset
+from forec_jax.evaluation import Buckets, Evaluator
+from forec_jax.methods import (
+    Auxiliary,
+    ForegroundReconstruction,
+    ForegroundSegmentation,
+    ImageReconstruction,
+    MeanTeacher,
+    Supervised,
+)
+from forec_jax.methods.student import SEGMENTATION
+from forec_jax.methods.teacher import BATCH_NORM_MODES
+from forec_jax.models import DeepLabOptions, deeplab_network, load_weights
+from forec_jax.parallel import global_batch, make_mesh
+from forec_jax.training import Schedule, make_optimizer
+
+log = logging.getLogger(__name__)
+
+
+class ConfigError(ValueError):
+    """An option whose value cannot be used; the message names the key and what it takes."""
+
+
+class Labels(NamedTuple):
+    """What a model needs to know of the data set it was trained on."""
+
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    background_classes: tuple[int, ...]
+
+
+class TrainingData(NamedTuple):
+    """The sources of a run."""
+
+    dataset: Dataset
+    split: Split
+    labelled: Source
+    unlabelled: Source | None
+    validation: Source
+
+
+def choose(key: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    """The value, if it is one of the choices; raises ConfigError otherwise."""
+    if value not in choices:
+        raise ConfigError(f"{key}={value!r}: choose one of {', '.join(repr(choice) for choice in choices)}")
+    return value
+
+
+def build_dataset(c: ConfigDict) -> Dataset:
+    """The data set that data.name names."""
+    match choose("data.name", c.data.name, ("shapes", "voc")):
+        case "shapes":
+            return shapes_dataset(size=c.data.size)
+        case _:
+            if not c.data.root:
+                raise ConfigError("data.root is empty: set it to the folder that holds VOC2012/")
+            return voc_dataset(Path(c.data.root), prepared=Path(c.data.prepared) if c.data.prepared else None)
+
+
+def labels_of(dataset: Dataset) -> Labels:
+    """Its classes, colours and background."""
+    return Labels(dataset.classes, dataset.palette, dataset.background_classes)
+
+
+def build_training_data(c: ConfigDict) -> TrainingData:
+    """Data set, split and sources; warns of classes that no labelled image shows."""
+    dataset = build_dataset(c)
+    pool, validation = dataset.source(c.data.pool), dataset.source(c.eval.split)
+    split = resolve_split(
+        pool_ids=pool.ids,
+        validation_ids=evaluation_ids(dataset, c.data.pool),
+        labelled=c.data.labelled,
+        unlabelled=c.data.unlabelled if c.batch.unlabelled else "none",
+    )
+    labelled = select(pool, split.labelled)
+    if missing := class_coverage(labelled, len(dataset.classes)):
+        names = ", ".join(dataset.classes[index] for index in missing)
+        log.warning("no labelled image shows: %s. These classes cannot be learned; label an image of each", names)
+    unlabelled = select(pool, split.unlabelled).without_labels() if c.batch.unlabelled else None
+    return TrainingData(dataset, split, labelled, unlabelled, validation)
+
+
+def evaluation_ids(dataset: Dataset, pool: str) -> set[str]:
+    """The ids of every split that is not for training: none of them may be trained on."""
+    return {
+        i
+        for name, source in dataset.sources.items()
+        if not name.startswith("train") and name != pool
+        for i in source.ids
+    }
+
+
+def build_geometry(c: ConfigDict) -> Geometry:
+    """Scale, crop and flip of the training images."""
+    return Geometry(
+        crop=c.data.crop,
+        scale=tuple(c.data.scale),
+        flip=c.data.flip,
+        half_below_one=c.data.half_below_one,
+        pad_label=c.data.pad_label,
+    )
+
+
+def build_stream(c: ConfigDict, data: TrainingData) -> dict[str, Any]:
+    """The arguments that say which examples a batch holds (see data.batch_ids)."""
+    return {
+        "labelled": data.labelled,
+        "unlabelled": data.unlabelled,
+        "batch_labelled": c.batch.labelled,
+        "batch_unlabelled": c.batch.unlabelled,
+        "seed": c.seed,
+    }
+
+
+def build_auxiliary(c: ConfigDict, labels: Labels) -> tuple[Auxiliary, ...]:
+    """The auxiliary tasks, in the order of their names."""
+    return tuple(
+        Auxiliary(options.weight, build_task(name, options, labels)) for name, options in sorted(c.auxiliary.items())
+    )
+
+
+def build_task(name: str, o: ConfigDict, labels: Labels) -> AuxiliaryTask:
+    """One auxiliary task."""
+    weights = {"labelled_weight": o.labelled_weight, "unlabelled_weight": o.unlabelled_weight}
+    match choose("auxiliary", name, ("reconstruction", "foreground_segmentation")):
+        case "foreground_segmentation":
+            return ForegroundSegmentation(labels.background_classes, threshold=o.threshold, **weights)
+        case _:
+            space = choose("auxiliary.reconstruction.pixel_space", o.pixel_space, ("unit", "imagenet"))
+            if choose("auxiliary.reconstruction.target", o.target, ("image", "foreground")) == "image":
+                return ImageReconstruction(pixel_space=space, **weights)
+            void = choose("auxiliary.reconstruction.void", o.void, ("exclude", "zero"))
+            return ForegroundReconstruction(
+                labels.background_classes, threshold=o.threshold, pixel_space=space, void=void, **weights
+            )
+
+
+def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
+    """The network; its first encoder weights come from model.weights where that is set."""
+    m = c.model
+    network = deeplab_network(
+        encoder=m.encoder,
+        stem=m.stem,
+        width=m.width,
+        output_stride=m.output_stride,
+        multi_grid=tuple(m.multi_grid),
+        heads=heads,
+        decoder=DeepLabOptions(**{**m.decoder.to_dict(), "rates": tuple(m.decoder.rates)}),
+        bn_momentum=m.bn_momentum,
+        compute_dtype=jnp.dtype(choose("compute_dtype", c.compute_dtype, ("float32", "bfloat16"))),
+    )
+    if not m.weights:
+        return network
+    encoder = load_weights(Path(m.weights), m.encoder)
+    return network._replace(init=functools.partial(pretrained_init, network, encoder))
+
+
+def pretrained_init(network: Network, encoder: Variables, key: jax.Array) -> Variables:
+    """A network's first variables with the encoder's replaced."""
+    variables = network.init(key)
+    return Variables(
+        {**variables.params, "encoder": encoder.params}, {**variables.batch_stats, "encoder": encoder.batch_stats}
+    )
+
+
+def build_mixing(c: ConfigDict, classes: int) -> Any:
+    """The mixing of images within a batch."""
+    p = c.augment.mixing_probability
+    choices = {
+        "none": NoMixing(),
+        "cutout": CutOut(probability=p),
+        "cutmix": CutMix(probability=p),
+        "cutmix_half": CutMix.half_area(probability=p),
+        "classmix": ClassMix(classes, probability=p),
+    }
+    return choices[choose("augment.mixing", c.augment.mixing, tuple(choices))]
+
+
+def build_colour(c: ConfigDict) -> Any:
+    """The colour changes of the student's view."""
+    a = c.augment
+    options = Photometric(
+        brightness=a.brightness,
+        contrast=a.contrast,
+        saturation=a.saturation,
+        hue=a.hue,
+        jitter_probability=a.jitter_probability,
+        grayscale_probability=a.grayscale_probability,
+        blur_probability=a.blur_probability,
+        blur_sigma=tuple(a.blur_sigma),
+    )
+    return lambda key, image, valid: photometric(key, image, options, valid)
+
+
+def build_method(c: ConfigDict, labels: Labels) -> Method:
+    """The method with its networks and auxiliary tasks."""
+    auxiliary = build_auxiliary(c, labels)
+    heads = (HeadSpec(SEGMENTATION, len(labels.classes)), *(task.head for _, task in auxiliary))
+    if len({head.name for head in heads}) < len(heads):
+        raise ConfigError(f"two auxiliary tasks want the same head: {', '.join(head.name for head in heads)}")
+    common: dict[str, Any] = {
+        "network": build_network(c, heads),
+        "colour": build_colour(c),
+        "mixing": build_mixing(c, len(labels.classes)),
+        "auxiliary": auxiliary,
+        "decay": c.ema.decay,
+        "bn_mode": choose("ema.bn_mode", c.ema.bn_mode, BATCH_NORM_MODES),
+    }
+    if choose("method.name", c.method.name, ("supervised", "mean_teacher")) == "supervised":
+        return Supervised(**common)
+    return MeanTeacher(
+        **common,
+        threshold=c.method.threshold,
+        unsupervised_weight=c.method.unsupervised_weight,
+        normaliser=choose("method.normaliser", c.method.normaliser, ("valid", "kept")),
+    )
+
+
+def build_optimizer(c: ConfigDict) -> optax.GradientTransformation:
+    """The optimiser with its schedule."""
+    return make_optimizer(steps=c.steps, **c.optim.to_dict())
+
+
+def build_schedule(c: ConfigDict) -> Schedule:
+    """When to log, evaluate and save."""
+    return Schedule(c.steps, c.log_every, c.evaluate_every, c.checkpoint_every)
+
+
+def build_mesh(c: ConfigDict) -> Mesh:
+    """The device mesh; checks that the batch spreads evenly over it."""
+    mesh = make_mesh(c.mesh.fsdp)
+    for key in ("labelled", "unlabelled"):
+        rows = global_batch(mesh, c.batch[key], f"batch.{key}")
+        if rows // mesh.size % c.accumulate:
+            raise ConfigError(
+                f"accumulate={c.accumulate} must divide the {rows // mesh.size} {key} rows of each device"
+            )
+    return mesh
+
+
+def build_evaluator(c: ConfigDict, method: Method, labels: Labels, mesh: Mesh) -> Evaluator:
+    """Scores the method on a source."""
+    rows = -(-c.eval.batch // mesh.size) * mesh.size
+    mode = choose("eval.mode", c.eval.mode, ("whole", "center_crop"))
+    return Evaluator(method, len(labels.classes), mesh, Buckets(c.eval.bucket, rows), mode, c.eval.crop)
+
+
+def network_variables(state: TrainState, network: str) -> dict[str, Variables]:
+    """The teacher's or the student's networks, as Method.predict takes them."""
+    if choose("--network", network, ("teacher", "student")) == "teacher":
+        return state.teacher
+    return {name: Variables(state.params[name], state.batch_stats[name]) for name in state.params}
+
+
+def protocol(c: ConfigDict) -> dict[str, Any]:
+    """The choices that the papers leave open, as every result states them."""
+    return {
+        "encoder": c.model.encoder,
+        "output_stride": c.model.output_stride,
+        "crop": c.data.crop,
+        "pool": c.data.pool,
+        "bn_mode": c.ema.bn_mode,
+        "ema_decay": c.ema.decay,
+        "pad_label": c.data.pad_label,
+        "threshold": c.method.threshold,
+        "normaliser": c.method.normaliser,
+        "unsupervised_weight": c.method.unsupervised_weight,
+        "auxiliary": c.auxiliary.to_dict(),
+        "evaluation_split": c.eval.split,
+        "evaluation_mode": c.eval.mode,
+        "compute_dtype": c.compute_dtype,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }

@@ -1,0 +1,174 @@
+"""The command `forec-jax`: one short function a subcommand."""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+Command = Callable[[Sequence[str]], int]
+
+USAGE = """usage: forec-jax COMMAND [--flag=value ...]
+
+  train      --config=FILE[:VARIANT] --workdir=DIR [--config.key=value ...]   goes on where DIR holds a checkpoint
+  evaluate   --workdir=DIR [--split=val] [--network=teacher|student] [--checkpoint=last|best]
+  predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
+  prepare    --dataset=voc --source=FOLDER [--prepared=DIR]
+
+FILE is for example configs/shapes.py or configs/voc.py; `forec-jax COMMAND --help` tells a command's flags.
+"""
+
+
+def config_path(value: str) -> str:
+    """FILE[:VARIANT] with FILE looked up here, then among the configs that come with the library."""
+    file, colon, variant = value.partition(":")
+    package = Path(__file__).parent
+    for candidate in (Path(file), package / file, package.parent / file):
+        if candidate.is_file():
+            return f"{candidate}{colon}{variant}"
+    raise flags.Error(f"--config={value}: no file {file}; for example --config=configs/shapes.py:forec")
+
+
+def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
+    """The flags of a subcommand."""
+    values = flags.FlagValues()
+    define(values)
+    flags.DEFINE_bool("help", False, "shows the flags", short_name="h", flag_values=values)
+    rest = values([f"forec-jax {argv[0]}", *argv[1:]])[1:]
+    if rest:
+        raise flags.Error(f"unexpected argument {rest[0]!r}; flags are written --flag=value")
+    if values.help:
+        print(values.main_module_help() or values.get_help())
+        raise SystemExit(0)
+    return values
+
+
+def required(values: flags.FlagValues, *names: str) -> None:
+    """Raises where a flag that has no default was not given."""
+    for name in names:
+        if not values[name].value:
+            raise flags.Error(f"--{name} is missing")
+
+
+def checkpoint_flags(values: flags.FlagValues) -> None:
+    """The flags that choose a stored model."""
+    flags.DEFINE_string("workdir", None, "work directory of a training run", flag_values=values)
+    flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "which network", flag_values=values)
+    flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
+
+
+def train(argv: Sequence[str]) -> int:
+    """Trains."""
+
+    def define(values: flags.FlagValues) -> None:
+        config_flags.DEFINE_config_file("config", None, "FILE[:VARIANT]", flag_values=values)
+        flags.DEFINE_string("workdir", None, "where everything of the run goes", flag_values=values)
+
+    values = parse(resolve_config(argv), define)
+    required(values, "workdir", "config")
+    from forec_jax.runs import run_training
+
+    stopped_by = run_training(values.config, Path(values.workdir))
+    if stopped_by is not None:
+        print(f"stopped by signal {stopped_by}; the same command goes on from here", file=sys.stderr)
+        return 128 + stopped_by
+    return 0
+
+
+def resolve_config(argv: Sequence[str]) -> list[str]:
+    """The arguments with --config's file found."""
+    return [f"--config={config_path(a.removeprefix('--config='))}" if a.startswith("--config=") else a for a in argv]
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Scores a stored model."""
+
+    def define(values: flags.FlagValues) -> None:
+        checkpoint_flags(values)
+        flags.DEFINE_string("split", "val", "which split of the run's data set", flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "workdir")
+    from forec_jax.evaluation.metrics import format_iou
+    from forec_jax.runs import evaluate_run, load_run
+
+    run = load_run(Path(values.workdir), values.checkpoint)
+    evaluation = evaluate_run(run, values.split, values.network)
+    print(format_iou(evaluation.confusion, run.labels.classes))
+    print(
+        f"{values.network} {values.checkpoint} step {int(run.state.step)} on {values.split}: {evaluation.miou:.4f} mIoU"
+    )
+    return 0
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Predicts images."""
+
+    def define(values: flags.FlagValues) -> None:
+        checkpoint_flags(values)
+        flags.DEFINE_string("images", None, "an image, or a folder of images", flag_values=values)
+        flags.DEFINE_string("out", None, "folder for index/ and overlay/", flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "workdir", "images", "out")
+    from forec_jax.runs import load_run, predict_run
+
+    run = load_run(Path(values.workdir), values.checkpoint)
+    count = predict_run(run, Path(values.images), Path(values.out), values.network)
+    print(f"{count} predictions in {values.out}: index/ holds class indices, overlay/ pictures")
+    return 0
+
+
+def prepare(argv: Sequence[str]) -> int:
+    """Packs a raw data set into records ahead of its first use."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_enum("dataset", None, ["voc"], "which data set", flag_values=values)
+        flags.DEFINE_string("source", None, "its folder, as data.root", flag_values=values)
+        flags.DEFINE_string("prepared", "", "where the records go; by default the cache folder", flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "dataset", "source")
+    from forec_jax.build import build_dataset
+
+    data = {"name": values.dataset, "root": values.source, "prepared": values.prepared}
+    dataset = build_dataset(ConfigDict({"data": data}))
+    for split, source in dataset.sources.items():
+        print(f"{split}: {len(source)} images")
+    return 0
+
+
+COMMANDS: dict[str, Command] = {"train": train, "evaluate": evaluate, "predict": predict, "prepare": prepare}
+
+
+def explain(error: Exception) -> str:
+    """What went wrong in words, with a remedy where the error itself names none."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({error.filename or 'while writing'}); free some space and rerun: the same command goes on"
+    return str(error)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs a command line (without the program's name); returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("forec_jax").setLevel(logging.INFO)
+    if not argv or argv[0] not in COMMANDS:
+        print(USAGE, file=sys.stderr)
+        return 0 if argv and argv[0] in ("-h", "--help", "help") else 2
+    try:
+        return COMMANDS[argv[0]](argv)
+    except (ValueError, AttributeError, TypeError, KeyError, OSError, FloatingPointError, flags.Error) as error:
+        if os.environ.get("FOREC_JAX_TRACEBACK"):
+            raise
+        print(f"forec-jax {argv[0]}: {explain(error)}", file=sys.stderr)
+        return 2
+
+
+def main() -> NoReturn:
+    """The entry point."""
+    sys.exit(run(sys.argv[1:]))

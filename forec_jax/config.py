@@ -1,0 +1,181 @@
+"""Every option with its default and its meaning, and the variants that all data sets share.
+
+A file of configs/ starts from `defaults()`, sets what its data set needs, and applies the variant that the command line
+names. Keys cannot be added from the command line: an unknown key is an error.
+"""
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+Change = Callable[[ConfigDict], None]
+
+
+def defaults() -> ConfigDict:
+    """The options that every run has."""
+    c = ConfigDict()
+    c.seed = 0  # of the initial weights, the order of the data, every random draw
+    c.steps = 4000  # updates
+    c.log_every = 50  # steps between two lines in metrics.jsonl
+    c.evaluate_every = 500  # steps between two evaluations on eval.split
+    c.checkpoint_every = 500  # steps between two checkpoints of the last state
+    c.compute_dtype = "float32"  # or "bfloat16": activations of the student; weights, teacher and losses stay float32
+    c.accumulate = 1  # parts into which a batch is taken, for less memory; must divide the rows of each device
+
+    c.batch = ConfigDict()
+    c.batch.labelled = 8  # labelled rows a step, over all devices
+    c.batch.unlabelled = 8  # unlabelled rows a step, over all devices; 0 for none
+
+    c.data = ConfigDict()
+    c.data.name = ""  # "shapes" or "voc"
+    c.data.root = ""  # voc: the folder that holds VOC2012/
+    c.data.prepared = ""  # where prepared records go; empty: the user's cache folder
+    c.data.size = 96  # shapes: side of an image in pixels
+    c.data.pool = "train"  # the split that labelled and unlabelled images come from; voc: "train" or "train_aug"
+    c.data.labelled = "all"  # a list file, "<count>:<seed>" (a draw from the pool), or "all"
+    c.data.unlabelled = "rest"  # a list file, "rest" (the pool without the labelled part), or "none"
+    c.data.crop = 321  # side of the square training crop in pixels, at least 33
+    c.data.scale = (0.5, 2.0)  # range of the random scale, relative to the image's own size
+    c.data.flip = True  # mirror half of the images
+    c.data.half_below_one = False  # U2PL: shrink and grow equally often
+    c.data.pad_label = 255  # label of the padding: 255 ignores it; U2PL trains on 0
+    c.data.workers = 0  # processes that decode; 0: threads of this process
+    c.data.on_corrupt = "raise"  # an unreadable training image: "raise", or "skip" it, count it and take the next
+
+    c.model = ConfigDict()
+    c.model.encoder = "resnet50"  # resnet18, resnet34, resnet50, resnet101, mobilenet_v2
+    c.model.stem = "7x7"  # ResNets: "7x7", or "deep" (three 3x3)
+    c.model.width = 1.0  # multiplies the encoder's channels; 1 is the published network
+    c.model.output_stride = 16  # 8 or 16
+    c.model.multi_grid = (1, 1, 1)  # ResNets: dilation factors of the last stage's blocks
+    c.model.weights = ""  # file of pretrained encoder weights; empty: random
+    c.model.bn_momentum = 0.9  # of BatchNorm's running statistics: new = momentum * old + (1 - momentum) * batch
+    c.model.decoder = ConfigDict()
+    c.model.decoder.rates = (6, 12, 18)  # dilation of the ASPP's branches
+    c.model.decoder.channels = 256  # of the ASPP and the decoder
+    c.model.decoder.low_level_channels = 48  # of the projected low-level features
+    c.model.decoder.projection_size = 1  # after the ASPP's concatenation: 1, or U2PL's 3
+    c.model.decoder.dropout = 0.0  # channel dropout after the ASPP and in the decoder; U2PL: 0.1
+    c.model.decoder.align_corners = True  # of every bilinear resize
+
+    c.augment = ConfigDict()  # colour changes, each image on its own (strengths of UniMatch and ST++)
+    c.augment.brightness = 0.5
+    c.augment.contrast = 0.5
+    c.augment.saturation = 0.5
+    c.augment.hue = 0.25
+    c.augment.jitter_probability = 0.8
+    c.augment.grayscale_probability = 0.2
+    c.augment.blur_probability = 0.5
+    c.augment.blur_sigma = (0.1, 2.0)  # in pixels
+    c.augment.mixing = "cutmix"  # "none", "cutout", "cutmix", "cutmix_half" (ReCo's box), "classmix"
+    c.augment.mixing_probability = 0.5  # of a row
+
+    c.method = ConfigDict()
+    c.method.name = "mean_teacher"  # or "supervised"
+    c.method.threshold = 0.95  # confidence above which a pseudo-label counts
+    c.method.unsupervised_weight = 1.0  # of L_u
+    c.method.normaliser = (
+        "valid"  # L_u is divided by all pseudo-labelled pixels ("valid") or the confident ones ("kept")
+    )
+
+    c.auxiliary = ConfigDict()  # tasks by name; see TASKS below
+
+    c.ema = ConfigDict()
+    c.ema.decay = 0.99  # of the teacher: min(1 - 1/(t+1), decay)
+    c.ema.bn_mode = "ema"  # the teacher's BatchNorm statistics: "ema" averages them, "copy" takes the student's, "own"
+
+    c.optim = ConfigDict()
+    c.optim.name = "sgd"  # or "adamw"
+    c.optim.lr = 1e-3  # of the encoder, at the start
+    c.optim.head_lr_multiplier = 10.0  # the heads' learning rate is that many times the encoder's
+    c.optim.momentum = 0.9  # of SGD, nesterov off
+    c.optim.weight_decay = 1e-4
+    c.optim.decay_batch_norm = True  # False: no weight decay on BatchNorm and biases
+    c.optim.poly_power = 0.9  # lr(t) = lr * (1 - t/steps)^poly_power
+    c.optim.warmup = 0  # steps of a linear rise
+    c.optim.clip_norm = 0.0  # bound on the gradient's norm; 0: none
+
+    c.mesh = ConfigDict()
+    c.mesh.fsdp = 1  # devices on the mesh's second axis; must divide their number
+
+    c.eval = ConfigDict()
+    c.eval.split = "val"
+    c.eval.mode = "whole"  # the whole image, or "center_crop"
+    c.eval.crop = 513  # side of the central crop
+    c.eval.batch = 8  # images at a time, over all devices
+    c.eval.bucket = 128  # sides are padded up to multiples of it (of 32 at least): fewer shapes to compile, same result
+    c.eval.pictures = 4  # examples shown at each evaluation
+    return c
+
+
+def _reconstruction(target: str) -> ConfigDict:
+    return ConfigDict(
+        {
+            "weight": 1.0,  # of the whole task
+            "target": target,  # "image": every pixel; "foreground": FOrec, section 4.4
+            "labelled_weight": 1.0,  # of the labelled rows' error
+            "unlabelled_weight": 0.5,  # of the unlabelled rows' error
+            "threshold": 0.95,  # foreground: confidence above which a pseudo-label says what a pixel is
+            "pixel_space": "unit",  # targets in [0, 1], or "imagenet": normalised by ImageNet's mean and deviation
+            "void": "exclude",  # foreground: void ground truth is left out, or "zero" as Eq. 3 to the letter
+        }
+    )
+
+
+def _foreground_segmentation() -> ConfigDict:
+    return ConfigDict({"weight": 1.0, "labelled_weight": 1.0, "unlabelled_weight": 0.5, "threshold": 0.95})
+
+
+def _use_method(name: str) -> Change:
+    def change(c: ConfigDict) -> None:
+        c.method.name = name
+        if name == "supervised":
+            c.batch.unlabelled = 0
+
+    return change
+
+
+def _use_reconstruction(target: str) -> Change:
+    def change(c: ConfigDict) -> None:
+        c.auxiliary.reconstruction = _reconstruction(target)
+
+    return change
+
+
+def _use_foreground_segmentation(c: ConfigDict) -> None:
+    c.auxiliary.foreground_segmentation = _foreground_segmentation()
+
+
+def _other_lambdas(c: ConfigDict) -> None:
+    c.method.unsupervised_weight = 0.5
+    for task in c.auxiliary.values():
+        task.labelled_weight = task.unlabelled_weight = 1.0
+
+
+def _u2pl_decoder(c: ConfigDict) -> None:
+    c.model.stem = "deep"
+    c.model.output_stride = 8
+    c.model.multi_grid = (2, 2, 4)
+    c.model.decoder.update({"rates": (12, 24, 36), "low_level_channels": 256, "projection_size": 3, "dropout": 0.1})
+
+
+VARIANTS: Mapping[str, Change] = {
+    "supervised": _use_method("supervised"),
+    "mean_teacher": _use_method("mean_teacher"),
+    "reconstruction": _use_reconstruction("image"),
+    "forec": _use_reconstruction("foreground"),
+    "foreground_segmentation": _use_foreground_segmentation,
+    "other_lambdas": _other_lambdas,  # L = L_s + 0.5 L_u + 1 L_rec, the other reading of the paper's two lambdas
+    "u2pl_model": _u2pl_decoder,  # DeepLabV3+ as in U2PL
+}
+"""What a part of a variant's name does. Parts join with "+", left to right; the method is mean_teacher unless named."""
+
+
+def apply_variant(c: ConfigDict, variant: str, more: Mapping[str, Change] | None = None) -> ConfigDict:
+    """Applies "part+part+..." to a config; `more` holds a data set's own parts. Raises ValueError for an unknown part."""
+    known = {**VARIANTS, **(more or {})}
+    for part in variant.split("+"):
+        if part not in known:
+            raise ValueError(f"unknown variant {part!r} in {variant!r}; the parts are: {', '.join(sorted(known))}")
+        known[part](c)
+    return c

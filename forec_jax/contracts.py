@@ -1,0 +1,181 @@
+"""The contracts of the library on one page: what a batch is, what a network is, what a method and an auxiliary task promise.
+
+Everything here is a plain tuple of arrays or a protocol; there is no behaviour beyond the value of a mean.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+PyTree = Any
+
+IGNORE = 255
+"""The label of a pixel that says nothing: void in the ground truth, or padding."""
+
+
+class Labelled(NamedTuple):
+    """Rows with masks."""
+
+    image: Array  # u8[b,H,W,3]
+    label: Array  # i32[b,H,W], IGNORE where void or padding
+    valid: Array  # bool[b,H,W], False in the padding
+    skipped: Array  # i32[b], unreadable entries passed over to fill this row
+
+
+class Unlabelled(NamedTuple):
+    """Rows without masks."""
+
+    image: Array  # u8[b,H,W,3]
+    valid: Array  # bool[b,H,W], False in the padding
+    skipped: Array  # i32[b], unreadable entries passed over to fill this row
+
+
+class Tagged(NamedTuple):
+    """Rows with image-level tags (weak supervision)."""
+
+    image: Array  # u8[b,H,W,3]
+    valid: Array  # bool[b,H,W], False in the padding
+    tags: Array  # f32[b,K], 1 where the class is in the image
+    skipped: Array  # i32[b], unreadable entries passed over to fill this row
+
+
+class Batch(NamedTuple):
+    """Any of the three parts; a part that a method does not ask for is None."""
+
+    labelled: Labelled | None = None
+    unlabelled: Unlabelled | None = None
+    tagged: Tagged | None = None
+
+
+class Variables(NamedTuple):
+    """What a network needs to run: trained parameters and BatchNorm's running statistics, dicts by part."""
+
+    params: PyTree
+    batch_stats: PyTree
+
+
+class HeadSpec(NamedTuple):
+    """A head to grow on the shared encoder: a decoder of its own that ends in a 1x1 convolution."""
+
+    name: str
+    channels: int
+    upsample: bool = True  # resize the output to the image's size; otherwise it stays at the decoder's stride
+
+
+class HeadOutput(NamedTuple):
+    """What a head says."""
+
+    output: Array  # f32[B,H,W,channels], or at the decoder's stride when the head does not upsample
+    latent: Array  # [B,h,w,D], the channels entering the last 1x1 convolution (the paper's latent images)
+
+
+class Network(NamedTuple):
+    """One encoder with named heads, as pure functions.
+
+    Images are f32[B,H,W,3] in [0, 1]; the network normalises them as its encoder expects. `valid` (bool[B,H,W]) makes
+    the result on a padded image equal to that on the image alone: it marks a top-left rectangle in each row, and H and W
+    are then multiples of 32. None means that every pixel counts. In train mode BatchNorm uses the statistics of the whole
+    (global) batch and the returned batch_stats hold the moved averages; otherwise they come back unchanged.
+    """
+
+    init: Callable[[Array], Variables]  # key -> variables with every head
+    encode: Callable[..., tuple[PyTree, PyTree]]  # (variables, image, *, valid, train, rng) -> features, batch_stats
+    decode: Callable[
+        ..., tuple[HeadOutput, PyTree]
+    ]  # (variables, head, features, *, train, rng) -> output, batch_stats
+    heads: tuple[HeadSpec, ...]
+
+
+class Views(NamedTuple):
+    """What the student saw and what it should have said; what an auxiliary task is given."""
+
+    image: Array  # f32[B,H,W,3] in [0,1]: the clean image after geometry and mixing, before colour changes
+    label: Array  # i32[B,H,W]: ground truth, else the teacher's unthresholded argmax; IGNORE for void and padding
+    confidence: Array  # f32[B,H,W] in [0,1]: the teacher's; 1 on ground truth
+    is_ground_truth: Array  # bool[B,H,W]: per pixel, so that partly labelled and mixed rows are no special case
+    valid: Array  # bool[B,H,W]: neither padding nor cut out
+    labelled_row: Array  # bool[B]: used for weights only
+
+
+class Mean(NamedTuple):
+    """A mean kept as a sum and a count, so that parts of a batch add up to exactly the mean over the whole batch."""
+
+    total: Array  # f32[]
+    number: Array  # f32[], of what was added up
+
+    def value(self) -> Array:
+        """The mean; 0 where nothing was counted."""
+        return self.total / jnp.where(self.number > 0, self.number, 1.0)
+
+
+class Term(NamedTuple):
+    """A weighted part of the loss."""
+
+    mean: Mean
+    weight: Array | float
+
+
+Terms = dict[str, Term]  # names end in "loss"
+Metrics = dict[str, Mean]
+
+
+class Aux(NamedTuple):
+    """What a method's loss leaves behind besides its value. Dicts by network name."""
+
+    batch_stats: dict[str, PyTree]
+    teacher_stats: dict[str, PyTree]  # the teacher's own BatchNorm statistics (bn_mode="own"), otherwise unchanged
+    memory: PyTree
+    metrics: Metrics
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes. The random keys and the batches follow from the seed and `step`."""
+
+    step: Array  # i32[]
+    params: dict[str, PyTree]  # by network name
+    batch_stats: dict[str, PyTree]  # by network name
+    teacher: dict[str, Variables]  # by network name, float32; empty when the method has none
+    opt_state: PyTree
+    memory: PyTree  # the method's own: queues, a fixed classifier
+
+
+class AuxiliaryTask(Protocol):
+    """A task beside segmentation that attaches to any method. A frozen dataclass; applies its own threshold."""
+
+    @property
+    def head(self) -> HeadSpec:
+        """What the network must grow for it; never part of an exported model."""
+        ...
+
+    def loss(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> tuple[Terms, Metrics]:
+        """The task's loss terms; `outputs` by head name, `segmentation` among them."""
+        ...
+
+
+class Method(Protocol):
+    """A way to train. A frozen dataclass of networks, auxiliary tasks and hyper-parameters."""
+
+    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+        """The first params, batch_stats, teacher and memory."""
+        ...
+
+    def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
+        """The loss terms of a batch as a function of `params` alone; everything else of `state` is constant."""
+        ...
+
+    def update_teacher(
+        self,
+        state: TrainState,
+        params: dict[str, PyTree],
+        batch_stats: dict[str, PyTree],
+        teacher_stats: dict[str, PyTree],
+    ) -> dict[str, Variables]:
+        """The teacher after a step; `state` is the state before it, the rest the values after it."""
+        ...
+
+    def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
+        """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]: what is evaluated and exported."""
+        ...

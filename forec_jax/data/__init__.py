@@ -1,0 +1,27 @@
+"""Data sets, splits, geometry and the training batches."""
+
+from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batches
+from forec_jax.data.shapes import shapes_dataset
+from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags, select
+from forec_jax.data.splits import Split, class_coverage, resolve_split
+from forec_jax.data.transforms import Geometry
+from forec_jax.data.voc import voc_dataset
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Example",
+    "Geometry",
+    "Source",
+    "Split",
+    "Subset",
+    "WithTags",
+    "batch_ids",
+    "class_coverage",
+    "evaluation_examples",
+    "resolve_split",
+    "select",
+    "shapes_dataset",
+    "train_batches",
+    "voc_dataset",
+]

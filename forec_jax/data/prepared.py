@@ -1,0 +1,214 @@
+"""Raw image and mask files packed once into array_record through TensorFlow Datasets, then read at random.
+
+A data set brings a listing of its files; the rest is here. TFDS alone would go on using a prepared folder after the
+source has changed, so the folder's name holds a SHA-256 of the listing: another source means another folder.
+"""
+
+import fcntl
+import hashlib
+import io
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from forec_jax.data.decode import MaskRule, decode_image, decode_mask
+from forec_jax.data.source import DataError, Example
+
+log = logging.getLogger(__name__)
+
+_SPLIT = "pool"
+
+
+class Entry(NamedTuple):
+    """An image and its mask by path, relative to the data set's root."""
+
+    id: str
+    image: str
+    mask: str | None = None  # None: the image can only be used without labels
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder):
+    """Segmentation masks and images as they are encoded in their files."""
+
+    name = "segmentation"
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None  # TFDS would look for download checksums beside this file, with a package it does not install
+
+    def __init__(self, *, root: Path, entries: Sequence[Entry], **kwargs: Any):
+        self._root, self._entries = root, entries
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(),
+            "mask": tfds.features.Image(shape=(None, None, 1)),  # no bytes where there is no mask
+        }
+        # Records keep the listing's order, so that an entry's index is its record's.
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterable[tuple[int, dict[str, Any]]]]:
+        return {_SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for key, entry in enumerate(tqdm(self._entries, desc="preparing", unit="image")):
+            # TFDS writes encoded bytes without TensorFlow; arrays would need it.
+            yield (
+                key,
+                {
+                    "id": entry.id,
+                    "image": io.BytesIO(_read(self._root / entry.image)),
+                    "mask": io.BytesIO(_read(self._root / entry.mask) if entry.mask else b""),
+                },
+            )
+
+
+def default_prepared() -> Path:
+    """Where prepared data goes when no folder is named: `forec_jax` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "forec_jax"
+
+
+def fingerprint(root: Path, entries: Sequence[Entry], lists: Sequence[str] = ()) -> str:
+    """A SHA-256 of the ids, paths, sizes and times of the files used. Raises DataError for a missing one."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(f"{entry.id}\n".encode())
+        for file in filter(None, (entry.image, entry.mask)):
+            digest.update(_stamp(root, file))
+    for file in lists:
+        digest.update(_stamp(root, file))
+    return digest.hexdigest()
+
+
+def _stamp(root: Path, file: str) -> bytes:
+    try:
+        status = (root / file).stat()
+    except OSError as error:
+        raise _unreadable(root / file, error) from error
+    return f"{file}\t{status.st_size}\t{status.st_mtime_ns}\n".encode()
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> DataError:
+    return DataError(f"{file}: cannot be read ({error.strerror}); restore it, or take it off its list")
+
+
+def prepare(
+    name: str, root: Path, entries: Sequence[Entry], *, lists: Sequence[str] = (), prepared: Path | None = None
+) -> Path:
+    """The folder of array_record files made from `entries`, in `prepared` (default: the user's cache).
+
+    It is made on first use and again, under another name, when the listing, `lists` or a file's size or time changed.
+    It appears complete or not at all, and of several processes one makes it. Raises DataError for files that cannot be
+    read, an empty listing, or a folder that cannot be written. The source is only read.
+    """
+    if not entries:
+        raise DataError(f"{root}: the lists of {name} name no image; check the data set's folder")
+    where = default_prepared() if prepared is None else Path(prepared)
+    folder = where / f"{name}-{fingerprint(root, entries, lists)[:16]}"
+    if folder.is_dir():
+        return folder
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        with _only_one(where / f".{folder.name}.lock"):
+            if not folder.is_dir():
+                _make(folder, root, entries)
+    except OSError as error:
+        raise DataError(f"{where}: cannot be written ({error}); set data.prepared to a folder with room") from error
+    return folder
+
+
+def _make(folder: Path, root: Path, entries: Sequence[Entry]) -> None:
+    others = sorted(other.name for other in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"))
+    if others:
+        log.warning("%s was prepared from another listing; preparing anew as %s", ", ".join(others), folder.name)
+    log.info("preparing %d images of %s in %s", len(entries), root, folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        builder = _Builder(root=root, entries=entries, data_dir=temporary, file_format="array_record")
+        tfds.disable_progress_bar()  # ours knows the total
+        try:
+            with redirect_stdout(io.StringIO()):  # it would tell of a download, and name the temporary folder
+                builder.download_and_prepare()
+        finally:
+            tfds.enable_progress_bar()
+        try:
+            Path(builder.data_dir).rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise a process on another machine, past the lock, was first
+                raise
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Waits for other processes of this machine; the lock goes with the process, however it ends."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass
+class Records:
+    """The records of a prepared folder, opened when first read, and anew in another process."""
+
+    folder: Path
+
+    def __getitem__(self, index: int) -> dict[str, bytes]:
+        if "_opened" not in self.__dict__:
+            raw = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
+            self._opened: Any = tfds.builder_from_directory(self.folder).as_data_source(_SPLIT, decoders=raw)
+        return self._opened[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+
+@dataclass(frozen=True)
+class PreparedSource:
+    """The entries of a prepared folder, decoded by Pillow when they are read."""
+
+    records: Records
+    root: Path  # for messages: the files that the records were made from
+    entries: tuple[Entry, ...]  # entry i is record i
+    rule: MaskRule
+    labels: bool = True
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The entries' names, in the order of their list."""
+        return tuple(entry.id for entry in self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Example:
+        entry, record = self.entries[index], self.records[index]
+        if record["id"].decode() != entry.id:
+            raise DataError(f"{self.records.folder}: record {index} is not {entry.id}; delete the folder")
+        image = decode_image(record["image"], str(self.root / entry.image))
+        if not self.labels:
+            return Example(entry.id, image)
+        if not entry.mask:
+            file = self.root / entry.image
+            raise DataError(f"{file}: has no mask; add one, or keep {entry.id} out of the labelled part")
+        label = decode_mask(record["mask"], str(self.root / entry.mask), image.shape, self.rule)
+        return Example(entry.id, image, label)
+
+    def without_labels(self) -> "PreparedSource":
+        """The same images; masks stay undecoded."""
+        return replace(self, labels=False)

@@ -1,0 +1,130 @@
+"""What a data set is: named sources of examples that are read at random, one example at a time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+RGB = tuple[int, int, int]
+
+
+class DataError(ValueError):
+    """Input that cannot be used. The message names the file (or the option) and what to do about it."""
+
+
+class Example(NamedTuple):
+    """One image with what is known about it."""
+
+    id: str
+    image: np.ndarray  # u8[H,W,3]
+    label: np.ndarray | None = None  # u8[H,W], 255 where void; None where masks are absent or must not be seen
+    tags: np.ndarray | None = None  # f32[K], 1 where the class is in the image; only from `WithTags`
+
+
+class Source(Protocol):
+    """Examples by index. Reading an index twice gives the same example; reading from several threads is safe."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The examples' names, in the order of the listing."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Example `index`. Raises DataError, naming the file, where it cannot be read."""
+        ...
+
+    def without_labels(self) -> "Source":
+        """The same images with `label=None`; no mask is opened or decoded through this view."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: its classes and, by split name, its sources."""
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[RGB, ...]  # one colour a class
+    sources: Mapping[str, Source]
+    background_classes: tuple[int, ...] = (0,)  # what FOrec reconstructs as zero
+
+    def source(self, split: str) -> Source:
+        """The source of a split. Raises DataError with the names there are."""
+        if split not in self.sources:
+            raise DataError(f"{self.name} has no split {split!r}; it has: {', '.join(self.sources)}")
+        return self.sources[split]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some examples of a source, in the order of `indices`."""
+
+    source: Source
+    indices: tuple[int, ...]
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The chosen examples' names."""
+        ids = self.source.ids
+        return tuple(ids[i] for i in self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self.indices[index]]
+
+    def without_labels(self) -> "Subset":
+        """The same images, masks unopened."""
+        return Subset(self.source.without_labels(), self.indices)
+
+
+def select(source: Source, ids: Sequence[str]) -> Subset:
+    """The examples named `ids`, in that order. Raises DataError for a name that the source does not have."""
+    index_of = {name: index for index, name in enumerate(source.ids)}
+    unknown = [name for name in ids if name not in index_of]
+    if unknown:
+        raise DataError(f"{len(unknown)} ids are not in the source, the first: {unknown[:3]}")
+    return Subset(source, tuple(index_of[name] for name in ids))
+
+
+@dataclass(frozen=True)
+class WithTags:
+    """A view for weak supervision: examples carry image-level tags and no mask.
+
+    `tags` gives the classes of each id. Without it the tags are taken from the whole image's mask, to simulate
+    image-level annotation on a data set that has masks.
+    """
+
+    source: Source
+    num_classes: int
+    tags: Mapping[str, Sequence[int]] | None = None
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The examples' names."""
+        return self.source.ids
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        if self.tags is None:
+            example = self.source[index]
+            if example.label is None:
+                raise DataError(f"{example.id}: tags come from the mask, and it has none; give `tags` by id instead")
+            present = set(np.unique(example.label).tolist())
+        else:
+            example = self.source.without_labels()[index]
+            if example.id not in self.tags:
+                raise DataError(f"{example.id} has no tags; add its classes, or leave it out of the tagged stream")
+            present = set(self.tags[example.id])
+        tags = np.array([k in present for k in range(self.num_classes)], np.float32)
+        return Example(example.id, example.image, None, tags)
+
+    def without_labels(self) -> "WithTags":
+        """This view: it has no masks."""
+        return self

@@ -1,0 +1,145 @@
+"""Which images are labelled and which are not: list files in the published formats, or seeded draws."""
+
+import hashlib
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from forec_jax.data.source import DataError, Source
+
+_DRAW = re.compile(r"(\d+):(\d+)")
+_CITYSCAPES_IMAGE = "_leftImg8bit"
+
+
+class Split(NamedTuple):
+    """A labelled and an unlabelled part of a pool."""
+
+    name: str
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    sha256: str  # of the labelled ids, sorted and joined by newlines: equal lists have equal sums whatever their format
+
+
+def resolve_split(
+    *, pool_ids: Sequence[str], validation_ids: Collection[str] = (), labelled: str, unlabelled: str = "rest"
+) -> Split:
+    """The split that two options describe.
+
+    `labelled`: a list file, "<count>:<seed>" (a draw), or "all". `unlabelled`: a list file, "rest" (the pool without
+    the labelled part) or "none". Raises DataError for a missing or empty list, an id that the pool does not have, an id
+    listed twice or in both parts, a validation id in either part, and a draw of more images than there are.
+    """
+    known = frozenset(pool_ids).union(validation_ids)
+    labelled_ids, name = _labelled_part(labelled, pool_ids, known)
+    if unlabelled == "none":
+        unlabelled_ids: tuple[str, ...] = ()
+    elif unlabelled == "rest":
+        taken = frozenset(labelled_ids)
+        unlabelled_ids = tuple(name for name in pool_ids if name not in taken)
+    else:
+        unlabelled_ids = read_list(unlabelled, known)
+    _check_part("labelled", labelled, labelled_ids, pool_ids, validation_ids)
+    _check_part("unlabelled", unlabelled, unlabelled_ids, pool_ids, validation_ids)
+    if both := frozenset(labelled_ids).intersection(unlabelled_ids):
+        raise DataError(
+            f"{unlabelled}: {_some(both)} in the labelled part ({labelled}) too; remove them from one, or use 'rest'"
+        )
+    return Split(name, labelled_ids, unlabelled_ids, list_sha256(labelled_ids))
+
+
+def _labelled_part(labelled: str, pool_ids: Sequence[str], known: Collection[str]) -> tuple[tuple[str, ...], str]:
+    """The labelled ids and a name for the split that holds no path of this machine."""
+    if labelled == "all":
+        return tuple(pool_ids), "all"
+    if match := _DRAW.fullmatch(labelled):
+        return draw(pool_ids, int(match[1]), int(match[2])), labelled
+    return read_list(labelled, known), "/".join(Path(labelled).with_suffix("").parts[-2:])
+
+
+def draw(pool_ids: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
+    """`count` ids of the pool, in its order. Draws of one seed are nested: a larger one contains the smaller.
+
+    An id's rank is the SHA-256 of "<seed>:<id>", so a draw depends on no library's random numbers and not on the order
+    of the pool. Raises DataError for a count below 1 or above the pool's.
+    """
+    if not 1 <= count <= len(pool_ids):
+        size = len(pool_ids)
+        raise DataError(f"labelled={count}:{seed} cannot be drawn from a pool of {size} images; use 1 to {size}")
+    ranked = sorted(pool_ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    chosen = frozenset(ranked[:count])
+    return tuple(name for name in pool_ids if name in chosen)
+
+
+def read_list(path: str | Path, known: Collection[str]) -> tuple[str, ...]:
+    """The ids of a list file, in its order.
+
+    A line is an id, an image path, or an image and a mask path with a space between; leading slashes, folders, file
+    endings and Cityscapes' `_leftImg8bit` are no part of the id. The reading that gives a name of `known` is taken.
+    Raises DataError where the file is missing or empty or lists an id twice.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot read this list ({error}); give a text file with an id a line, or '<count>:<seed>'"
+        ) from error
+    ids = tuple(_parse_line(line.strip(), known) for line in lines if line.strip())
+    if not ids:
+        raise DataError(f"{path}: the list is empty; put an id on each line")
+    if len(frozenset(ids)) < len(ids):
+        seen: set[str] = set()
+        twice = {name for name in ids if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+        raise DataError(f"{path}: {_some(twice)} listed more than once; remove the repeats")
+    return ids
+
+
+def _parse_line(line: str, known: Collection[str]) -> str:
+    """The first reading of a line that is a known id; the plainest one where none is."""
+    readings: list[str] = []
+    for text in (line, line.split()[0]):
+        path = PurePosixPath(text.lstrip("/"))
+        readings += [text, str(path), str(path.with_suffix("")), path.name, path.stem]
+        readings.append(path.stem.removesuffix(_CITYSCAPES_IMAGE))
+    return next((reading for reading in readings if reading in known), readings[-1])
+
+
+def _check_part(
+    part: str, option: str, ids: Sequence[str], pool_ids: Sequence[str], validation_ids: Collection[str]
+) -> None:
+    if leaked := frozenset(ids).intersection(validation_ids):
+        raise DataError(
+            f"{option}: {_some(leaked)} of the {part} part in the validation split too; remove them, training on them "
+            "would make the scores worthless"
+        )
+    if unknown := frozenset(ids).difference(pool_ids):
+        raise DataError(
+            f"{option}: {_some(unknown)} of the {part} part not in the pool of {len(pool_ids)} images; "
+            "check that the list belongs to this data set and that data.pool is the list's pool"
+        )
+
+
+def _some(ids: Collection[str]) -> str:
+    """`3 ids (a, b, c) are`, with at most three named."""
+    named = ", ".join(sorted(ids)[:3]) + (", ..." if len(ids) > 3 else "")
+    return f"1 id ({named}) is" if len(ids) == 1 else f"{len(ids)} ids ({named}) are"
+
+
+def list_sha256(ids: Sequence[str]) -> str:
+    """The SHA-256 of the ids, sorted and joined by newlines, in hexadecimal."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def class_coverage(source: Source, num_classes: int) -> tuple[int, ...]:
+    """The classes that no mask of `source` shows, by index. Reads every mask until all classes were seen."""
+    missing = np.ones(num_classes, bool)
+    for index in range(len(source)):
+        label = source[index].label
+        if label is not None:
+            present = np.unique(label)
+            missing[present[present < num_classes]] = False
+        if not missing.any():
+            break
+    return tuple(int(k) for k in np.flatnonzero(missing))

@@ -1,0 +1,101 @@
+"""Geometry on the host: random scale, crop and flip of an image together with its mask."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from forec_jax.contracts import IGNORE
+from forec_jax.data.source import DataError
+
+PAD_COLOUR = (124, 116, 104)
+"""ImageNet's mean colour: padding that normalisation makes about zero."""
+
+MIN_CROP = 33
+
+
+class Cropped(NamedTuple):
+    """What the geometry makes of an image. Padding is at the right and the bottom: `valid` is a top-left rectangle."""
+
+    image: np.ndarray  # u8[crop,crop,3]
+    label: np.ndarray | None  # u8[crop,crop], IGNORE where void, `pad_label` in the padding
+    valid: np.ndarray  # bool[crop,crop], False in the padding
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Random scale, then a random square crop, then a random flip; image and mask share all three.
+
+    The image is scaled bilinearly with anti-aliasing, the mask to the nearest pixel. Where the scaled image is smaller
+    than the crop the rest is padding. Raises DataError for a crop below 33 or a scale range that is not 0 < lo <= hi.
+    """
+
+    crop: int  # side of the square, in pixels
+    scale: tuple[float, float] = (0.5, 2.0)  # range of the factor, relative to the image's own size
+    flip: bool = True  # mirror half of the draws left to right
+    half_below_one: bool = False  # U2PL: draw shrinking and growing equally often instead of the factor uniformly
+    pad_label: int = IGNORE  # U2PL: 0
+
+    def __post_init__(self) -> None:
+        if self.crop < MIN_CROP:
+            raise DataError(f"data.crop={self.crop} is too small; use at least {MIN_CROP} pixels")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise DataError(f"the scale range {self.scale} is not 0 < low <= high; use for example (0.5, 2.0)")
+        if self.half_below_one and not self.scale[0] < 1 < self.scale[1]:
+            raise DataError(f"half_below_one needs 1 inside the scale range, which is {self.scale}")
+
+    def __call__(self, image: np.ndarray, label: np.ndarray | None, rng: np.random.Generator) -> Cropped:
+        """A random view of image u8[H,W,3] and label u8[H,W] (or None)."""
+        factor = self._factor(rng)
+        window = self._window(image.shape[0], image.shape[1], factor, rng)
+        mirrored = self.flip and rng.random() < 0.5
+        pixels = window.cut(image, Image.Resampling.BILINEAR)
+        labels = None if label is None else window.cut(label, Image.Resampling.NEAREST)
+        if mirrored:
+            pixels, labels = pixels[:, ::-1], None if labels is None else labels[:, ::-1]
+        return self._pad(pixels, labels)
+
+    def _factor(self, rng: np.random.Generator) -> float:
+        low, high = self.scale
+        if not self.half_below_one:
+            return rng.uniform(low, high)
+        return rng.uniform(low, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, high)
+
+    def _window(self, height: int, width: int, factor: float, rng: np.random.Generator) -> "_Window":
+        scaled_h, scaled_w = max(1, round(height * factor)), max(1, round(width * factor))
+        out_h, out_w = min(self.crop, scaled_h), min(self.crop, scaled_w)
+        top, left = rng.integers(scaled_h - out_h + 1), rng.integers(scaled_w - out_w + 1)
+        sx, sy = width / scaled_w, height / scaled_h
+        return _Window((out_w, out_h), (left * sx, top * sy, (left + out_w) * sx, (top + out_h) * sy))
+
+    def _pad(self, pixels: np.ndarray, labels: np.ndarray | None) -> Cropped:
+        height, width = pixels.shape[:2]
+        image = np.empty((self.crop, self.crop, 3), np.uint8)
+        if (height, width) != (self.crop, self.crop):
+            image[:] = PAD_COLOUR
+        image[:height, :width] = pixels
+        valid = np.zeros((self.crop, self.crop), bool)
+        valid[:height, :width] = True
+        if labels is None:
+            return Cropped(image, None, valid)
+        label = np.full((self.crop, self.crop), self.pad_label, np.uint8)
+        label[:height, :width] = labels
+        return Cropped(image, label, valid)
+
+
+class _Window(NamedTuple):
+    """A part of an image and the size at which it is wanted.
+
+    Pillow scales a box as it scales the whole image (it looks past the box's edge), so only the crop is computed.
+    """
+
+    size: tuple[int, int]  # width, height of the result
+    box: tuple[float, float, float, float]  # left, top, right, bottom in the original's pixels
+
+    def cut(self, array: np.ndarray, resample: Image.Resampling) -> np.ndarray:
+        """The window of u8[H,W] or u8[H,W,3] at the wanted size."""
+        height, width = array.shape[:2]
+        left, top, right, bottom = self.box
+        box = (left, top, min(right, float(width)), min(bottom, float(height)))  # rounding must not step outside
+        return np.asarray(Image.fromarray(array).resize(self.size, resample, box=box))

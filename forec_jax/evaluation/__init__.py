@@ -1,0 +1,18 @@
+"""Evaluation and prediction."""
+
+from forec_jax.evaluation.evaluate import Buckets, Evaluation, Evaluator
+from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
+from forec_jax.evaluation.predict import Prediction, Predictor, image_files, read_image
+
+__all__ = [
+    "Buckets",
+    "Evaluation",
+    "Evaluator",
+    "Prediction",
+    "Predictor",
+    "class_iou",
+    "confusion_matrix",
+    "image_files",
+    "mean_iou",
+    "read_image",
+]

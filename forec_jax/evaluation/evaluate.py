@@ -1,0 +1,123 @@
+"""Evaluation: the global confusion matrix of a network over a source."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from forec_jax.contracts import IGNORE, Array, Method, Variables
+from forec_jax.data import Example, Source, evaluation_examples
+from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
+from forec_jax.parallel import batch_sharding, replicated
+
+PAD_COLOUR = (124, 116, 104)  # ImageNet's mean; the network masks the padding, so the colour has no effect
+Mode = Literal["whole", "center_crop"]
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation finds."""
+
+    miou: float  # in [0, 1]
+    iou: np.ndarray  # f64[K], NaN for a class that neither occurs nor is predicted
+    confusion: np.ndarray  # i64[K,K], truth by prediction
+
+
+class Padded(NamedTuple):
+    """Images of one shape bucket, each in the top-left corner of its row."""
+
+    image: np.ndarray  # u8[n,H,W,3]
+    label: np.ndarray  # i32[n,H,W], IGNORE in the padding
+    valid: np.ndarray  # bool[n,H,W]
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """How images of any size become batches of few shapes: sides are rounded up to multiples of `step`.
+
+    `step` is a multiple of 32, so that the masked network result equals that on the image alone (contracts.Network).
+    """
+
+    step: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        if self.step < 32 or self.step % 32:
+            raise ValueError(f"eval.bucket={self.step} must be a multiple of 32")
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """The bucket of an image."""
+        return -(-height // self.step) * self.step, -(-width // self.step) * self.step
+
+    def batches(self, examples: Iterable[Example]) -> Iterator[tuple[list[Example], Padded]]:
+        """Full batches of one bucket each, in the order in which they fill; the rest at the end, with empty rows."""
+        waiting: dict[tuple[int, int], list[Example]] = {}
+        for example in examples:
+            shape = self.shape(*example.image.shape[:2])
+            rows = waiting.setdefault(shape, [])
+            rows.append(example)
+            if len(rows) == self.batch:
+                yield rows, self.pad(waiting.pop(shape), shape)
+        for shape, rows in waiting.items():
+            yield rows, self.pad(rows, shape)
+
+    def pad(self, examples: list[Example], shape: tuple[int, int]) -> Padded:
+        """The examples as one batch; missing labels and rows are IGNORE."""
+        image = np.full((self.batch, *shape, 3), PAD_COLOUR, np.uint8)
+        label = np.full((self.batch, *shape), IGNORE, np.int32)
+        valid = np.zeros((self.batch, *shape), bool)
+        for row, example in enumerate(examples):
+            height, width = example.image.shape[:2]
+            image[row, :height, :width] = example.image
+            valid[row, :height, :width] = True
+            if example.label is not None:
+                label[row, :height, :width] = example.label
+        return Padded(image, label, valid)
+
+
+def center_crop(example: Example, size: int) -> Example:
+    """The central `size` x `size` pixels, or fewer where the image is smaller (U2PL's evaluation)."""
+    height, width = example.image.shape[:2]
+    top, left = max(height - size, 0) // 2, max(width - size, 0) // 2
+    window = (slice(top, top + size), slice(left, left + size))
+    label = None if example.label is None else example.label[window]
+    return example._replace(image=example.image[window], label=label)
+
+
+class Evaluator:
+    """Scores a method's predictions. Compiles once for each bucket of shapes, whatever the number of calls."""
+
+    def __init__(self, method: Method, classes: int, mesh: Mesh, buckets: Buckets, mode: Mode, crop: int) -> None:
+        self._classes, self._mesh, self._buckets, self._mode, self._crop = classes, mesh, buckets, mode, crop
+        rows, whole = batch_sharding(mesh), replicated(mesh)
+        self._confusion = jax.jit(
+            _confusion_of(method, classes), in_shardings=(whole, rows, rows, rows), out_shardings=whole
+        )
+
+    def __call__(self, variables: dict[str, Variables], source: Source) -> Evaluation:
+        """The mIoU of the networks' prediction over every example of a source."""
+        examples = evaluation_examples(source)
+        if self._mode == "center_crop":
+            examples = (center_crop(example, self._crop) for example in examples)
+        total = np.zeros((self._classes, self._classes), np.int64)
+        for _, padded in self._buckets.batches(examples):
+            # Every process reads the same examples in the same order, and gives its own rows of each batch.
+            total += np.asarray(self._confusion(variables, *self._global(padded))).astype(np.int64)
+        return Evaluation(mean_iou(total), class_iou(total), total)
+
+    def _global(self, padded: Padded) -> tuple[Array, ...]:
+        sharding = batch_sharding(self._mesh)
+        return tuple(
+            jax.make_array_from_callback(array.shape, sharding, lambda index, array=array: array[index])
+            for array in padded
+        )
+
+
+def _confusion_of(method: Method, classes: int) -> Callable[..., Array]:
+    def confusion(variables: dict[str, Variables], image: Array, label: Array, valid: Array) -> Array:
+        probabilities = method.predict(variables, image.astype(np.float32) / 255.0, valid)
+        return confusion_matrix(label, probabilities.argmax(-1), classes)
+
+    return confusion

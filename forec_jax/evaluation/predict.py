@@ -1,0 +1,69 @@
+"""Prediction on images of any size."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from forec_jax.contracts import Array, Method, Variables
+from forec_jax.data import DataError, Example
+from forec_jax.evaluation.evaluate import Buckets
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+class Prediction(NamedTuple):
+    """What the model says about one image, at the image's own size."""
+
+    example: Example
+    label: np.ndarray  # u8[H,W], the class
+    confidence: np.ndarray  # f32[H,W], in [0, 1]
+
+
+def image_files(path: Path) -> list[Path]:
+    """The image itself, or every image in a folder and below it, sorted. Raises DataError where there is none."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path} does not exist; --images takes an image or a folder of images")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return files
+
+
+def read_image(path: Path) -> np.ndarray:
+    """u8[H,W,3] of any image file; grey and palette images become RGB, transparency is dropped."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as an image ({error}); repair or remove it") from error
+
+
+class Predictor:
+    """Runs `Method.predict` over images, a bucket of shapes at a time."""
+
+    def __init__(self, method: Method, buckets: Buckets) -> None:
+        self._buckets = buckets
+        self._predict = jax.jit(_winner_of(method))
+
+    def __call__(self, variables: dict[str, Variables], examples: Iterable[Example]) -> Iterator[Prediction]:
+        """Predictions, bucket by bucket (not in the order given)."""
+        for rows, padded in self._buckets.batches(examples):
+            index, confidence = self._predict(variables, padded.image, padded.valid)
+            index, confidence = np.asarray(index), np.asarray(confidence)
+            for row, example in enumerate(rows):
+                height, width = example.image.shape[:2]
+                yield Prediction(example, index[row, :height, :width], confidence[row, :height, :width])
+
+
+def _winner_of(method: Method) -> Callable[..., tuple[Array, Array]]:
+    def winner(variables: dict[str, Variables], image: Array, valid: Array) -> tuple[Array, Array]:
+        probabilities = method.predict(variables, image.astype(np.float32) / 255.0, valid)
+        return probabilities.argmax(-1).astype(np.uint8), probabilities.max(-1)
+
+    return winner

@@ -1,0 +1,16 @@
+"""Methods and auxiliary tasks: one file each."""
+
+from forec_jax.methods.foreground_segmentation import ForegroundSegmentation
+from forec_jax.methods.mean_teacher import MeanTeacher
+from forec_jax.methods.reconstruction import ForegroundReconstruction, ImageReconstruction
+from forec_jax.methods.student import Auxiliary
+from forec_jax.methods.supervised import Supervised
+
+__all__ = [
+    "Auxiliary",
+    "ForegroundReconstruction",
+    "ForegroundSegmentation",
+    "ImageReconstruction",
+    "MeanTeacher",
+    "Supervised",
+]

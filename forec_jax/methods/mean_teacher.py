@@ -1,0 +1,117 @@
+"""Mean teacher with thresholded pseudo-labels: the baseline FOrec stands on (FOrec, section 4.2)."""
+
+import dataclasses
+
+import jax
+
+from forec_jax.contracts import (
+    Array,
+    Aux,
+    Batch,
+    Labelled,
+    Network,
+    PyTree,
+    Terms,
+    TrainState,
+    Unlabelled,
+    Variables,
+    Views,
+)
+from forec_jax.methods.segmentation_terms import Normaliser, supervised_terms, unsupervised_terms
+from forec_jax.methods.student import (
+    SEGMENTATION,
+    Auxiliary,
+    auxiliary_terms,
+    class_probabilities,
+    head_names,
+    run_heads,
+)
+from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
+from forec_jax.methods.views import (
+    Colour,
+    Mixing,
+    labelled_rows,
+    pseudo_labelled_rows,
+    student_input,
+    unit_image,
+)
+
+STUDENT = "student"
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanTeacher:
+    """L = L_s + unsupervised_weight * L_u + auxiliary terms.
+
+    The teacher, an EMA of the student, labels the weak view in inference mode. Colour changes come first, on each
+    image; then image, label, confidence and validity are mixed with the same boxes, labelled rows among themselves and
+    unlabelled rows among themselves. Student, BatchNorm and normalisers see the whole global batch at once.
+    """
+
+    network: Network
+    colour: Colour
+    mixing: Mixing
+    auxiliary: tuple[Auxiliary, ...] = ()
+    threshold: float = 0.95
+    unsupervised_weight: float = 1.0
+    normaliser: Normaliser = "valid"
+    decay: float = 0.99
+    bn_mode: BatchNormMode = "ema"
+
+    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+        """The first params, batch_stats, teacher and memory."""
+        student = self.network.init(key)
+        return {STUDENT: student.params}, {STUDENT: student.batch_stats}, {STUDENT: first_teacher(student)}, {}
+
+    def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
+        """The loss terms; see the class."""
+        if batch.labelled is None or batch.unlabelled is None:
+            raise ValueError("mean_teacher needs both: set batch.labelled and batch.unlabelled above 0")
+        view_key, dropout_key, task_key = jax.random.split(key, 3)
+        teacher = state.teacher[STUDENT]
+        image, views = self.views(teacher, batch.labelled, batch.unlabelled, view_key)
+
+        student = Variables(params[STUDENT], state.batch_stats[STUDENT])
+        outputs, stats = run_heads(
+            self.network, student, image, head_names(self.auxiliary), train=True, rng=dropout_key
+        )
+        logits = outputs[SEGMENTATION].output
+        terms = supervised_terms(logits, views)
+        unsupervised, metrics = unsupervised_terms(
+            logits, views, threshold=self.threshold, normaliser=self.normaliser, weight=self.unsupervised_weight
+        )
+        task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
+
+        teacher_stats = teacher_statistics(self.network, teacher, image, dropout_key, self.bn_mode)
+        aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, state.memory, metrics | task_metrics)
+        return terms | unsupervised | task_terms, aux
+
+    def views(self, teacher: Variables, labelled: Labelled, unlabelled: Unlabelled, key: Array) -> tuple[Array, Views]:
+        """The student's images and what it should say about them."""
+        colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
+        probabilities = class_probabilities(self.network, teacher, unit_image(unlabelled.image))
+        return student_input(
+            self.mixing(mixing_l, labelled_rows(colour_l, labelled, self.colour)),
+            self.mixing(mixing_u, pseudo_labelled_rows(colour_u, unlabelled, probabilities, self.colour)),
+        )
+
+    def update_teacher(
+        self,
+        state: TrainState,
+        params: dict[str, PyTree],
+        batch_stats: dict[str, PyTree],
+        teacher_stats: dict[str, PyTree],
+    ) -> dict[str, Variables]:
+        """The EMA after a step."""
+        teacher = updated_teacher(
+            state.teacher[STUDENT],
+            Variables(params[STUDENT], batch_stats[STUDENT]),
+            teacher_stats[STUDENT],
+            decay=ema_decay(state.step, self.decay),
+            bn_mode=self.bn_mode,
+        )
+        return {STUDENT: teacher}
+
+    def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
+        """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""
+        return class_probabilities(self.network, variables[STUDENT], image, valid)

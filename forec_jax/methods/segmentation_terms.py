@@ -1,0 +1,39 @@
+"""The two segmentation losses of semi-supervised training, and what is measured beside them."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from forec_jax.contracts import IGNORE, Array, Mean, Metrics, Term, Terms, Views
+from forec_jax.losses import cross_entropy
+
+Normaliser = Literal["valid", "kept"]
+
+
+def supervised_terms(logits: Array, views: Views) -> Terms:
+    """L_s: cross-entropy's mean over the ground-truth pixels that are not IGNORE."""
+    included = views.is_ground_truth & (views.label != IGNORE)
+    error = jnp.where(included, cross_entropy(logits, views.label), 0.0)
+    return {"supervised_loss": Term(Mean(jnp.sum(error), jnp.sum(included, dtype=jnp.float32)), 1.0)}
+
+
+def unsupervised_terms(
+    logits: Array, views: Views, *, threshold: float, normaliser: Normaliser, weight: float
+) -> tuple[Terms, Metrics]:
+    """L_u (FOrec, section 4.2): cross-entropy against the pseudo-labels whose confidence is above the threshold.
+
+    `normaliser="valid"` divides by all pseudo-labelled pixels that are not padding (UniMatch), "kept" by those above the
+    threshold. A threshold of 0 keeps all.
+    """
+    candidate = ~views.is_ground_truth & views.valid & (views.label != IGNORE)
+    kept = candidate & (views.confidence > threshold)
+    error = jnp.where(kept, cross_entropy(logits, views.label), 0.0)
+    candidates = jnp.sum(candidate, dtype=jnp.float32)
+    kept_count = jnp.sum(kept, dtype=jnp.float32)
+    count = candidates if normaliser == "valid" else kept_count
+    terms = {"unsupervised_loss": Term(Mean(jnp.sum(error), count), weight)}
+    metrics = {
+        "kept": Mean(kept_count, candidates),
+        "confidence": Mean(jnp.sum(jnp.where(candidate, views.confidence, 0.0)), candidates),
+    }
+    return terms, metrics

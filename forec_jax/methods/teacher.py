@@ -1,0 +1,66 @@
+"""The EMA teacher."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from forec_jax.contracts import Array, Network, PyTree, Variables
+from forec_jax.methods.student import SEGMENTATION, run_heads
+
+BatchNormMode = Literal["ema", "copy", "own"]
+BATCH_NORM_MODES: tuple[BatchNormMode, ...] = ("ema", "copy", "own")
+
+
+TEACHER_HEADS = (SEGMENTATION,)
+"""The teacher keeps no auxiliary head: its predictions are all that is asked of it."""
+
+
+def ema_decay(step: Array, decay: float) -> Array:
+    """The decay of the update after step `step` (from 0): min(1 - 1/(step+1), decay), so the first update copies (U2PL)."""
+    return jnp.minimum(1.0 - 1.0 / (step.astype(jnp.float32) + 1.0), decay)
+
+
+def restrict(tree: PyTree) -> PyTree:
+    """The encoder's and the teacher's heads' parts of a params or batch_stats dict."""
+    return {part: tree[part] for part in ("encoder", *TEACHER_HEADS)}
+
+
+def first_teacher(student: Variables) -> Variables:
+    """A teacher equal to the student, with buffers of its own (the state is donated: no two leaves may share one)."""
+    return jax.tree.map(jnp.copy, Variables(restrict(student.params), restrict(student.batch_stats)))
+
+
+def updated_teacher(
+    teacher: Variables, student: Variables, own_stats: PyTree, *, decay: Array, bn_mode: BatchNormMode
+) -> Variables:
+    """teacher <- decay * teacher + (1 - decay) * student, in float32.
+
+    BatchNorm's running statistics: "ema" averages them like the weights (AugSeg, UniMatch V2), "copy" takes the student's,
+    "own" takes `own_stats`, those of the teacher's own train-mode forward (U2PL).
+    """
+    params = optax.incremental_update(restrict(student.params), teacher.params, 1.0 - decay)
+    student_stats = restrict(student.batch_stats)
+    match bn_mode:
+        case "ema":
+            stats = optax.incremental_update(student_stats, teacher.batch_stats, 1.0 - decay)
+        case "copy":
+            stats = student_stats
+        case "own":
+            stats = own_stats
+    return Variables(params, stats)
+
+
+def teacher_statistics(
+    network: Network, teacher: Variables, image: Array, rng: Array, bn_mode: BatchNormMode
+) -> PyTree:
+    """The teacher's BatchNorm statistics after a step: moved by a train-mode forward of its own if bn_mode is "own".
+
+    `image` is the student's view, f32[B,H,W,3].
+    """
+    if bn_mode != "own":
+        return teacher.batch_stats
+    frozen = jax.lax.stop_gradient(teacher)
+    _, stats = run_heads(network, frozen, image, TEACHER_HEADS, train=True, rng=rng)
+    return stats

@@ -1,0 +1,21 @@
+"""Networks: dilated encoders, DeepLabV3+ decoders, and the convolution and resizing that they are made of."""
+
+from forec_jax.models.conv import conv2d
+from forec_jax.models.deeplab import U2PL, DeepLabOptions
+from forec_jax.models.network import ENCODERS, Features, ImageSize, count_parameters, deeplab_network
+from forec_jax.models.pretrained import load_weights, mobilenet_v2_from_slim
+from forec_jax.models.resize import resize
+
+__all__ = [
+    "ENCODERS",
+    "U2PL",
+    "DeepLabOptions",
+    "Features",
+    "ImageSize",
+    "conv2d",
+    "count_parameters",
+    "deeplab_network",
+    "load_weights",
+    "mobilenet_v2_from_slim",
+    "resize",
+]

@@ -1,0 +1,92 @@
+"""DeepLabV3+'s decoder (Chen et al., ECCV 2018): atrous spatial pyramid pooling, then fusion with low-level features."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from forec_jax.models.layers import Conv, ConvNorm, fan_in, keep_valid, mean_pixel, valid_extent
+from forec_jax.models.resize import resize
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class DeepLabOptions:
+    """The decoder's form. The defaults are the common one (UniMatch, ST++); `U2PL` is the other in use.
+
+    Convolutions before BatchNorm carry no bias (some projects have one there; it changes nothing).
+    """
+
+    rates: tuple[int, int, int] = (6, 12, 18)  # dilations of the three atrous branches
+    channels: int = 256  # of every branch and of both 3x3 convolutions
+    low_level_channels: int = 48  # after the 1x1 projection of the low-level map
+    projection_size: int = 1  # kernel of the convolution that joins the branches
+    dropout: float = 0.0  # probability to drop a channel, after the projection and after both 3x3 convolutions
+    align_corners: bool = True  # of all bilinear resizes
+
+
+U2PL = DeepLabOptions(rates=(12, 24, 36), low_level_channels=256, projection_size=3, dropout=0.1)
+"""U2PL's, AEL's and semi_seg_proto's decoder; their encoder is output stride 8, deep stem, multi_grid (2, 2, 4)."""
+
+
+class DeepLabDecoder(nn.Module):
+    """One head: low- and high-level maps -> output and latent images [H,W as `size`]."""
+
+    channels: int
+    options: DeepLabOptions
+    train: bool
+    upsample: bool = True
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, low: Array, high: Array, size: tuple[int, int], valid: Array | None) -> tuple[Array, Array]:
+        """[B,h,w,C], [B,h',w',C'] -> f32[B,H,W,channels] (or [B,h,w,channels]), [B,h,w,options.channels]."""
+        shared = {"train": self.train, "momentum": self.momentum, "dtype": self.dtype}
+        options = self.options
+        x = self._pyramid(high, valid)
+        x = ConvNorm(options.channels, size=options.projection_size, name="projection", **shared)(x, valid)
+        x = self._dropout(x)
+        x = self._resize(x, low.shape[1:3], valid, size)
+        detail = ConvNorm(options.low_level_channels, name="low_level", **shared)(low)
+        x = jnp.concatenate([x, detail], axis=-1)
+        for index in (1, 2):
+            x = ConvNorm(options.channels, size=3, name=f"fuse{index}", **shared)(x, valid)
+            x = self._dropout(x)
+        output = Conv(self.channels, use_bias=True, kernel_init=fan_in, dtype=self.dtype, name="last")(x)
+        output = output.astype(jnp.float32)
+        if self.upsample:
+            output = self._resize(output, size, valid, size)
+        return output, x
+
+    def _pyramid(self, x: Array, valid: Array | None) -> Array:
+        """Image pooling, 1x1, and three dilated 3x3 branches, concatenated."""
+        shared = {"train": self.train, "momentum": self.momentum, "dtype": self.dtype}
+        x = keep_valid(x, valid)
+        pooled = ConvNorm(self.options.channels, name="pooling", **shared)(mean_pixel(x, valid))
+        branches = [
+            jnp.broadcast_to(pooled, (*x.shape[:-1], self.options.channels)),
+            ConvNorm(self.options.channels, name="point", **shared)(x),
+        ]
+        for index, rate in enumerate(self.options.rates, start=1):
+            branch = ConvNorm(self.options.channels, size=3, dilation=rate, name=f"atrous{index}", **shared)
+            branches.append(branch(x))
+        return jnp.concatenate(branches, axis=-1)
+
+    def _dropout(self, x: Array) -> Array:
+        """Drops whole channels."""
+        return nn.Dropout(self.options.dropout, broadcast_dims=(1, 2), deterministic=not self.train)(x)
+
+    def _resize(self, x: Array, size: tuple[int, int], valid: Array | None, image: tuple[int, int]) -> Array:
+        if valid is None:
+            return resize(x, size, align_corners=self.options.align_corners)
+        return resize(
+            x,
+            size,
+            align_corners=self.options.align_corners,
+            extent_in=valid_extent(valid, image[0] // x.shape[1]),
+            extent_out=valid_extent(valid, image[0] // size[0]),
+        )

@@ -1,0 +1,189 @@
+"""What the encoders and the decoder share: convolution, BatchNorm, max-pooling, and masks for padded images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from forec_jax.models.conv import Padding, conv2d
+
+Array = jax.Array
+Initializer = nn.initializers.Initializer
+
+kaiming: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""He et al., ICCV 2015, by fan-out as torchvision's ResNet."""
+
+kaiming_depthwise: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+"""The same for depthwise kernels, whose every output reads one channel."""
+
+fan_in: Initializer = nn.initializers.lecun_normal()
+"""For last layers: with few output channels, fan-out makes outputs (and first gradients) huge."""
+
+
+def keep_valid(x: Array, valid: Array | None) -> Array:
+    """Zeroes features [B,h,w,C] in the padding, so that a window sees there what it sees beyond a border.
+
+    `valid` is bool[B,H,W] at the image's size, a multiple of the features'; None leaves everything as it is.
+    """
+    if valid is None:
+        return x
+    return jnp.where(_at_features(valid, x)[..., None], x, jnp.zeros((), x.dtype))
+
+
+def valid_extent(valid: Array, stride: int) -> Array:
+    """i32[B,2]: rows and columns of the valid top-left rectangle of bool[B,H,W] at a feature map's stride."""
+    rows, columns = valid[:, :, 0].sum(1), valid[:, 0, :].sum(1)
+    return -(-jnp.stack([rows, columns], axis=1).astype(jnp.int32) // stride)
+
+
+def mean_pixel(x: Array, valid: Array | None) -> Array:
+    """Mean over the (valid) pixels of [B,h,w,C] -> [B,1,1,C], summed in float32."""
+    if valid is None:
+        return x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(x.dtype)
+    weight = _at_features(valid, x)[..., None].astype(jnp.float32)
+    total = (x.astype(jnp.float32) * weight).sum((1, 2), keepdims=True)
+    return (total / jnp.maximum(weight.sum((1, 2), keepdims=True), 1.0)).astype(x.dtype)
+
+
+def _at_features(valid: Array, x: Array) -> Array:
+    stride = valid.shape[1] // x.shape[1]
+    return valid[:, ::stride, ::stride]
+
+
+def max_pool(x: Array) -> Array:
+    """3x3 max-pooling at stride 2 of non-negative features [B,H,W,C] -> [B,ceil(H/2),ceil(W/2),C].
+
+    The border is padded with zeros, which win over nothing that a ReLU leaves. Rows first, then columns: on the CPU six
+    maxima of slices are much faster than XLA's window reduction and its gradient. (Ties share their gradient; after a
+    ReLU nearly all ties are at zero, where it is lost anyway.)
+    """
+    for axis in (1, 2):
+        size = (x.shape[axis] + 1) // 2
+        margins = [(0, 0)] * 4
+        margins[axis] = (1, 1)
+        padded = jnp.pad(x, margins)
+        slices = [lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis=axis) for i in range(3)]
+        x = jnp.maximum(jnp.maximum(slices[0], slices[1]), slices[2])
+    return x
+
+
+def same_padding(size: int, dilation: int = 1) -> Padding:
+    """Equal margins that keep the size of the image at stride 1 (and give ceil(n / 2) at stride 2)."""
+    margin = dilation * (size // 2)
+    return (margin, margin), (margin, margin)
+
+
+class Conv(nn.Module):
+    """`conv2d` with a float32 kernel, computed in `dtype`; `padding` None keeps the size.
+
+    Features outside `valid` are zeroed before every kernel larger than 1x1.
+    """
+
+    features: int
+    size: int = 1
+    strides: int = 1
+    dilation: int = 1
+    depthwise: bool = False
+    padding: Padding | None = None
+    use_bias: bool = False
+    kernel_init: Initializer | None = None  # None for Kaiming
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, valid: Array | None = None) -> Array:
+        """[B,H,W,C] -> [B,H',W',features] in `dtype`."""
+        groups = x.shape[-1] if self.depthwise else 1
+        shape: Sequence[int] = (self.size, self.size, x.shape[-1] // groups, self.features)
+        default_init = kaiming_depthwise if self.depthwise else kaiming
+        kernel = self.param("kernel", self.kernel_init or default_init, shape, jnp.float32)
+        if self.size > 1:
+            x = keep_valid(x, valid)
+        padding = same_padding(self.size, self.dilation) if self.padding is None else self.padding
+        y = conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            strides=self.strides,
+            padding=padding,
+            dilation=self.dilation,
+            groups=groups,
+        )
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(y.dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy, ICML 2015), computed in float32 whatever the dtype of its input.
+
+    In train mode mean and variance are taken over the whole batch axis: of a batch that is sharded over devices, over
+    all of them (no axis names: XLA adds the collectives). `momentum` is flax's convention: the share of the old running
+    value (0.9 is PyTorch's 0.1). As in PyTorch, the batch is normalised with the biased variance, and the running
+    variance takes the unbiased one.
+    """
+
+    train: bool
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B,H,W,C] -> the same shape and dtype."""
+        channels = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        wide = x.astype(jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        if self.train:
+            # Moments about the running mean: one pass over x, without the cancellation of E[x^2] - E[x]^2.
+            shift = lax.stop_gradient(mean)
+            centred = wide - shift
+            offset = centred.mean((0, 1, 2))
+            mean = offset + shift
+            var = jnp.maximum((centred * centred).mean((0, 1, 2)) - offset * offset, 0.0)
+            if not self.is_initializing():
+                count = x.size // x.shape[-1]
+                unbiased = var * (count / max(count - 1, 1))
+                running_mean.value = self._move(running_mean.value, mean)
+                running_var.value = self._move(running_var.value, unbiased)
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return (wide * factor + (bias - mean * factor)).astype(x.dtype)
+
+    def _move(self, old: Array, new: Array) -> Array:
+        return self.momentum * old + (1.0 - self.momentum) * lax.stop_gradient(new)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias, BatchNorm, and an activation: "relu", "relu6" or "none"."""
+
+    features: int
+    train: bool
+    size: int = 1
+    strides: int = 1
+    dilation: int = 1
+    depthwise: bool = False
+    padding: Padding | None = None
+    activation: str = "relu"
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, valid: Array | None = None) -> Array:
+        """[B,H,W,C] -> [B,H',W',features] in `dtype`."""
+        x = Conv(
+            self.features,
+            self.size,
+            self.strides,
+            self.dilation,
+            self.depthwise,
+            self.padding,
+            dtype=self.dtype,
+            name="conv",
+        )(x, valid)
+        x = BatchNorm(self.train, self.epsilon, self.momentum, name="norm")(x)
+        return {"relu": nn.relu, "relu6": nn.relu6, "none": lambda v: v}[self.activation](x)

@@ -1,0 +1,178 @@
+"""One encoder with named DeepLabV3+ heads, as the pure functions of `contracts.Network`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from forec_jax.contracts import HeadOutput, HeadSpec, Network, PyTree, Variables
+from forec_jax.models.deeplab import DeepLabDecoder, DeepLabOptions
+from forec_jax.models.mobilenet import MobileNetV2
+from forec_jax.models.resnet import BLOCKS, ResNet
+
+Array = jax.Array
+
+ENCODERS = (*BLOCKS, "mobilenet_v2")
+"""The names that `deeplab_network` knows."""
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_INIT_SIZE = 64  # of the image whose shapes lay out the parameters; nothing depends on it
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class ImageSize:
+    """Height and width of the images that were encoded: static, no leaf of the tree."""
+
+    height: int
+    width: int
+
+
+class Features(NamedTuple):
+    """What the encoder saw; every head reads it. Map over `low` and `high` only (`_replace`) to perturb features."""
+
+    low: Array  # [B,h,w,C] at stride 4, in the compute dtype
+    high: Array  # [B,h',w',C'] at the output stride, in the compute dtype
+    size: ImageSize
+    valid: Array | None  # bool[B,H,W], or None when every pixel counts
+
+
+def deeplab_network(
+    *,
+    encoder: str,
+    heads: tuple[HeadSpec, ...],
+    output_stride: int = 16,
+    decoder: DeepLabOptions | None = None,
+    stem: str = "7x7",
+    multi_grid: tuple[int, ...] = (1, 1, 1),
+    width: float = 1.0,
+    bn_momentum: float = 0.9,
+    compute_dtype: Any = jnp.float32,
+) -> Network:
+    """Builds DeepLabV3+ with any number of decoders that share nothing but the encoder.
+
+    Variables are float32 dicts by part, "encoder" and each head's name; a caller may leave out heads that it does not
+    decode. Every head draws its initial values and its dropout from a key of its own, made of the head's name, so that
+    adding or dropping a head changes nothing else.
+
+    Args:
+      encoder: one of `ENCODERS`.
+      heads: the decoders to grow; names are unique and not "encoder".
+      output_stride: 8, 16 or 32: image pixels between neighbours of the high-level map.
+      decoder: form of all heads; None for the default form.
+      stem: of a ResNet, "7x7" or "deep" (3x3 stride 2, 3x3, 3x3).
+      multi_grid: factors on the dilations of a ResNet's layer4.
+      width: factor on the encoder's channels; 1.0 is the published network.
+      bn_momentum: share of the old running statistics that a step keeps (flax's convention; PyTorch's 0.1 is 0.9).
+      compute_dtype: of activations, float32 or bfloat16. Normalisation, resizing and outputs are float32.
+
+    Returns:
+      The network. `encode` has the defaults valid=None, train=False, rng=None; `decode` train=False, rng=None (needed
+      in train mode if the decoder has dropout). `valid` is for inference: in train mode it also bounds what
+      convolutions see, but BatchNorm's statistics still cover the padding.
+    """
+    _check(encoder, heads, output_stride, stem)
+    shared = {"momentum": bn_momentum, "dtype": jnp.dtype(compute_dtype)}
+    if encoder == "mobilenet_v2":
+        mean = std = (0.5, 0.5, 0.5)
+        backbone = partial(MobileNetV2, output_stride=output_stride, width=width, **shared)
+    else:
+        mean, std = _IMAGENET_MEAN, _IMAGENET_STD
+        backbone = partial(
+            ResNet, encoder, output_stride=output_stride, stem=stem, multi_grid=multi_grid, width=width, **shared
+        )
+    options = DeepLabOptions() if decoder is None else decoder
+    decoders = {
+        head.name: partial(DeepLabDecoder, head.channels, options, upsample=head.upsample, **shared) for head in heads
+    }
+
+    def encode(
+        variables: Variables,
+        image: Array,
+        *,
+        valid: Array | None = None,
+        train: bool = False,
+        rng: Array | None = None,
+    ) -> tuple[Features, PyTree]:
+        del rng  # the encoders draw nothing
+        _check_valid(image, valid)
+        normalised = (image - jnp.asarray(mean, image.dtype)) / jnp.asarray(std, image.dtype)
+        (low, high), stats = _apply(backbone(train=train), variables, "encoder", (normalised, valid), train, None)
+        return Features(low, high, ImageSize(*image.shape[1:3]), valid), stats
+
+    def decode(
+        variables: Variables,
+        head: str,
+        features: Features,
+        *,
+        train: bool = False,
+        rng: Array | None = None,
+    ) -> tuple[HeadOutput, PyTree]:
+        size = (features.size.height, features.size.width)
+        inputs = (features.low, features.high, size, features.valid)
+        key = None if rng is None else _named_key(rng, head)
+        (output, latent), stats = _apply(decoders[head](train=train), variables, head, inputs, train, key)
+        return HeadOutput(output, latent), stats
+
+    def init(key: Array) -> Variables:
+        image = jax.ShapeDtypeStruct((1, _INIT_SIZE, _INIT_SIZE, 3), jnp.float32)
+        encoder_module = backbone(train=False)
+        parts = {"encoder": encoder_module.lazy_init(_named_key(key, "encoder"), image)}
+        low, high = jax.eval_shape(encoder_module.apply, parts["encoder"], image)
+        for name, make in decoders.items():
+            parts[name] = make(train=False).lazy_init(_named_key(key, name), low, high, (_INIT_SIZE, _INIT_SIZE), None)
+        return Variables(
+            params={name: part["params"] for name, part in parts.items()},
+            batch_stats={name: part["batch_stats"] for name, part in parts.items()},
+        )
+
+    return Network(init, encode, decode, tuple(heads))
+
+
+def _apply(
+    module: nn.Module, variables: Variables, part: str, inputs: tuple[Any, ...], train: bool, key: Array | None
+) -> tuple[Any, PyTree]:
+    """Runs a part of the network; returns its result and all batch_stats, with this part's moved in train mode."""
+    if part not in variables.params:
+        raise KeyError(f"the variables have no part {part!r}, only {sorted(variables.params)}")
+    own = {"params": variables.params[part], "batch_stats": variables.batch_stats[part]}
+    if not train:
+        return module.apply(own, *inputs), variables.batch_stats
+    rngs = None if key is None else {"dropout": key}
+    result, moved = module.apply(own, *inputs, mutable=["batch_stats"], rngs=rngs)
+    return result, {**variables.batch_stats, part: moved["batch_stats"]}
+
+
+def _named_key(key: Array, name: str) -> Array:
+    return jax.random.fold_in(key, crc32(name.encode()))
+
+
+def _check(encoder: str, heads: tuple[HeadSpec, ...], output_stride: int, stem: str) -> None:
+    names = [head.name for head in heads]
+    if encoder not in ENCODERS:
+        raise ValueError(f"unknown encoder {encoder!r}; one of {', '.join(ENCODERS)}")
+    if "encoder" in names or len(set(names)) < len(names):
+        raise ValueError(f"heads need names of their own, none of them 'encoder': {names}")
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride is 8, 16 or 32, not {output_stride}")
+    if stem not in ("7x7", "deep"):
+        raise ValueError(f"stem is '7x7' or 'deep', not {stem!r}")
+
+
+def _check_valid(image: Array, valid: Array | None) -> None:
+    if valid is None:
+        return
+    if valid.shape != image.shape[:3]:
+        raise ValueError(f"valid has shape {valid.shape}, the images {image.shape[:3]}")
+    if image.shape[1] % 32 or image.shape[2] % 32:
+        raise ValueError(f"with `valid`, image sides are multiples of 32, not {image.shape[1:3]}")
+
+
+def count_parameters(params: Mapping[str, PyTree]) -> dict[str, int]:
+    """The number of trained values in each part."""
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}

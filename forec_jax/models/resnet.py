@@ -1,0 +1,105 @@
+"""ResNet (He et al., CVPR 2016) as a dilated encoder, with torchvision's structure."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from forec_jax.models.layers import ConvNorm, keep_valid, max_pool
+
+Array = jax.Array
+
+BLOCKS = {
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3)),
+}
+"""Kind of block, and blocks in each of the four layers."""
+
+_EXPANSION = {"basic": 1, "bottleneck": 4}
+
+
+class _Block(nn.Module):
+    """A residual block; a bottleneck strides in its 3x3 convolution."""
+
+    kind: str
+    planes: int
+    train: bool
+    strides: int = 1
+    dilation: int = 1
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, valid: Array | None) -> Array:
+        shared = {"train": self.train, "momentum": self.momentum, "dtype": self.dtype}
+        spatial = {"size": 3, "dilation": self.dilation, **shared}
+        features = self.planes * _EXPANSION[self.kind]
+        if self.kind == "basic":
+            y = ConvNorm(self.planes, strides=self.strides, name="conv1", **spatial)(x, valid)
+            y = ConvNorm(features, activation="none", name="conv2", **spatial)(y, valid)
+        else:
+            y = ConvNorm(self.planes, name="conv1", **shared)(x)
+            y = ConvNorm(self.planes, strides=self.strides, name="conv2", **spatial)(y, valid)
+            y = ConvNorm(features, activation="none", name="conv3", **shared)(y)
+        if self.strides > 1 or x.shape[-1] != features:
+            x = ConvNorm(features, strides=self.strides, activation="none", name="downsample", **shared)(x)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Encoder: normalised images -> a low-level map at stride 4 and a high-level map at `output_stride`.
+
+    Beyond the output stride a layer dilates instead of striding: its first block keeps the dilation before it, as in
+    torchvision. `multi_grid` multiplies the dilations of layer4's blocks (Chen et al., 2017): U2PL's encoder is output
+    stride 8 with (2, 2, 4), which gives 4, 8, 16; UniMatch's is 16 with (1, 1, 1), which gives 1, 2, 2.
+    """
+
+    name_of_variant: str
+    train: bool
+    output_stride: int = 16
+    stem: str = "7x7"
+    multi_grid: tuple[int, ...] = (1, 1, 1)
+    width: float = 1.0
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, valid: Array | None = None) -> tuple[Array, Array]:
+        """f32[B,H,W,3] -> [B,ceil(H/4),ceil(W/4),64k], [B,ceil(H/os),ceil(W/os),512k]; k = 1 or 4, times `width`."""
+        kind, depths = BLOCKS[self.name_of_variant]
+        x = max_pool(keep_valid(self._stem(x, valid), valid))
+        low, stride, dilation = x, 4, 1
+        for layer, depth in enumerate(depths, start=1):
+            first_dilation, first_strides = dilation, 1
+            if layer > 1 and stride < self.output_stride:
+                stride, first_strides = stride * 2, 2
+            elif layer > 1:
+                dilation *= 2
+            for block in range(depth):
+                grid = self.multi_grid[block] if layer == 4 else 1
+                x = _Block(
+                    kind,
+                    self._channels(32 * 2**layer),
+                    self.train,
+                    first_strides if block == 0 else 1,
+                    grid * (first_dilation if block == 0 else dilation),
+                    self.momentum,
+                    self.dtype,
+                    name=f"layer{layer}_block{block}",
+                )(x, valid)
+            low = x if layer == 1 else low
+        return low, x
+
+    def _stem(self, x: Array, valid: Array | None) -> Array:
+        shared = {"train": self.train, "momentum": self.momentum, "dtype": self.dtype}
+        if self.stem == "7x7":
+            return ConvNorm(self._channels(64), size=7, strides=2, name="stem", **shared)(x, valid)
+        for index, (features, strides) in enumerate(((64, 2), (64, 1), (128, 1)), start=1):
+            x = ConvNorm(self._channels(features), size=3, strides=strides, name=f"stem{index}", **shared)(x, valid)
+        return x
+
+    def _channels(self, published: int) -> int:
+        return max(1, round(published * self.width))

@@ -1,0 +1,294 @@
+"""What the commands do with a work directory: train in it, and read models back from it."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+
+import forec_jax
+from forec_jax import build
+from forec_jax.contracts import Batch, Method, TrainState
+from forec_jax.data import Example, Source, batch_ids, train_batches
+from forec_jax.evaluation import Buckets, Evaluation, Evaluator, Predictor, image_files, read_image
+from forec_jax.parallel import make_mesh, replicated
+from forec_jax.training import Checkpoints, Reporter, abstract_state, compile_step, create_state, train
+from forec_jax.training.reporting import write_json
+from forec_jax.visualize import overlay, save_index_png
+from forec_jax.visualize.panel import Panel
+
+log = logging.getLogger(__name__)
+
+NETWORKS = ("teacher", "student")
+
+
+class WorkdirError(ValueError):
+    """A work directory that cannot be used; the message says why and what to do."""
+
+
+class Run(NamedTuple):
+    """A model read back from a work directory."""
+
+    config: ConfigDict
+    labels: build.Labels
+    method: Method
+    state: TrainState
+    mesh: Mesh
+
+
+def start(workdir: Path, c: ConfigDict, labels: build.Labels) -> None:
+    """Makes the work directory and writes the config, or checks that it is the one already there."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise WorkdirError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from error
+    stored = workdir / "config.json"
+    content = json.loads(c.to_json())
+    if stored.exists():
+        check_same_config(json.loads(stored.read_text(encoding="utf-8")), content, workdir)
+    write_json(stored, content)
+    write_json(workdir / "labels.json", labels._asdict())
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict's leaves by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves
+
+
+REPORTING_KEYS = (
+    "log_every",
+    "evaluate_every",
+    "checkpoint_every",
+    "data.workers",
+    "data.root",
+    "data.prepared",
+    "eval.",
+)
+"""Keys that may change between the parts of a resumed run: they do not change what is trained."""
+
+
+def check_same_config(stored: dict[str, Any], given: dict[str, Any], workdir: Path) -> None:
+    """Raises WorkdirError where a run is resumed with options that would train something else."""
+    old, new = flat(stored), flat(given)
+    differing = sorted(
+        key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(REPORTING_KEYS)
+    )
+    if differing:
+        changes = ", ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in differing[:5])
+        raise WorkdirError(f"--workdir={workdir} holds a run with another config ({changes}); choose another --workdir")
+
+
+def run_training(c: ConfigDict, workdir: Path) -> int | None:
+    """Trains by the config in `workdir`, going on from its last checkpoint; returns the signal that ended it, if any."""
+    mesh = build.build_mesh(c)
+    data = build.build_training_data(c)
+    labels = build.labels_of(data.dataset)
+    method = build.build_method(c, labels)
+    start(workdir, c, labels)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state = first_or_resumed(c, method, checkpoints, mesh)
+    first_step = int(jax.device_get(state.step))
+    reporter = Reporter(
+        workdir, steps=c.steps, first_step=first_step, images_per_step=c.batch.labelled + c.batch.unlabelled
+    )
+    stream = build.build_stream(c, data)
+    pictures = Panel(method, palette_of(labels), pictured(data.validation, c.eval.pictures), c.eval.bucket)
+    try:
+        state, stopped_by = train(
+            state,
+            first_step=first_step,
+            step=compile_step(method, build.build_optimizer(c), seed=c.seed, accumulate=c.accumulate, mesh=mesh),
+            batches=build_batches(c, stream, first_step),
+            batch_ids=lambda step: batch_ids(**stream, step=step),
+            evaluate=make_evaluate(build.build_evaluator(c, method, labels, mesh), data.validation, pictures, reporter),
+            is_best=lambda results: is_best(results, reporter.events),
+            schedule=build.build_schedule(c),
+            checkpoints=checkpoints,
+            reporter=reporter,
+            mesh=mesh,
+        )
+        pictures.save(state, workdir / "pictures" / "last.png")
+    finally:
+        reporter.close()
+        checkpoints.close()
+    write_json(workdir / "summary.json", summary(c, data, labels, reporter.events))
+    return stopped_by
+
+
+def first_or_resumed(c: ConfigDict, method: Method, checkpoints: Checkpoints, mesh: Mesh) -> TrainState:
+    """The last checkpoint's state, or a new one."""
+    tx = build.build_optimizer(c)
+    state = checkpoints.restore_last(abstract_state(method, tx, c.seed, replicated(mesh)))
+    if state is None:
+        return create_state(method, tx, c.seed, replicated(mesh))
+    step = int(jax.device_get(state.step))
+    log.info("going on from step %d of %s", step, checkpoints.folder)
+    checkpoints.drop_after(step)
+    return state
+
+
+def build_batches(c: ConfigDict, stream: Mapping[str, Any], first_step: int) -> Iterator[Batch]:
+    """This process's rows of the training batches from `first_step` on."""
+    return train_batches(
+        **stream,
+        geometry=build.build_geometry(c),
+        start_step=first_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=c.data.workers,
+        on_corrupt=build.choose("data.on_corrupt", c.data.on_corrupt, ("raise", "skip")),
+    )
+
+
+def make_evaluate(
+    evaluator: Evaluator, source: Source, pictures: Panel, reporter: Reporter
+) -> Callable[[TrainState, int], dict[str, Any]]:
+    """What the loop calls to evaluate: scores both networks on `source`, and shows the pictures."""
+
+    def evaluate(state: TrainState, step: int) -> dict[str, Any]:
+        if (picture := pictures.draw(state)) is not None:
+            reporter.picture(step, "examples", picture)
+        return evaluate_networks(evaluator, state, source)
+
+    return evaluate
+
+
+def evaluate_networks(evaluator: Evaluator, state: TrainState, source: Source) -> dict[str, Any]:
+    """Teacher's (where there is one) and student's mIoU and per-class IoU; NaN becomes None, as JSON has no NaN."""
+    results: dict[str, Any] = {}
+    for network in NETWORKS if state.teacher else ("student",):
+        evaluation = evaluator(build.network_variables(state, network), source)
+        results[f"{network}_miou"] = evaluation.miou
+        results[f"{network}_iou"] = [None if np.isnan(iou) else float(iou) for iou in evaluation.iou]
+    return results
+
+
+def score_key(results: Mapping[str, Any]) -> str:
+    """What the best checkpoint is chosen by: the teacher's mIoU, or the student's where there is no teacher."""
+    return "teacher_miou" if "teacher_miou" in results else "student_miou"
+
+
+def evaluations(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The evaluation events among a run's events."""
+    return [event for event in events if event["event"] == "evaluation"]
+
+
+def is_best(results: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether an evaluation is better than all before it."""
+    key = score_key(results)
+    return results[key] > max((event[key] for event in evaluations(events)), default=-math.inf)
+
+
+def summary(
+    c: ConfigDict, data: build.TrainingData, labels: build.Labels, events: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The result of a run with everything that it depends on."""
+    scored = evaluations(events)
+    content: dict[str, Any] = {
+        "classes": list(labels.classes),
+        "method": c.method.name,
+        "auxiliary": sorted(c.auxiliary.keys()),
+        "split": {
+            "name": data.split.name,
+            "sha256": data.split.sha256,
+            "labelled": len(data.split.labelled),
+            "unlabelled": len(data.split.unlabelled),
+        },
+        "seed": c.seed,
+        "steps": c.steps,
+        "protocol": build.protocol(c),
+        "versions": {"jax": jax.__version__, "forec_jax": forec_jax.__version__},
+    }
+    if scored:
+        key = score_key(scored[-1])
+        best, last = max(scored, key=lambda event: event[key]), scored[-1]
+        content |= {
+            "best": {"step": best["step"], "miou": best[key]},
+            "last": {"step": last["step"], "miou": last[key]},
+            "student": {"step": last["step"], "miou": last["student_miou"]},
+            "per_class": dict(zip(labels.classes, last[key.replace("miou", "iou")], strict=True)),
+        }
+    return content
+
+
+def pictured(source: Source, count: int) -> list[Example]:
+    """The first `count` examples, which are shown at each evaluation."""
+    return [source[index] for index in range(min(count, len(source)))]
+
+
+def load_run(workdir: Path, checkpoint: str) -> Run:
+    """The model of a work directory; `checkpoint` is "last" or "best". Raises WorkdirError where there is none."""
+    stored = workdir / "config.json"
+    if not stored.exists():
+        raise WorkdirError(f"--workdir={workdir} holds no run (no config.json); train one there first")
+    c = ConfigDict(json.loads(stored.read_text(encoding="utf-8")))
+    labels = read_labels(workdir / "labels.json")
+    mesh = make_mesh()
+    method = build.build_method(c, labels)
+    abstract = abstract_state(method, build.build_optimizer(c), c.seed, replicated(mesh))
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    build.choose("--checkpoint", checkpoint, ("last", "best"))
+    state = checkpoints.restore_best(abstract) if checkpoint == "best" else checkpoints.restore_last(abstract)
+    checkpoints.close()
+    if state is None:
+        raise WorkdirError(f"--workdir={workdir} holds no {checkpoint} checkpoint yet; train longer")
+    return Run(c, labels, method, state, mesh)
+
+
+def read_labels(path: Path) -> build.Labels:
+    """The classes, colours and background that a run was trained with."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return build.Labels(
+        classes=tuple(content["classes"]),
+        palette=tuple(tuple(colour) for colour in content["palette"]),
+        background_classes=tuple(content["background_classes"]),
+    )
+
+
+def palette_of(labels: build.Labels) -> np.ndarray:
+    """u8[K,3]."""
+    return np.asarray(labels.palette, np.uint8)
+
+
+def evaluate_run(run: Run, split: str, network: str) -> Evaluation:
+    """Scores a stored model on a split of its data set."""
+    evaluator = build.build_evaluator(run.config, run.method, run.labels, run.mesh)
+    source = build.build_dataset(run.config).source(split)
+    return evaluator(build.network_variables(run.state, network), source)
+
+
+def predict_run(run: Run, images: Path, out: Path, network: str) -> int:
+    """Writes index PNGs and overlays of every image to `out`; returns their number."""
+    root = images if images.is_dir() else images.parent
+    examples = (Example(str(file.relative_to(root)), read_image(file)) for file in image_files(images))
+    predictor = Predictor(run.method, Buckets(run.config.eval.bucket, batch=1))
+    written: set[str] = set()
+    for prediction in predictor(build.network_variables(run.state, network), examples):
+        target = unused_stem(Path(prediction.example.id), written)
+        for folder in ("index", "overlay"):
+            (out / folder / target).parent.mkdir(parents=True, exist_ok=True)
+        save_index_png(out / "index" / f"{target}.png", prediction.label, palette_of(run.labels))
+        picture = overlay(prediction.example.image, prediction.label, palette_of(run.labels))
+        Image.fromarray(picture).save(out / "overlay" / f"{target}.png")
+    return len(written)
+
+
+def unused_stem(name: Path, written: set[str]) -> str:
+    """The name without its suffix; with it where another image (a.jpg, a.png) has taken that already."""
+    stem = str(name.with_suffix(""))
+    stem = stem if stem not in written else name.name.replace(".", "_")
+    written.add(stem)
+    return stem

@@ -1,0 +1,132 @@
+"""Checkpoints: the last ones, and the best by validation mIoU. The only file that imports orbax.
+
+A state is stored flat, path by path, beside its layout (path -> shape and type), so that a checkpoint of another
+architecture is told apart from a damaged one before any array is read.
+"""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from forec_jax.contracts import TrainState
+
+log = logging.getLogger(__name__)
+
+Layout = dict[str, str]
+KEPT = 2  # the last one, and the one before it in case the last turns out to be damaged
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says which, why and what to do."""
+
+
+def flatten(state: TrainState) -> dict[str, Any]:
+    """The state's leaves by path."""
+    leaves, _ = jax.tree.flatten_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def layout(state: TrainState) -> Layout:
+    """Each leaf's type and shape, by path."""
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in flatten(state).items()}
+
+
+class Checkpoints:
+    """The checkpoints of a run, in `folder`/last and `folder`/best. Saving is asynchronous; `close` waits for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self._last = self._manager("last", keep=KEPT)
+        self._best = self._manager("best", keep=KEPT)
+
+    def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True, step_prefix="step"
+        )
+        return ocp.CheckpointManager(self.folder / name, item_names=("state", "layout"), options=options)
+
+    def save_last(self, state: TrainState, step: int) -> None:
+        """Saves the state after `step` steps, unless it is there already."""
+        self._save(self._last, state, step)
+
+    def save_best(self, state: TrainState, step: int) -> None:
+        """Saves the state as the best so far."""
+        self._save(self._best, state, step)
+
+    def _save(self, manager: ocp.CheckpointManager, state: TrainState, step: int) -> None:
+        if step in manager.all_steps():
+            return
+        items = ocp.args.Composite(state=ocp.args.StandardSave(flatten(state)), layout=ocp.args.JsonSave(layout(state)))
+        manager.save(step, args=items, force=True)
+
+    def restore_last(self, abstract: TrainState) -> TrainState | None:
+        """The newest readable state, or None where there is no checkpoint at all.
+
+        Raises CheckpointError where checkpoints exist but none can be read, or the architecture is another.
+        """
+        return self._restore(self._last, abstract)
+
+    def restore_best(self, abstract: TrainState) -> TrainState | None:
+        """The best state, or None; errors as `restore_last`."""
+        return self._restore(self._best, abstract)
+
+    def _restore(self, manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState | None:
+        steps = sorted(manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return self._restore_step(manager, step, abstract)
+            except CheckpointError:
+                raise
+            except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                log.warning("checkpoint %s is damaged (%s); trying the one before", self._path(manager, step), reason)
+        if steps:
+            where = ", ".join(str(self._path(manager, step)) for step in steps)
+            raise CheckpointError(f"no checkpoint can be read ({where}); start anew in another --workdir")
+        return None
+
+    def _restore_step(self, manager: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
+        stored = manager.restore(step, args=ocp.args.Composite(layout=ocp.args.JsonRestore()))["layout"]
+        check_layout(stored, layout(abstract), self._path(manager, step))
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(flatten(abstract)))
+        leaves = manager.restore(step, args=items)["state"]
+        return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[path] for path in flatten(abstract)])
+
+    def _path(self, manager: ocp.CheckpointManager, step: int) -> Path:
+        return Path(manager.directory) / f"step_{step}"
+
+    def drop_after(self, step: int) -> None:
+        """Removes checkpoints newer than `step`, which are damaged if the run resumes from an older one."""
+        for manager in (self._last, self._best):
+            for newer in [s for s in manager.all_steps() if s > step]:
+                manager.delete(newer)
+
+    def wait(self) -> None:
+        """Returns when every save is on the disk."""
+        for manager in (self._last, self._best):
+            manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the saves and ends the background threads."""
+        for manager in (self._last, self._best):
+            manager.close()
+
+
+def check_layout(stored: Layout, expected: Layout, where: Path) -> None:
+    """Raises CheckpointError where a stored state is not of the model that the config describes."""
+    if stored == expected:
+        return
+    differing = sorted(path for path in stored.keys() | expected.keys() if stored.get(path) != expected.get(path))
+    raise CheckpointError(
+        f"{where} is a checkpoint of another model or method: {len(differing)} arrays differ, "
+        f"{describe(differing[:3], stored, expected)}; use the config it was made with, or another --workdir"
+    )
+
+
+def describe(paths: Iterable[str], stored: Layout, expected: Layout) -> str:
+    """The differing arrays in words."""
+    return "; ".join(f"{p} (stored {stored.get(p, 'none')}, expected {expected.get(p, 'none')})" for p in paths)

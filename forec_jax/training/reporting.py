@@ -1,0 +1,103 @@
+"""What a run tells: metrics.jsonl, TensorBoard, the progress bar, summary.json."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm.auto import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a metrics file; a last line cut short by a kill is left out."""
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return events
+
+
+def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the events after `step`, which the resumed run will write again; returns those that stay."""
+    events = [event for event in read_events(path) if event["step"] <= step]
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    os.replace(part, path)
+    return events
+
+
+class Reporter:
+    """Writes a run's events to `workdir` and to the terminal.
+
+    Every event is one line of metrics.jsonl with "event" ("train" or "evaluation") and "step" (steps done so far).
+    """
+
+    def __init__(self, workdir: Path, *, steps: int, first_step: int, images_per_step: int) -> None:
+        self.events = cut_back(workdir / METRICS_FILE, first_step)
+        self._file = (workdir / METRICS_FILE).open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=0.5)
+        self._images_per_step = images_per_step
+        self._mark = (time.monotonic(), first_step)
+        self._shown: dict[str, str] = {}
+
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Logs the metrics of a step, with the rate since the last log."""
+        now, (then, last) = time.monotonic(), self._mark
+        self._mark = (now, step)
+        rate = self._images_per_step * (step - last) / max(now - then, 1e-9)
+        self._write({"event": "train", "step": step, **metrics, "images_per_second": round(rate, 2)})
+        losses = {name: f"{value:.3f}" for name, value in metrics.items() if name.endswith("loss")}
+        self._show(losses | {"images/s": f"{rate:.1f}"})
+
+    def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
+        """Logs an evaluation: mIoU by network, among others."""
+        self._write({"event": "evaluation", "step": step, **results})
+        self._show({name: f"{100 * value:.1f}" for name, value in results.items() if name.endswith("miou")})
+        self._mark = (time.monotonic(), step)  # the time an evaluation takes is not the training's
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Adds u8[H,W,3] to TensorBoard."""
+        self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step`."""
+        self._bar.update(step - self._bar.n)
+
+    def message(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._bar.write(text)
+
+    def close(self) -> None:
+        """Ends the bar and the files."""
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+        self._file.write(json.dumps(event) + "\n")
+        self._file.flush()
+        for name, value in event.items():
+            if isinstance(value, int | float) and name != "step" and math.isfinite(value):
+                self._board.add_scalar(f"{event['event']}/{name}", value, event["step"])
+
+    def _show(self, values: Mapping[str, str]) -> None:
+        self._shown |= values
+        self._bar.set_postfix(self._shown, refresh=False)

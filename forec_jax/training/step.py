@@ -1,0 +1,111 @@
+"""One training step: a pure function, compiled once."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from forec_jax.contracts import Array, Aux, Batch, Method, Metrics, PyTree, Terms, TrainState
+from forec_jax.parallel import batch_sharding, replicated
+from forec_jax.training.state import STEP_STREAM
+
+StepMetrics = dict[str, Array]
+
+
+def step_key(seed: int, step: Array) -> Array:
+    """The key of a step: nothing random is kept in the state, so a resumed run draws what an uninterrupted one draws."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP_STREAM), step)
+
+
+def objective(terms: Terms) -> Array:
+    """The loss: the sum of weight times mean."""
+    return sum((term.weight * term.mean.value() for term in terms.values()), start=jnp.zeros(()))
+
+
+def micro_batches(batch: Batch, parts: int) -> Batch:
+    """[B, ...] to [parts, B/parts, ...]; micro-batch m holds rows m, m + parts, ... so that no row leaves its device."""
+
+    def split(rows: Array) -> Array:
+        return jnp.moveaxis(rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 1, 0)
+
+    return jax.tree.map(split, batch)
+
+
+def accumulated_terms(
+    params: dict[str, PyTree],
+    state: TrainState,
+    batch: Batch,
+    key: Array,
+    method: Method,
+    parts: int,
+) -> tuple[Terms, Aux]:
+    """The terms of a batch taken in `parts`, one after another.
+
+    Sums and counts add up, so each mean is over the whole batch. The scan's body is recomputed in the backward pass:
+    memory is that of one part, for one more forward pass. BatchNorm moves once a part.
+    """
+
+    @jax.checkpoint
+    def body(carry: TrainState, inputs: tuple[Batch, Array]) -> tuple[TrainState, tuple[Terms, Metrics]]:
+        part, part_key = inputs
+        terms, aux = method.loss(params, carry, part, part_key)
+        teacher = {
+            name: teacher._replace(batch_stats=aux.teacher_stats[name]) for name, teacher in carry.teacher.items()
+        }
+        carry = carry._replace(batch_stats=aux.batch_stats, teacher=teacher, memory=aux.memory)
+        return carry, (terms, aux.metrics)
+
+    last, (terms, metrics) = jax.lax.scan(body, state, (micro_batches(batch, parts), jax.random.split(key, parts)))
+    add = functools.partial(jax.tree.map, lambda leaf: jnp.sum(leaf, axis=0))
+    # A weight is the same in every part, or a schedule's value that is; the mean keeps it.
+    terms = {name: term._replace(mean=add(term.mean), weight=jnp.mean(term.weight)) for name, term in terms.items()}
+    teacher_stats = {name: teacher.batch_stats for name, teacher in last.teacher.items()}
+    return terms, Aux(last.batch_stats, teacher_stats, last.memory, add(metrics))
+
+
+def skipped(batch: Batch) -> Array:
+    """How many unreadable images were passed over to fill the batch."""
+    return sum((jnp.sum(part.skipped) for part in batch if part is not None), start=jnp.zeros((), jnp.int32))
+
+
+def train_step(
+    state: TrainState, batch: Batch, *, method: Method, tx: optax.GradientTransformation, seed: int, accumulate: int = 1
+) -> tuple[TrainState, StepMetrics]:
+    """One update of student and teacher.
+
+    The metrics are those of the state before the update: every term unweighted, the loss, the gradient's norm.
+    """
+    key = step_key(seed, state.step)
+
+    def loss(params: dict[str, PyTree]) -> tuple[Array, tuple[Terms, Aux]]:
+        if accumulate == 1:
+            terms, aux = method.loss(params, state, batch, key)
+        else:
+            terms, aux = accumulated_terms(params, state, batch, key, method, accumulate)
+        return objective(terms), (terms, aux)
+
+    (value, (terms, aux)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    teacher = method.update_teacher(state, params, aux.batch_stats, aux.teacher_stats)
+    new_state = TrainState(state.step + 1, params, aux.batch_stats, teacher, opt_state, aux.memory)
+    return new_state, step_metrics(value, terms, aux.metrics, optax.global_norm(gradients), skipped(batch))
+
+
+def step_metrics(loss: Array, terms: Terms, metrics: Metrics, gradient_norm: Array, skip: Array) -> StepMetrics:
+    """Scalars to log."""
+    scalars = {"loss": loss, "gradient_norm": gradient_norm, "skipped": skip}
+    scalars |= {name: term.mean.value() for name, term in terms.items()}
+    return scalars | {name: mean.value() for name, mean in metrics.items()}
+
+
+def compile_step(
+    method: Method, tx: optax.GradientTransformation, *, seed: int, accumulate: int, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """The jitted step over a mesh: the state is replicated and donated, the batch is split over the devices."""
+    step = functools.partial(train_step, method=method, tx=tx, seed=seed, accumulate=accumulate)
+    whole = replicated(mesh)
+    return jax.jit(step, in_shardings=(whole, batch_sharding(mesh)), out_shardings=(whole, whole), donate_argnums=0)

@@ -1,0 +1,47 @@
+"""Class indices as colours. Palettes are u8[n,3] with n <= 256, by class index."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from forec_jax.contracts import IGNORE
+
+IGNORE_COLOUR = (224, 224, 192)
+"""What PASCAL VOC's rule gives 255: the cream of its void borders."""
+
+
+def voc_palette() -> np.ndarray:
+    """u8[256,3]: PASCAL VOC's palette; bits 0, 3, 6 of the index become the high bits of red, and so on."""
+    index = np.arange(256)
+    palette = np.zeros((256, 3), np.int64)
+    for level in range(8):
+        for channel in range(3):
+            palette[:, channel] |= ((index >> (3 * level + channel)) & 1) << (7 - level)
+    return palette.astype(np.uint8)
+
+
+def colourise(index: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """u8[H,W,3]: the colours of class indices int[H,W] in 0..255; IGNORE is cream."""
+    return _full(palette)[np.asarray(index, np.uint8)]
+
+
+def overlay(image: np.ndarray, index: np.ndarray, palette: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+    """u8[H,W,3]: the image u8[H,W,3] under the colours of int[H,W]; `alpha` 0 is the image, 1 the colours."""
+    blend = (1.0 - alpha) * image + alpha * colourise(index, palette)
+    return np.rint(blend).astype(np.uint8)
+
+
+def save_index_png(path: str | Path, index: np.ndarray, palette: np.ndarray) -> None:
+    """Write int[H,W] as a PNG whose pixel values are the class indices, shown in the palette's colours."""
+    picture = Image.fromarray(np.asarray(index, np.uint8))
+    picture.putpalette(_full(palette).tobytes())  # turns the mode from L to P, pixel values unchanged
+    picture.save(path, format="PNG")
+
+
+def _full(palette: np.ndarray) -> np.ndarray:
+    """u8[256,3]: the palette with black for further indices and cream for IGNORE."""
+    full = np.zeros((256, 3), np.uint8)
+    full[: len(palette)] = palette
+    full[IGNORE] = IGNORE_COLOUR
+    return full

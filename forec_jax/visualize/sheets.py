@@ -1,0 +1,59 @@
+"""Contact sheets and heat maps for reports, as plain u8 images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_MARGIN = 4
+_TITLE_HEIGHT = 18
+# From low to high: every step is lighter than the last, so that the map survives grayscale print.
+_HEAT = np.array([(12, 10, 40), (60, 25, 110), (135, 40, 115), (205, 75, 80), (245, 145, 50), (255, 240, 170)], float)
+
+
+def heatmap(values: np.ndarray) -> np.ndarray:
+    """u8[H,W,3]: float[H,W] in [0, 1] from dark violet to light yellow; values outside are clipped, nan is 0."""
+    position = np.clip(np.nan_to_num(np.asarray(values, float)), 0.0, 1.0)
+    anchors = np.linspace(0.0, 1.0, len(_HEAT))
+    channels = [np.interp(position, anchors, _HEAT[:, c]) for c in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> np.ndarray:
+    """u8[h,w,3]: rows of u8[H,W,3] images in a white grid under column titles.
+
+    Every cell is as large as the largest image; smaller ones are centred, none is scaled. Rows may be short.
+    """
+    if not rows or any(len(row) > len(titles) for row in rows):
+        raise ValueError("a sheet needs at least one row, and a title for every column")
+    height = max(image.shape[0] for row in rows for image in row)
+    width = max(image.shape[1] for row in rows for image in row)
+    head = _titles(titles, width)
+    body = np.full((len(rows) * (height + _MARGIN), head.shape[1], 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            top = i * (height + _MARGIN) + (height - image.shape[0]) // 2
+            left = _MARGIN + j * (width + _MARGIN) + (width - image.shape[1]) // 2
+            body[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return np.concatenate([head, body])
+
+
+def _titles(titles: Sequence[str], width: int) -> np.ndarray:
+    """The strip above the grid, in one size for all titles, the largest that fits the cells."""
+    strip = np.full((_TITLE_HEIGHT, _MARGIN + len(titles) * (width + _MARGIN), 3), 255, np.uint8)
+    font = _font(titles, width)
+    for j, title in enumerate(titles):
+        # Drawn on a piece of its own, so that a title too long at any size is cut and does not run into the next.
+        piece = Image.new("RGB", (width, _TITLE_HEIGHT), "white")
+        ImageDraw.Draw(piece).text((width / 2, _TITLE_HEIGHT / 2), title, fill="black", font=font, anchor="mm")
+        left = _MARGIN + j * (width + _MARGIN)
+        strip[:, left : left + width] = np.asarray(piece)
+    return strip
+
+
+def _font(titles: Sequence[str], width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    for size in range(13, 7, -1):
+        font = ImageFont.load_default(size)
+        if all(font.getlength(title) <= width for title in titles):
+            break
+    return font

@@ -1,0 +1,229 @@
+"""Mixing: every field gets the same boxes, padding never becomes a label, the draws follow the published rules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from forec_jax.augment import AreaBox, ClassMix, CutMix, CutOut, HalfAreaBox, NoMixing, Rows
+from forec_jax.contracts import IGNORE
+
+K = 5
+KEY = jax.random.key(0)
+MIXINGS = [NoMixing(), CutOut(1.0), CutOut.half_area(), CutMix(1.0), CutMix.half_area(), ClassMix(K)]
+
+
+def numbered(rows: int, height: int = 16, width: int = 20) -> Rows:
+    """Row i holds i / 10 in the images, i in the label and the confidence i / 10; even rows are ground truth."""
+    i = jnp.arange(rows)[:, None, None]
+    shape = (rows, height, width)
+    value = jnp.broadcast_to(i / 10, shape).astype(jnp.float32)
+    image = jnp.broadcast_to(value[..., None], (*shape, 3))
+    truth = jnp.broadcast_to(i % 2 == 0, shape)
+    return Rows(image, image + 0.05, jnp.broadcast_to(i, shape).astype(jnp.int32), value, truth, jnp.ones(shape, bool))
+
+
+def random_rows(rows: int, seed: int = 0, size: int = 16) -> Rows:
+    rng = np.random.default_rng(seed)
+    shape = (rows, size, size)
+    label = rng.integers(0, K, shape).astype(np.int32)
+    label[rng.uniform(size=shape) < 0.05] = IGNORE
+    valid = np.ones(shape, bool)
+    valid[:, :, size - 3 :] = False
+    truth = np.broadcast_to((np.arange(rows) % 2 == 0)[:, None, None], shape)
+    images = rng.uniform(size=(2, *shape, 3)).astype(np.float32)
+    confidence = rng.uniform(size=shape).astype(np.float32)
+    return Rows(*map(jnp.asarray, (*images, label, confidence, truth, valid)))
+
+
+def assert_same(one: Rows, other: Rows) -> None:
+    for name, a, b in zip(Rows._fields, one, other, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.mark.parametrize("mixing", MIXINGS, ids=str)
+def test_shapes_dtypes_and_repeatability(mixing):
+    rows = random_rows(4)
+    mixed = jax.jit(mixing)(KEY, rows)
+    assert [(x.shape, x.dtype) for x in mixed] == [(x.shape, x.dtype) for x in rows]
+    assert_same(mixed, mixing(KEY, rows))
+
+
+@pytest.mark.parametrize("mixing", [NoMixing(), CutOut(0.0), CutMix(0.0), ClassMix(K, 0.0)], ids=str)
+def test_probability_zero_changes_valid_rows_in_nothing(mixing):
+    assert_same(mixing(KEY, numbered(4)), numbered(4))
+
+
+@pytest.mark.parametrize("mixing", MIXINGS, ids=str)
+def test_padding_never_becomes_a_pseudo_label(mixing):
+    mixed = jax.tree.map(np.asarray, mixing(KEY, random_rows(8)))
+    silent = ~mixed.valid & ~mixed.is_ground_truth
+    assert silent.any()
+    assert (mixed.label[silent] == IGNORE).all()
+    assert (mixed.confidence[silent] == 0).all()
+
+
+def test_padding_of_ground_truth_keeps_the_label_it_was_given():
+    rows = random_rows(2)
+    rows = rows._replace(label=jnp.where(rows.valid, rows.label, 0))
+    mixed = NoMixing()(KEY, rows)
+    np.testing.assert_array_equal(mixed.label[0], rows.label[0])
+    np.testing.assert_array_equal(mixed.label[1], jnp.where(rows.valid[1], rows.label[1], IGNORE))
+
+
+@pytest.mark.parametrize("mixing", [CutMix(1.0), CutMix.half_area()], ids=str)
+def test_cutmix_pastes_one_box_of_the_next_row_in_every_field(mixing):
+    rows = numbered(4)
+    mixed = jax.tree.map(np.asarray, mixing(KEY, rows))
+    for i in range(4):
+        box = mixed.label[i] == (i + 1) % 4
+        assert (mixed.label[i][~box] == i).all()
+        ys, xs = np.nonzero(box)
+        assert box.sum() == (np.ptp(ys) + 1) * (np.ptp(xs) + 1)  # a full rectangle
+        partner = np.where(box, (i + 1) % 4, i)
+        np.testing.assert_allclose(mixed.clean[i], np.repeat(partner[..., None] / 10, 3, -1), atol=1e-6)
+        np.testing.assert_allclose(mixed.strong[i], mixed.clean[i] + 0.05, atol=1e-6)
+        np.testing.assert_allclose(mixed.confidence[i], partner / 10, atol=1e-6)
+        np.testing.assert_array_equal(mixed.is_ground_truth[i], partner % 2 == 0)
+
+
+def test_cutmix_brings_the_partners_padding_along():
+    rows = numbered(2)
+    rows = rows._replace(valid=rows.valid.at[1].set(False))
+    mixed = CutMix(1.0)(KEY, rows)
+    box = np.asarray(~mixed.valid[0])
+    assert box.any()
+    assert (np.asarray(mixed.label[0])[box] == IGNORE).all()
+
+
+def test_a_single_row_is_its_own_partner():
+    assert_same(CutMix(1.0)(KEY, numbered(1)), numbered(1))
+
+
+def test_probability_is_per_row():
+    rows = numbered(256, 8, 8)._replace(label=jnp.arange(256)[:, None, None] + jnp.zeros((1, 8, 8), jnp.int32))
+    mixed = CutMix(0.5)(KEY, rows)
+    changed = np.asarray((mixed.label != rows.label).any((1, 2)))
+    assert 0.35 < changed.mean() < 0.6
+
+
+def test_cutout_pixels_are_grey_and_say_nothing():
+    rows = numbered(6)
+    cut = jax.tree.map(np.asarray, CutOut(1.0)(KEY, rows))
+    box = ~cut.valid
+    assert box.any((1, 2)).all()
+    assert (cut.label[box] == IGNORE).all()
+    assert (cut.confidence[box] == 0).all()
+    for image in (cut.clean, cut.strong):
+        np.testing.assert_allclose(image[box], np.broadcast_to([0.485, 0.456, 0.406], (box.sum(), 3)), atol=1e-6)
+    np.testing.assert_array_equal(cut.clean[~box], np.asarray(rows.clean)[~box])
+    np.testing.assert_array_equal(cut.label[~box], np.asarray(rows.label)[~box])
+    np.testing.assert_array_equal(cut.is_ground_truth, rows.is_ground_truth)
+
+
+def extents(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Top, left, height and width of each of bool[n,H,W], which must be full rectangles."""
+    rows, columns = boxes.any(2), boxes.any(1)
+    height, width = rows.sum(1), columns.sum(1)
+    np.testing.assert_array_equal(boxes.sum((1, 2)), height * width)
+    return rows.argmax(1), columns.argmax(1), height, width
+
+
+def test_area_boxes_keep_to_area_and_aspect():
+    boxes = np.asarray(AreaBox()(KEY, 500, 64, 64))
+    _, _, height, width = extents(boxes)
+    share = height * width / 64**2
+    assert share.max() <= 0.4
+    assert share.min() > 0.01  # sides are rounded down
+    assert abs(share.mean() - 0.2) < 0.03  # uniform on 0.02 ... 0.4, less rounding
+    large = np.minimum(height, width) > 20
+    aspect = height[large] / width[large]
+    assert 0.25 < aspect.min()
+    assert aspect.max() < 3.7
+
+
+def rejection(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
+    """The published procedure, a loop: top, left, height, width of each box."""
+    boxes = []
+    for _ in range(count):
+        area = rng.uniform(0.02, 0.4) * size * size
+        while True:
+            ratio = rng.uniform(0.3, 1 / 0.3)
+            width, height = int(np.sqrt(area / ratio)), int(np.sqrt(area * ratio))
+            left, top = rng.integers(0, size), rng.integers(0, size)
+            if left + width <= size and top + height <= size:
+                boxes.append((top, left, height, width))
+                break
+    return np.array(boxes)
+
+
+def test_area_boxes_are_distributed_as_by_rejection():
+    drawn = np.stack(extents(np.asarray(AreaBox()(KEY, 2000, 32, 32))), axis=1)
+    expected = rejection(np.random.default_rng(0), 32, 2000)
+    np.testing.assert_allclose(drawn.mean(0), expected.mean(0), atol=0.7)  # about three standard errors
+    np.testing.assert_allclose(drawn.std(0), expected.std(0), atol=0.7)
+
+
+def test_half_area_boxes_take_half_of_the_image():
+    boxes = np.asarray(HalfAreaBox()(KEY, 300, 40, 60))
+    top, left, height, width = extents(boxes)
+    assert width.min() >= 31
+    assert width.max() <= 59
+    np.testing.assert_array_equal(height, np.round(1200 / width))
+    assert top.min() == 0
+    assert left.min() == 0
+    assert (top + height).max() == 40
+    assert (left + width).max() == 60
+
+
+@pytest.mark.parametrize("box", [AreaBox(), AreaBox((0.9, 1.0), (3.0, 4.0)), HalfAreaBox()], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (64, 8)])
+def test_boxes_of_odd_images_lie_inside(box, shape):
+    _, _, height, width = extents(np.asarray(box(KEY, 20, *shape)))
+    assert height.min() >= 1
+    assert width.min() >= 1
+
+
+@pytest.mark.parametrize("present", [1, 2, 3, 4, 5])
+def test_classmix_pastes_half_of_the_classes(present):
+    rows = numbered(2)
+    label = jnp.arange(16 * 20).reshape(16, 20) % present
+    rows = rows._replace(label=rows.label.at[1].set(label).at[0].set(IGNORE))
+    mixed = ClassMix(K)(KEY, rows)
+    pasted = set(np.unique(mixed.label[0]).tolist()) - {IGNORE}
+    assert len(pasted) == present // 2
+    mask = np.isin(label, sorted(pasted))  # every pixel of those classes and no other
+    np.testing.assert_array_equal(mixed.label[0], np.where(mask, label, IGNORE))
+    np.testing.assert_allclose(mixed.clean[0, ..., 0], np.where(mask, 0.1, 0.0), atol=1e-6)
+    np.testing.assert_array_equal(mixed.is_ground_truth[0], ~mask)
+
+
+def test_classmix_never_pastes_void_or_padding():
+    rows = numbered(2)
+    label = jnp.where(jnp.arange(20) < 10, IGNORE, 2) + jnp.zeros((16, 1), jnp.int32)
+    label = label.at[0].set(3).at[1].set(4)
+    valid = rows.valid.at[1, 1].set(False)  # class 4 lies in the padding of row 1 only
+    rows = rows._replace(label=rows.label.at[1].set(label).at[0].set(0), valid=valid)
+    for seed in range(8):
+        mixed = ClassMix(K)(jax.random.key(seed), rows)
+        assert set(np.unique(mixed.label[0]).tolist()) <= {0, 2, 3}
+        assert bool(mixed.valid[0].all())
+
+
+def test_classmix_draws_classes_evenly():
+    rows = numbered(300, 2, 2)._replace(label=jnp.broadcast_to(jnp.arange(4).reshape(2, 2), (300, 2, 2)))
+    mixed = ClassMix(K)(KEY, rows)
+    pasted = np.asarray(mixed.clean != rows.clean)[..., 0]
+    assert (pasted.sum((1, 2)) == 2).all()
+    np.testing.assert_allclose(pasted.mean(0), 0.5, atol=0.1)
+
+
+@pytest.mark.parametrize("mixing", [CutOut(), CutMix(), CutMix.half_area(), ClassMix(K, 0.7)], ids=str)
+def test_one_and_eight_devices_agree(mixing):
+    rows = random_rows(16)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
+    eight = jax.jit(mixing)(KEY, sharded)
+    assert len(eight.label.sharding.device_set) == 8
+    assert_same(eight, jax.jit(mixing)(KEY, rows))
