@@ -74,7 +74,7 @@ class HalfAreaBox:
         width_key, place_key = jax.random.split(key)
         low = width // 2 + 1
         box_width = jax.random.randint(width_key, (rows, 1), low, max(width, low + 1))
-        box_height = jnp.round(height * width / 2 / box_width).astype(jnp.int32)
+        box_height = jnp.maximum(jnp.round(height * width / 2 / box_width).astype(jnp.int32), 1)
         return _place(place_key, box_height, box_width, height, width)
 
 
@@ -197,7 +197,7 @@ def _boxes(key: Array, box: Box, probability: float, rows: Rows) -> Array:
 
 
 def _coin(key: Array, probability: float, rows: int) -> Array:
-    return jax.random.bernoulli(key, probability, (rows,))[:, None, None]
+    return jax.random.bernoulli(key, float(probability), (rows,))[:, None, None]
 
 
 def _partner(rows: Rows) -> Rows:

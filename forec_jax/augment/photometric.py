@@ -51,8 +51,8 @@ def photometric(key: Array, image: Array, options: Photometric, valid: Array | N
     if options.jitter_probability > 0:
         image = _random_jitter(jitter_key, image, options, valid)
     if options.grayscale_probability > 0:
-        chosen = _per_image(jax.random.bernoulli(grey_key, options.grayscale_probability, image.shape[:1]))
-        image = jnp.where(chosen, grayscale(image), image)
+        chosen = _coin(grey_key, options.grayscale_probability, image.shape[:1])
+        image = jnp.where(_per_image(chosen), grayscale(image), image)
     if options.blur_probability > 0:
         image = _random_blur(blur_key, image, options)
     return image
@@ -127,7 +127,7 @@ def _random_jitter(key: Array, image: Array, options: Photometric, valid: Array 
         jittered = adjust_saturation(jittered, _factor(saturation_key, rows, options.saturation))
     if options.hue > 0:
         jittered = adjust_hue(jittered, jax.random.uniform(hue_key, rows, minval=-options.hue, maxval=options.hue))
-    chosen = jax.random.bernoulli(apply_key, options.jitter_probability, rows)
+    chosen = _coin(apply_key, options.jitter_probability, rows)
     return jnp.where(_per_image(chosen), jittered, image)
 
 
@@ -136,7 +136,7 @@ def _random_blur(key: Array, image: Array, options: Photometric) -> Array:
     rows = image.shape[:1]
     low, high = options.blur_sigma
     sigma = jax.random.uniform(sigma_key, rows, minval=low, maxval=high)
-    chosen = jax.random.bernoulli(apply_key, options.blur_probability, rows)
+    chosen = _coin(apply_key, options.blur_probability, rows)
     radius = max(1, round(4 * high))
     blurred = gaussian_blur(image, jnp.where(chosen, sigma, 0.0), radius)
     return jnp.where(_per_image(chosen), jnp.clip(blurred, 0.0, 1.0), image)
@@ -157,6 +157,10 @@ def _blur_matrix(sigma: Array, size: int, radius: int) -> Array:
     last = jnp.where(j < size - 1, kernel(2 * (size - 1) - i - j), 0.0)
     matrix = kernel(i - j) + first + last
     return matrix / jnp.sum(matrix, axis=-1, keepdims=True)
+
+
+def _coin(key: Array, probability: float, shape: tuple[int, ...]) -> Array:
+    return jax.random.bernoulli(key, float(probability), shape)  # float: a config may say 1
 
 
 def _factor(key: Array, shape: tuple[int, ...], strength: float) -> Array:

@@ -116,13 +116,14 @@ def draw_scene(rng: np.random.Generator, context_rate: float) -> Scene:
     """A scene whose background is the main class's own with probability `context_rate`, any kind alike otherwise."""
     main = int(rng.integers(1, len(CLASSES)))
     background = main - 1 if rng.random() < context_rate else int(rng.integers(len(_KINDS)))
-    colours = np.stack([_muted(rng), _muted(rng)])
+    dark, light = rng.uniform(40, 110), rng.uniform(145, 215)
+    colours = np.stack([_muted(rng, dark), _muted(rng, light)])
     others = [
-        main if rng.random() < 0.35 else int(rng.integers(1, len(CLASSES)))
+        main if rng.random() < 0.6 else int(rng.integers(1, len(CLASSES)))
         for _ in range(rng.choice(4, p=[0.5, 0.3, 0.15, 0.05]))
     ]
-    things = [_draw_thing(rng, k, (0.12, 0.24)) for k in others]
-    things.append(_draw_thing(rng, main, (0.22, 0.38)))
+    things = [_draw_thing(rng, k, (0.12, 0.22)) for k in others]
+    things.append(_draw_thing(rng, main, (0.25, 0.42)))
     return Scene(background, colours, rng.uniform(3.0, 9.0), tuple(things))
 
 
@@ -134,16 +135,16 @@ def _draw_thing(rng: np.random.Generator, class_index: int, radii: tuple[float, 
         (float(centre[0]), float(centre[1])),
         radius=rng.uniform(*radii),
         stretch=float(np.exp(rng.uniform(-0.2, 0.2))),
-        angle=rng.uniform(-0.45, 0.45),  # things mostly stand upright
+        angle=rng.uniform(-0.35, 0.35),  # things mostly stand upright
         kind=int(rng.integers(len(_KINDS))),
-        colours=np.stack([first, np.clip(first + rng.normal(0, 24, 3), 0, 255)]),
+        colours=np.stack([first, np.clip(first + rng.normal(0, 16, 3), 0, 255)]),
         frequency=rng.uniform(5.0, 14.0),
     )
 
 
-def _muted(rng: np.random.Generator) -> np.ndarray:
-    """A background's colour f64[3]: any brightness, little hue."""
-    return rng.uniform(50, 205) + rng.uniform(-22, 22, 3)
+def _muted(rng: np.random.Generator, brightness: float) -> np.ndarray:
+    """A background's colour f64[3] of little hue."""
+    return brightness + rng.uniform(-22, 22, 3)
 
 
 def _vivid(rng: np.random.Generator) -> np.ndarray:
@@ -161,7 +162,7 @@ def render(rng: np.random.Generator, scene: Scene, size: int) -> tuple[np.ndarra
         image += cover[..., None] * (texture - image)
         label[cover >= 0.5] = thing.class_index
     image *= rng.uniform(0.75, 1.1)
-    image += rng.normal(0, 6, image.shape)
+    image += rng.normal(0, 4, image.shape)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), label
 
 
@@ -183,7 +184,7 @@ def _outline(shape: str) -> np.ndarray:
         quarters = [corner @ np.array([(c, s), (-s, c)]) for c, s in ((1, 0), (0, -1), (-1, 0), (0, 1))]
         return np.concatenate(quarters)
     corners = {"disc": 48, "ring": 48, "square": 4, "triangle": 3, "star": 10}[shape]
-    turn = 2 * np.pi * np.arange(corners) / corners
+    turn = 2 * np.pi * (np.arange(corners) + (0.5 if shape == "square" else 0.0)) / corners  # a square stands on a side
     radius = np.where(np.arange(corners) % 2, 0.42, 1.0) if shape == "star" else 1.0
     return np.stack([radius * np.sin(turn), -radius * np.cos(turn)], axis=1)
 

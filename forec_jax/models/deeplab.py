@@ -1,4 +1,4 @@
-"""DeepLabV3+'s decoder (Chen et al., ECCV 2018): atrous spatial pyramid pooling, then fusion with low-level features."""
+"""DeepLabV3+'s decoder (Chen et al., ECCV 2018): atrous spatial pyramid pooling, fused with low-level features."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from forec_jax.models.layers import Conv, ConvNorm, fan_in, keep_valid, mean_pixel, valid_extent
+from forec_jax.models.layers import Conv, ConvNorm, keep_valid, mean_pixel, valid_extent
 from forec_jax.models.resize import resize
 
 Array = jax.Array
@@ -50,13 +50,13 @@ class DeepLabDecoder(nn.Module):
         x = self._pyramid(high, valid)
         x = ConvNorm(options.channels, size=options.projection_size, name="projection", **shared)(x, valid)
         x = self._dropout(x)
-        x = self._resize(x, low.shape[1:3], valid, size)
+        x = self._resize(x, (low.shape[1], low.shape[2]), valid, size)
         detail = ConvNorm(options.low_level_channels, name="low_level", **shared)(low)
         x = jnp.concatenate([x, detail], axis=-1)
         for index in (1, 2):
             x = ConvNorm(options.channels, size=3, name=f"fuse{index}", **shared)(x, valid)
             x = self._dropout(x)
-        output = Conv(self.channels, use_bias=True, kernel_init=fan_in, dtype=self.dtype, name="last")(x)
+        output = Conv(self.channels, last=True, dtype=self.dtype, name="last")(x)
         output = output.astype(jnp.float32)
         if self.upsample:
             output = self._resize(output, size, valid, size)

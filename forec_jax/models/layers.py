@@ -11,16 +11,28 @@ from jax import lax
 from forec_jax.models.conv import Padding, conv2d
 
 Array = jax.Array
-Initializer = nn.initializers.Initializer
 
-kaiming: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""He et al., ICCV 2015, by fan-out as torchvision's ResNet."""
 
-kaiming_depthwise: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-"""The same for depthwise kernels, whose every output reads one channel."""
+def draw_variables(module: nn.Module, key: Array, *inputs: Any) -> dict[str, Any]:
+    """A module's initial variables: kernels are normal with the standard deviation that the module says.
 
-fan_in: Initializer = nn.initializers.lecun_normal()
-"""For last layers: with few output channels, fan-out makes outputs (and first gradients) huge."""
+    All kernels are cut from one draw. (A draw for each compiles for half a minute on a CPU.)
+
+    Args:
+      module: made of this file's layers.
+      key: a random key.
+      *inputs: arguments of the module's call; arrays may be `jax.ShapeDtypeStruct`.
+    """
+    variables = module.lazy_init(key, *inputs)
+    leaves, structure = jax.tree.flatten_with_path(variables)
+    sizes = [leaf.size if path[-1].key == "kernel" else 0 for path, leaf in leaves]
+    # The barrier keeps XLA from drawing everything again for each kernel.
+    noise = lax.optimization_barrier(jax.random.normal(key, (sum(sizes),)))
+    drawn, start = [], 0
+    for (_, leaf), size in zip(leaves, sizes, strict=True):
+        drawn.append(leaf * noise[start : start + size].reshape(leaf.shape) if size else leaf)
+        start += size
+    return jax.tree.unflatten(structure, drawn)
 
 
 def keep_valid(x: Array, valid: Array | None) -> Array:
@@ -79,7 +91,8 @@ def same_padding(size: int, dilation: int = 1) -> Padding:
 class Conv(nn.Module):
     """`conv2d` with a float32 kernel, computed in `dtype`; `padding` None keeps the size.
 
-    Features outside `valid` are zeroed before every kernel larger than 1x1.
+    Features outside `valid` are zeroed before every kernel larger than 1x1. A `last` layer has a bias.
+    The kernel that Linen's `init` makes is filled with its standard deviation: `draw_variables` draws the values.
     """
 
     features: int
@@ -88,8 +101,7 @@ class Conv(nn.Module):
     dilation: int = 1
     depthwise: bool = False
     padding: Padding | None = None
-    use_bias: bool = False
-    kernel_init: Initializer | None = None  # None for Kaiming
+    last: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -97,8 +109,7 @@ class Conv(nn.Module):
         """[B,H,W,C] -> [B,H',W',features] in `dtype`."""
         groups = x.shape[-1] if self.depthwise else 1
         shape: Sequence[int] = (self.size, self.size, x.shape[-1] // groups, self.features)
-        default_init = kaiming_depthwise if self.depthwise else kaiming
-        kernel = self.param("kernel", self.kernel_init or default_init, shape, jnp.float32)
+        kernel = self.param("kernel", nn.initializers.constant(self._deviation(shape)), shape, jnp.float32)
         if self.size > 1:
             x = keep_valid(x, valid)
         padding = same_padding(self.size, self.dilation) if self.padding is None else self.padding
@@ -110,9 +121,20 @@ class Conv(nn.Module):
             dilation=self.dilation,
             groups=groups,
         )
-        if self.use_bias:
+        if self.last:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(y.dtype)
         return y
+
+    def _deviation(self, shape: Sequence[int]) -> float:
+        """He et al. (ICCV 2015) by fan-out as torchvision's ResNet; LeCun's fan-in for last layers.
+
+        With few output channels, fan-out would make a last layer's outputs and its first gradients huge. The fan of a
+        depthwise kernel is its window.
+        """
+        window, inputs, outputs = self.size**2, shape[2], shape[3]
+        if self.last:
+            return (window * inputs) ** -0.5
+        return (2.0 / (window * (1 if self.depthwise else outputs))) ** 0.5
 
 
 class BatchNorm(nn.Module):

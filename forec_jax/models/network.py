@@ -1,6 +1,6 @@
 """One encoder with named DeepLabV3+ heads, as the pure functions of `contracts.Network`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from forec_jax.contracts import HeadOutput, HeadSpec, Network, PyTree, Variables
 from forec_jax.models.deeplab import DeepLabDecoder, DeepLabOptions
+from forec_jax.models.layers import draw_variables
 from forec_jax.models.mobilenet import MobileNetV2
 from forec_jax.models.resnet import BLOCKS, ResNet
 
@@ -78,6 +79,7 @@ def deeplab_network(
     """
     _check(encoder, heads, output_stride, stem)
     shared = {"momentum": bn_momentum, "dtype": jnp.dtype(compute_dtype)}
+    backbone: Callable[..., nn.Module]
     if encoder == "mobilenet_v2":
         mean = std = (0.5, 0.5, 0.5)
         backbone = partial(MobileNetV2, output_stride=output_stride, width=width, **shared)
@@ -119,13 +121,15 @@ def deeplab_network(
         (output, latent), stats = _apply(decoders[head](train=train), variables, head, inputs, train, key)
         return HeadOutput(output, latent), stats
 
+    @jax.jit
     def init(key: Array) -> Variables:
         image = jax.ShapeDtypeStruct((1, _INIT_SIZE, _INIT_SIZE, 3), jnp.float32)
         encoder_module = backbone(train=False)
-        parts = {"encoder": encoder_module.lazy_init(_named_key(key, "encoder"), image)}
+        parts = {"encoder": draw_variables(encoder_module, _named_key(key, "encoder"), image)}
         low, high = jax.eval_shape(encoder_module.apply, parts["encoder"], image)
         for name, make in decoders.items():
-            parts[name] = make(train=False).lazy_init(_named_key(key, name), low, high, (_INIT_SIZE, _INIT_SIZE), None)
+            size = (_INIT_SIZE, _INIT_SIZE)
+            parts[name] = draw_variables(make(train=False), _named_key(key, name), low, high, size, None)
         return Variables(
             params={name: part["params"] for name, part in parts.items()},
             batch_stats={name: part["batch_stats"] for name, part in parts.items()},

@@ -92,7 +92,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     teacher = method.update_teacher(state, params, aux.batch_stats, aux.teacher_stats)
     new_state = TrainState(state.step + 1, params, aux.batch_stats, teacher, opt_state, aux.memory)
-    return new_state, step_metrics(value, terms, aux.metrics, optax.global_norm(gradients), skipped(batch))
+    return new_state, step_metrics(value, terms, aux.metrics, optax.tree.norm(gradients), skipped(batch))
 
 
 def step_metrics(loss: Array, terms: Terms, metrics: Metrics, gradient_norm: Array, skip: Array) -> StepMetrics:

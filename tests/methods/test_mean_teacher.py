@@ -1,0 +1,174 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from forec_jax.augment import NoMixing
+from forec_jax.contracts import IGNORE, Batch, HeadSpec, Labelled, Unlabelled, Variables, Views
+from forec_jax.methods import Auxiliary, ForegroundReconstruction, MeanTeacher, Supervised
+from forec_jax.methods.segmentation_terms import supervised_terms, unsupervised_terms
+from forec_jax.methods.teacher import ema_decay, first_teacher, updated_teacher
+from forec_jax.methods.views import interleave
+from forec_jax.training import first_state, objective, train_step
+
+HEADS = (HeadSpec("segmentation", 3), HeadSpec("reconstruction", 3))
+
+
+def same_colour(key, image, valid):
+    return image
+
+
+def make_batch(rows=2, size=6, seed=0):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (2, rows, size, size, 3), dtype=np.uint8)
+    label = rng.integers(0, 3, (rows, size, size)).astype(np.int32)
+    valid = np.ones((rows, size, size), bool)
+    valid[:, -1] = False
+    label[~valid] = IGNORE
+    none = np.zeros(rows, np.int32)
+    return Batch(Labelled(image[0], label, valid, none), Unlabelled(image[1], valid, none))
+
+
+def make_method(network, **options):
+    tasks = (Auxiliary(2.0, ForegroundReconstruction((0,), threshold=0.0)),)
+    return MeanTeacher(network=network, colour=same_colour, mixing=NoMixing(), auxiliary=tasks, threshold=0.0, **options)
+
+
+def numpy_softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_the_loss_equals_a_numpy_oracle(make_toy_network):
+    """L = L_s + L_u + w (L_rec labelled + 0.5 L_rec unlabelled), worked out anew from the paper's equations."""
+    network = make_toy_network(HEADS, normalise=False)
+    method, batch = make_method(network, unsupervised_weight=0.7), make_batch()
+    state = first_state(method, optax.sgd(0.1), seed=3)
+    terms, _ = method.loss(state.params, state, batch, jax.random.key(0))
+
+    params = jax.tree.map(np.asarray, state.params["student"])
+    images = {"l": batch.labelled.image / 255.0, "u": batch.unlabelled.image / 255.0}
+    features = {k: np.tanh(x @ params["encoder"]["w"]) for k, x in images.items()}
+    probabilities = {k: numpy_softmax(f @ params["segmentation"]["w"]) for k, f in features.items()}
+    valid = np.asarray(batch.labelled.valid)
+    label = {"l": np.asarray(batch.labelled.label), "u": probabilities["u"].argmax(-1)}  # teacher = student at first
+    picked = {k: np.take_along_axis(p, np.where(valid, label[k], 0)[..., None], -1)[..., 0] for k, p in probabilities.items()}
+    expected = -np.log(picked["l"][valid]).mean() + 0.7 * -np.log(picked["u"][valid]).mean()
+    for part, weight in (("l", 1.0), ("u", 0.5)):
+        target = np.where((label[part] > 0)[..., None], images[part], 0.0)
+        error = (features[part] @ params["reconstruction"]["w"] - target) ** 2
+        expected += 2.0 * weight * error[valid].mean()
+    assert float(objective(terms)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_teacher_gets_no_gradient(make_toy_network):
+    method, batch = make_method(make_toy_network(HEADS)), make_batch()
+    state = first_state(method, optax.sgd(0.1), seed=0)
+
+    def loss(teacher):
+        terms, _ = method.loss(state.params, state._replace(teacher=teacher), batch, jax.random.key(0))
+        return objective(terms)
+
+    gradients = jax.grad(loss)(state.teacher)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_the_teacher_keeps_no_auxiliary_head(make_toy_network):
+    method = make_method(make_toy_network(HEADS))
+    state = first_state(method, optax.sgd(0.1), seed=0)
+    assert set(state.teacher["student"].params) == {"encoder", "segmentation"}
+    assert set(state.params["student"]) == {"encoder", "segmentation", "reconstruction"}
+
+
+def views(label, confidence, truth, valid):
+    shape = (1, 1, len(label))
+    return Views(
+        image=jnp.zeros((*shape, 3)),
+        label=jnp.array(label).reshape(shape),
+        confidence=jnp.array(confidence).reshape(shape),
+        is_ground_truth=jnp.array(truth).reshape(shape),
+        valid=jnp.array(valid).reshape(shape),
+        labelled_row=jnp.array([False]),
+    )
+
+
+@pytest.mark.parametrize(("normaliser", "divisor"), [("valid", 3), ("kept", 2)])
+def test_unsupervised_terms_by_hand(normaliser, divisor):
+    """Five pixels: two confident, one unsure, one padding, one ground truth."""
+    v = views([0, 1, 1, IGNORE, 0], [0.9, 0.99, 0.5, 0.0, 1.0], [False] * 4 + [True], [True, True, True, False, True])
+    logits = jnp.broadcast_to(jnp.log(jnp.array([0.25, 0.75])), (1, 1, 5, 2))
+    terms, metrics = unsupervised_terms(logits, v, threshold=0.8, normaliser=normaliser, weight=0.5)
+    term = terms["unsupervised_loss"]
+    assert float(term.mean.value()) == pytest.approx((-np.log(0.25) - np.log(0.75)) / divisor, rel=1e-6)
+    assert term.weight == 0.5
+    assert float(metrics["kept"].value()) == pytest.approx(2 / 3)
+    supervised = supervised_terms(logits, v)["supervised_loss"]
+    assert float(supervised.mean.value()) == pytest.approx(-np.log(0.25), rel=1e-6)
+
+
+def test_ema_decay_warms_up():
+    values = [float(ema_decay(jnp.asarray(step), 0.99)) for step in (0, 1, 3, 99, 1000)]
+    np.testing.assert_allclose(values, [0.0, 0.5, 0.75, 0.99, 0.99], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("ema", 0.75), ("copy", 0.0), ("own", 7.0)])
+def test_updated_teacher_by_hand(mode, expected):
+    def variables(value):
+        part = {"w": jnp.full(2, value)}
+        return Variables({"encoder": part, "segmentation": part}, {"encoder": part, "segmentation": part})
+
+    own = {"encoder": {"w": jnp.full(2, 7.0)}, "segmentation": {"w": jnp.full(2, 7.0)}}
+    teacher = updated_teacher(variables(1.0), variables(0.0), own, decay=jnp.asarray(0.75), bn_mode=mode)
+    np.testing.assert_array_equal(teacher.params["encoder"]["w"], [0.75, 0.75])
+    np.testing.assert_array_equal(teacher.batch_stats["segmentation"]["w"], [expected, expected])
+
+
+def test_first_teacher_shares_no_buffer_with_the_student(make_toy_network):
+    student = make_toy_network().init(jax.random.key(0))
+    teacher = first_teacher(student)
+    pairs = zip(jax.tree.leaves(teacher), jax.tree.leaves(student), strict=True)
+    assert all(a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer() for a, b in pairs)
+
+
+@pytest.mark.parametrize("mode", ["ema", "copy", "own"])
+def test_own_statistics_follow_the_teachers_weights(make_toy_network, mode):
+    """After a step the teacher's "own" statistics come from its own forward, the student's from its own."""
+    method, batch = make_method(make_toy_network(HEADS), bn_mode=mode, decay=1.0), make_batch()
+    tx = optax.sgd(0.5)
+    state = first_state(method, tx, seed=0)
+    state = state._replace(step=jnp.asarray(10), teacher=jax.tree.map(lambda x: x + 0.25, state.teacher))
+    before = state.teacher["student"]
+    after, _ = train_step(state, batch, method=method, tx=tx, seed=0)
+    teacher_mean = np.asarray(after.teacher["student"].batch_stats["encoder"]["mean"])
+    student_mean = np.asarray(after.batch_stats["student"]["encoder"]["mean"])
+    images = np.concatenate([batch.labelled.image, batch.unlabelled.image]) / 255.0
+    own = 0.9 * 0.25 + 0.1 * (images @ np.asarray(before.params["encoder"]["w"])).mean((0, 1, 2))
+    decay = 1 - 1 / 11
+    expected = {"ema": decay * 0.25 + (1 - decay) * student_mean, "copy": student_mean, "own": own}[mode]
+    np.testing.assert_allclose(teacher_mean, expected, rtol=1e-4)
+
+
+def test_supervised_learns_from_labelled_rows_alone(make_toy_network):
+    method = Supervised(network=make_toy_network(), colour=same_colour, mixing=NoMixing())
+    batch = make_batch()._replace(unlabelled=None)
+    tx = optax.sgd(0.5)
+    state, losses = first_state(method, tx, seed=0), []
+    for _ in range(20):
+        state, metrics = train_step(state, batch, method=method, tx=tx, seed=0)
+        losses.append(float(metrics["supervised_loss"]))
+    assert losses[-1] < losses[0]
+
+
+def test_methods_say_which_part_of_the_batch_they_miss(make_toy_network):
+    method = make_method(make_toy_network(HEADS))
+    state = first_state(method, optax.sgd(0.1), seed=0)
+    with pytest.raises(ValueError, match=r"batch\.unlabelled"):
+        method.loss(state.params, state, make_batch()._replace(unlabelled=None), jax.random.key(0))
+
+
+def test_interleave_alternates_equal_parts_and_appends_others():
+    np.testing.assert_array_equal(interleave(jnp.array([0, 1]), jnp.array([10, 11])), [0, 10, 1, 11])
+    np.testing.assert_array_equal(interleave(jnp.array([0, 1]), jnp.array([10])), [0, 1, 10])
+
+

@@ -1,0 +1,206 @@
+"""Runs that are stopped, killed, damaged and resumed."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from forec_jax.augment import NoMixing
+from forec_jax.contracts import Batch, Labelled, Mean, Term
+from forec_jax.methods import Supervised
+from forec_jax.parallel import make_mesh, replicated
+from forec_jax.training import (
+    CheckpointError,
+    Checkpoints,
+    NotFiniteError,
+    Reporter,
+    Schedule,
+    abstract_state,
+    compile_step,
+    create_state,
+    train,
+)
+from forec_jax.training.reporting import read_events
+
+SEED, STEPS = 5, 12
+TX = optax.sgd(0.1, momentum=0.9)
+
+
+def batch_of(step):
+    """Batch n is a function of n."""
+    rng = np.random.default_rng(step)
+    image = rng.integers(0, 256, (4, 5, 5, 3), dtype=np.uint8)
+    return Batch(Labelled(image, (image[..., 0] > 127).astype(np.int32), np.ones((4, 5, 5), bool), np.zeros(4, np.int32)))
+
+
+@dataclasses.dataclass(frozen=True)
+class BreaksAt(Supervised):
+    """A method with a term that is NaN at one step."""
+
+    step: int = 0
+
+    def loss(self, params, state, batch, key):
+        terms, aux = super().loss(params, state, batch, key)
+        broken = jnp.where(state.step == self.step, jnp.nan, 0.0)
+        return terms | {"broken_loss": Term(Mean(broken, jnp.ones(())), 1.0)}, aux
+
+
+def noisy_colour(key, image, valid):
+    """Draws from the step's key, so that a resumed run must draw the same."""
+    return jnp.clip(image + 0.1 * jax.random.normal(key, image.shape), 0, 1)
+
+
+@pytest.fixture
+def method(make_toy_network):
+    return Supervised(network=make_toy_network(), colour=noisy_colour, mixing=NoMixing())
+
+
+def run(workdir, method, *, steps=STEPS, stop_at=None, signal_at=None, score=lambda step: step / 100):
+    """Trains in `workdir`, resuming; `stop_at` raises as a kill would, `signal_at` sends SIGTERM."""
+    workdir.mkdir(exist_ok=True)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state = checkpoints.restore_last(abstract_state(method, TX, SEED, replicated(mesh)))
+    state = create_state(method, TX, SEED, replicated(mesh)) if state is None else state
+    first = int(state.step)
+    checkpoints.drop_after(first)
+    reporter = Reporter(workdir, steps=steps, first_step=first, images_per_step=4)
+
+    def batches():
+        for step in itertools.count(first):
+            if step == stop_at:
+                checkpoints.wait()
+                raise KeyboardInterrupt
+            if step == signal_at:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch_of(step)
+
+    try:
+        return train(
+            state,
+            first_step=first,
+            step=compile_step(method, TX, seed=SEED, accumulate=1, mesh=mesh),
+            batches=batches(),
+            batch_ids=lambda step: f"batch {step}",
+            evaluate=lambda state, step: {"teacher_miou": score(step)},
+            is_best=lambda results: results["teacher_miou"] > 0.05,
+            schedule=Schedule(steps=steps, log_every=2, evaluate_every=6, checkpoint_every=3),
+            checkpoints=checkpoints,
+            reporter=reporter,
+            mesh=mesh,
+        )
+    finally:
+        reporter.close()
+        checkpoints.close()
+
+
+def assert_equal(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def without_rates(events):
+    return [{k: v for k, v in event.items() if k != "images_per_second"} for event in events]
+
+
+def test_killed_at_three_moments_and_resumed_is_bit_equal(tmp_path, method):
+    whole, _ = run(tmp_path / "whole", method)
+    for stop_at in (4, 8, 11):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed", method, stop_at=stop_at)
+    resumed, _ = run(tmp_path / "killed", method)
+    assert_equal(whole, resumed)
+    events = [without_rates(read_events(tmp_path / name / "metrics.jsonl")) for name in ("whole", "killed")]
+    # The first step of each part is not logged by its rule but once: compare the steps that every run logs.
+    logged = [[e for e in part if e["step"] % 2 == 0 or e["event"] == "evaluation"] for part in events]
+    assert logged[0] == logged[1]
+
+
+def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, method):
+    whole, _ = run(tmp_path / "whole", method)
+    before = signal.getsignal(signal.SIGTERM)
+    state, stopped_by = run(tmp_path / "stopped", method, signal_at=4)
+    assert (int(state.step), stopped_by) == (5, signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert_equal(whole, run(tmp_path / "stopped", method)[0])
+
+
+def test_signals_are_left_alone_in_another_thread(tmp_path, method):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(tmp_path / "thread", method)))
+    thread.start()
+    thread.join()
+    assert int(results[0][0].step) == STEPS
+
+
+def test_nan_stops_with_step_and_term_and_leaves_the_checkpoint_before(tmp_path, method):
+    broken = BreaksAt(network=method.network, colour=noisy_colour, mixing=NoMixing(), step=5)
+    with pytest.raises(NotFiniteError, match=r"step 6: .*broken_loss=nan.*batch 5.*optim\.lr") as error:
+        run(tmp_path / "nan", broken)
+    assert "supervised_loss" not in str(error.value)
+    assert sorted(p.name for p in (tmp_path / "nan" / "checkpoints" / "last").iterdir()) == ["step_3"]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, method, caplog):
+    whole, _ = run(tmp_path / "run", method)
+    last = tmp_path / "run" / "checkpoints" / "last"
+    files = [f for f in (last / "step_12" / "state").rglob("*") if f.is_file()]
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    resumed, _ = run(tmp_path / "run", method)
+    assert "step_12 is damaged" in caplog.text
+    assert_equal(whole, resumed)
+    assert (last / "step_12").is_dir()
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path, method):
+    run(tmp_path / "run", method)
+    last = tmp_path / "run" / "checkpoints" / "last"
+    shutil.copytree(last / "step_12", last / "step_15.orbax-checkpoint-tmp-1")
+    mesh = make_mesh(devices=jax.devices()[:1])
+    state = Checkpoints(last.parent).restore_last(abstract_state(method, TX, SEED, replicated(mesh)))
+    assert int(state.step) == 12
+
+
+def test_checkpoints_that_are_all_damaged_are_an_error(tmp_path, method):
+    run(tmp_path / "run", method)
+    for step in (tmp_path / "run" / "checkpoints" / "last").iterdir():
+        shutil.rmtree(step / "layout")
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be read .*step_12.*another --workdir"):
+        run(tmp_path / "run", method)
+
+
+def test_a_checkpoint_of_another_architecture_is_an_error(tmp_path, method, make_toy_network):
+    run(tmp_path / "run", method, steps=3)
+    from forec_jax.contracts import HeadSpec
+
+    other = dataclasses.replace(method, network=make_toy_network((HeadSpec("segmentation", 7),)))
+    with pytest.raises(CheckpointError, match=r"another model.*segmentation.*expected float32\[4, 7\]"):
+        run(tmp_path / "run", other, steps=3)
+
+
+def test_best_and_last_are_kept(tmp_path, method):
+    run(tmp_path / "run", method, score=lambda step: 0.2 if step == 6 else 0.01)
+    folders = {name: {p.name for p in (tmp_path / "run" / "checkpoints" / name).iterdir()} for name in ("last", "best")}
+    assert folders == {"last": {"step_9", "step_12"}, "best": {"step_6"}}
+
+
+def test_metrics_hold_every_logged_step_and_evaluation(tmp_path, method):
+    run(tmp_path / "run", method)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in lines if e["event"] == "train"] == [1, 2, 4, 6, 8, 10, 12]
+    assert [e["step"] for e in lines if e["event"] == "evaluation"] == [6, 12]
+    assert all(np.isfinite(e["supervised_loss"]) for e in lines if e["event"] == "train")
+
+
+@pytest.mark.parametrize("key", ["steps", "log_every", "evaluate_every", "checkpoint_every"])
+def test_a_schedule_of_nothing_is_an_error(key):
+    with pytest.raises(ValueError, match=key):
+        Schedule(**{"steps": 1, "log_every": 1, "evaluate_every": 1, "checkpoint_every": 1, key: 0})
