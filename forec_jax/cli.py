@@ -18,6 +18,7 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
   train      --config=FILE[:VARIANT] --workdir=DIR [--config.key=value ...]   goes on where DIR holds a checkpoint
   evaluate   --workdir=DIR [--split=val] [--network=teacher|student] [--checkpoint=last|best]
   predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
+  table      --workdirs=DIR,DIR [--splits=val,...] [--network=...] [--checkpoint=...]       mIoU of several runs
   prepare    --dataset=voc --source=FOLDER [--prepared=DIR]
 
 FILE is for example configs/shapes.py or configs/voc.py; `forec-jax COMMAND --help` tells a command's flags.
@@ -38,7 +39,7 @@ def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]) -> fl
     """The flags of a subcommand."""
     values = flags.FlagValues()
     define(values)
-    flags.DEFINE_bool("help", False, "shows the flags", short_name="h", flag_values=values)
+    flags.DEFINE_bool("help", False, "shows the flags", flag_values=values)
     rest = values([f"forec-jax {argv[0]}", *argv[1:]])[1:]
     if rest:
         raise flags.Error(f"unexpected argument {rest[0]!r}; flags are written --flag=value")
@@ -65,11 +66,14 @@ def checkpoint_flags(values: flags.FlagValues) -> None:
 def train(argv: Sequence[str]) -> int:
     """Trains."""
 
+    argv = resolve_config(argv)
+
     def define(values: flags.FlagValues) -> None:
-        config_flags.DEFINE_config_file("config", None, "FILE[:VARIANT]", flag_values=values)
+        # ml_collections reads the overrides from the process's arguments unless it is told otherwise.
+        config_flags.DEFINE_config_file("config", None, "FILE[:VARIANT]", flag_values=values, sys_argv=list(argv))
         flags.DEFINE_string("workdir", None, "where everything of the run goes", flag_values=values)
 
-    values = parse(resolve_config(argv), define)
+    values = parse(argv, define)
     required(values, "workdir", "config")
     from forec_jax.runs import run_training
 
@@ -103,6 +107,23 @@ def evaluate(argv: Sequence[str]) -> int:
     print(
         f"{values.network} {values.checkpoint} step {int(run.state.step)} on {values.split}: {evaluation.miou:.4f} mIoU"
     )
+    return 0
+
+
+def table(argv: Sequence[str]) -> int:
+    """Compares stored models."""
+
+    def define(values: flags.FlagValues) -> None:
+        checkpoint_flags(values)
+        flags.DEFINE_list("workdirs", None, "work directories of training runs", flag_values=values)
+        flags.DEFINE_list("splits", "val", "splits of the runs' data set", flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "workdirs")
+    from forec_jax.runs import compare_runs
+
+    print(f"\nmIoU (%) of the {values.network}, {values.checkpoint} checkpoint\n")
+    print(compare_runs([Path(w) for w in values.workdirs], values.splits, values.network, values.checkpoint))
     return 0
 
 
@@ -143,7 +164,22 @@ def prepare(argv: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Command] = {"train": train, "evaluate": evaluate, "predict": predict, "prepare": prepare}
+COMMANDS: dict[str, Command] = {
+    "train": train,
+    "evaluate": evaluate,
+    "table": table,
+    "predict": predict,
+    "prepare": prepare,
+}
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in the user's cache folder unless JAX_COMPILATION_CACHE_DIR says otherwise.
+
+    Works because nothing above imports JAX, which reads the variable when it is imported.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "forec_jax" / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 
 
 def explain(error: Exception) -> str:
@@ -160,6 +196,7 @@ def run(argv: Sequence[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         print(USAGE, file=sys.stderr)
         return 0 if argv and argv[0] in ("-h", "--help", "help") else 2
+    use_compilation_cache()
     try:
         return COMMANDS[argv[0]](argv)
     except (ValueError, AttributeError, TypeError, KeyError, OSError, FloatingPointError, flags.Error) as error:

@@ -74,9 +74,7 @@ def defaults() -> ConfigDict:
     c.method.name = "mean_teacher"  # or "supervised"
     c.method.threshold = 0.95  # confidence above which a pseudo-label counts
     c.method.unsupervised_weight = 1.0  # of L_u
-    c.method.normaliser = (
-        "valid"  # L_u is divided by all pseudo-labelled pixels ("valid") or the confident ones ("kept")
-    )
+    c.method.normaliser = "valid"  # what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident)
 
     c.auxiliary = ConfigDict()  # tasks by name; see TASKS below
 

@@ -158,6 +158,11 @@ class AuxiliaryTask(Protocol):
 class Method(Protocol):
     """A way to train. A frozen dataclass of networks, auxiliary tasks and hyper-parameters."""
 
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The trained networks, by the names that they have in the state's params."""
+        ...
+
     def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
         """The first params, batch_stats, teacher and memory."""
         ...

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -268,6 +268,17 @@ def evaluate_run(run: Run, split: str, network: str) -> Evaluation:
     evaluator = build.build_evaluator(run.config, run.method, run.labels, run.mesh)
     source = build.build_dataset(run.config).source(split)
     return evaluator(build.network_variables(run.state, network), source)
+
+
+def compare_runs(workdirs: Sequence[Path], splits: Sequence[str], network: str, checkpoint: str) -> str:
+    """A table of mIoU in percent: a row a run, a column a split."""
+    width = max(len(workdir.name) for workdir in workdirs)
+    lines = [" " * width + "".join(f"{split:>20}" for split in splits)]
+    for workdir in workdirs:
+        run = load_run(workdir, checkpoint)
+        scores = (evaluate_run(run, split, network).miou for split in splits)
+        lines.append(f"{workdir.name:<{width}}" + "".join(f"{100 * score:20.2f}" for score in scores))
+    return "\n".join(lines)
 
 
 def predict_run(run: Run, images: Path, out: Path, network: str) -> int:

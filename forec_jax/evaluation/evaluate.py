@@ -109,10 +109,7 @@ class Evaluator:
 
     def _global(self, padded: Padded) -> tuple[Array, ...]:
         sharding = batch_sharding(self._mesh)
-        return tuple(
-            jax.make_array_from_callback(array.shape, sharding, lambda index, array=array: array[index])
-            for array in padded
-        )
+        return tuple(jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__) for rows in padded)
 
 
 def _confusion_of(method: Method, classes: int) -> Callable[..., Array]:

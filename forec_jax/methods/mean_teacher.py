@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from forec_jax.augment import Mixing
 from forec_jax.contracts import (
     Array,
     Aux,
@@ -29,7 +30,6 @@ from forec_jax.methods.student import (
 from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
 from forec_jax.methods.views import (
     Colour,
-    Mixing,
     labelled_rows,
     pseudo_labelled_rows,
     student_input,
@@ -57,6 +57,11 @@ class MeanTeacher:
     normaliser: Normaliser = "valid"
     decay: float = 0.99
     bn_mode: BatchNormMode = "ema"
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The student."""
+        return {STUDENT: self.network}
 
     def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
         """The first params, batch_stats, teacher and memory."""

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from forec_jax.augment import Mixing
 from forec_jax.contracts import Array, Aux, Batch, Network, PyTree, Terms, TrainState, Variables
 from forec_jax.methods.segmentation_terms import supervised_terms
 from forec_jax.methods.student import (
@@ -15,7 +16,7 @@ from forec_jax.methods.student import (
     run_heads,
 )
 from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
-from forec_jax.methods.views import Colour, Mixing, labelled_rows, student_input
+from forec_jax.methods.views import Colour, labelled_rows, student_input
 
 STUDENT = "student"
 
@@ -30,6 +31,11 @@ class Supervised:
     auxiliary: tuple[Auxiliary, ...] = ()
     decay: float = 0.99
     bn_mode: BatchNormMode = "ema"
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The student."""
+        return {STUDENT: self.network}
 
     def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
         """The first params, batch_stats, teacher and memory."""

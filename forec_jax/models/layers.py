@@ -161,12 +161,9 @@ class BatchNorm(nn.Module):
         wide = x.astype(jnp.float32)
         mean, var = running_mean.value, running_var.value
         if self.train:
-            # Moments about the running mean: one pass over x, without the cancellation of E[x^2] - E[x]^2.
-            shift = lax.stop_gradient(mean)
-            centred = wide - shift
-            offset = centred.mean((0, 1, 2))
-            mean = offset + shift
-            var = jnp.maximum((centred * centred).mean((0, 1, 2)) - offset * offset, 0.0)
+            mean = wide.mean((0, 1, 2))
+            centred = wide - mean
+            var = (centred * centred).mean((0, 1, 2))
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
                 unbiased = var * (count / max(count - 1, 1))

@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 MIXINGS = [NoMixing(), CutOut(1.0), CutOut.half_area(), CutMix(1.0), CutMix.half_area(), ClassMix(K)]
 
 
-def numbered(rows: int, height: int = 16, width: int = 20) -> Rows:
+def numbered(rows: int = 8, height: int = 16, width: int = 20) -> Rows:
     """Row i holds i / 10 in the images, i in the label and the confidence i / 10; even rows are ground truth."""
     i = jnp.arange(rows)[:, None, None]
     shape = (rows, height, width)
@@ -26,14 +26,14 @@ def numbered(rows: int, height: int = 16, width: int = 20) -> Rows:
     return Rows(image, image + 0.05, jnp.broadcast_to(i, shape).astype(jnp.int32), value, truth, jnp.ones(shape, bool))
 
 
-def random_rows(rows: int, seed: int = 0, size: int = 16) -> Rows:
-    rng = np.random.default_rng(seed)
-    shape = (rows, size, size)
+def random_rows() -> Rows:
+    rng = np.random.default_rng(0)
+    shape = (8, 16, 20)
     label = rng.integers(0, K, shape).astype(np.int32)
     label[rng.uniform(size=shape) < 0.05] = IGNORE
     valid = np.ones(shape, bool)
-    valid[:, :, size - 3 :] = False
-    truth = np.broadcast_to((np.arange(rows) % 2 == 0)[:, None, None], shape)
+    valid[:, :, 17:] = False
+    truth = np.broadcast_to((np.arange(8) % 2 == 0)[:, None, None], shape)
     images = rng.uniform(size=(2, *shape, 3)).astype(np.float32)
     confidence = rng.uniform(size=shape).astype(np.float32)
     return Rows(*map(jnp.asarray, (*images, label, confidence, truth, valid)))
@@ -56,20 +56,20 @@ def assert_same(one: Rows, other: Rows) -> None:
 
 @pytest.mark.parametrize("mixing", MIXINGS, ids=str)
 def test_shapes_dtypes_and_repeatability(mixing):
-    rows = random_rows(4)
+    rows = random_rows()
     mixed = compiled(mixing)(KEY, rows)
     assert [(x.shape, x.dtype) for x in mixed] == [(x.shape, x.dtype) for x in rows]
     assert_same(mixed, compiled(mixing)(KEY, rows))
 
 
-@pytest.mark.parametrize("mixing", [NoMixing(), CutOut(0.0), CutMix(0.0), ClassMix(K, 0.0)], ids=str)
+@pytest.mark.parametrize("mixing", [NoMixing(), CutMix(0.0)], ids=str)
 def test_probability_zero_changes_valid_rows_in_nothing(mixing):
-    assert_same(compiled(mixing)(KEY, numbered(4)), numbered(4))
+    assert_same(compiled(mixing)(KEY, numbered()), numbered())
 
 
 @pytest.mark.parametrize("mixing", MIXINGS, ids=str)
 def test_padding_never_becomes_a_pseudo_label(mixing):
-    mixed = jax.tree.map(np.asarray, compiled(mixing)(KEY, random_rows(4)))
+    mixed = jax.tree.map(np.asarray, compiled(mixing)(KEY, random_rows()))
     silent = ~mixed.valid & ~mixed.is_ground_truth
     assert silent.any()
     assert (mixed.label[silent] == IGNORE).all()
@@ -77,7 +77,7 @@ def test_padding_never_becomes_a_pseudo_label(mixing):
 
 
 def test_padding_of_ground_truth_keeps_the_label_it_was_given():
-    rows = random_rows(2)
+    rows = random_rows()
     rows = rows._replace(label=jnp.where(rows.valid, rows.label, 0))
     mixed = compiled(NoMixing())(KEY, rows)
     np.testing.assert_array_equal(mixed.label[0], rows.label[0])
@@ -86,14 +86,14 @@ def test_padding_of_ground_truth_keeps_the_label_it_was_given():
 
 @pytest.mark.parametrize("mixing", [CutMix(1.0), CutMix.half_area()], ids=str)
 def test_cutmix_pastes_one_box_of_the_next_row_in_every_field(mixing):
-    rows = numbered(4)
+    rows = numbered()
     mixed = jax.tree.map(np.asarray, compiled(mixing)(KEY, rows))
-    for i in range(4):
-        box = mixed.label[i] == (i + 1) % 4
+    for i in range(8):
+        box = mixed.label[i] == (i + 1) % 8
         assert (mixed.label[i][~box] == i).all()
         ys, xs = np.nonzero(box)
         assert box.sum() == (np.ptp(ys) + 1) * (np.ptp(xs) + 1)  # a full rectangle
-        partner = np.where(box, (i + 1) % 4, i)
+        partner = np.where(box, (i + 1) % 8, i)
         np.testing.assert_allclose(mixed.clean[i], np.repeat(partner[..., None] / 10, 3, -1), atol=1e-6)
         np.testing.assert_allclose(mixed.strong[i], mixed.clean[i] + 0.05, atol=1e-6)
         np.testing.assert_allclose(mixed.confidence[i], partner / 10, atol=1e-6)
@@ -101,7 +101,7 @@ def test_cutmix_pastes_one_box_of_the_next_row_in_every_field(mixing):
 
 
 def test_cutmix_brings_the_partners_padding_along():
-    rows = numbered(2)
+    rows = numbered()
     rows = rows._replace(valid=rows.valid.at[1].set(False))
     mixed = compiled(CutMix(1.0))(KEY, rows)
     box = np.asarray(~mixed.valid[0])
@@ -114,14 +114,14 @@ def test_a_single_row_is_its_own_partner():
 
 
 def test_probability_is_per_row():
-    rows = numbered(256, 8, 8)._replace(label=jnp.arange(256)[:, None, None] + jnp.zeros((1, 8, 8), jnp.int32))
+    rows = numbered(256, 8, 8)
     mixed = compiled(CutMix(0.5))(KEY, rows)
-    changed = np.asarray((mixed.label != rows.label).any((1, 2)))
-    assert 0.35 < changed.mean() < 0.6
+    changed = np.asarray(mixed.label != rows.label).any((1, 2))
+    assert 0.4 < changed.mean() < 0.6
 
 
 def test_cutout_pixels_are_grey_and_say_nothing():
-    rows = numbered(4)
+    rows = numbered()
     cut = jax.tree.map(np.asarray, compiled(CutOut(1.0))(KEY, rows))
     box = ~cut.valid
     assert box.any((1, 2)).all()
@@ -199,7 +199,7 @@ def test_boxes_of_odd_images_lie_inside(box, shape):
 
 @pytest.mark.parametrize("present", [1, 2, 3, 4, 5])
 def test_classmix_pastes_half_of_the_classes(present):
-    rows = numbered(2)
+    rows = numbered()
     label = jnp.arange(16 * 20).reshape(16, 20) % present
     rows = rows._replace(label=rows.label.at[1].set(label).at[0].set(IGNORE))
     mixed = compiled(ClassMix(K))(KEY, rows)
@@ -212,7 +212,7 @@ def test_classmix_pastes_half_of_the_classes(present):
 
 
 def test_classmix_never_pastes_void_or_padding():
-    rows = numbered(2)
+    rows = numbered()
     label = jnp.where(jnp.arange(20) < 10, IGNORE, 2) + jnp.zeros((16, 1), jnp.int32)
     label = label.at[0].set(3).at[1].set(4)
     valid = rows.valid.at[1, 1].set(False)  # class 4 lies in the padding of row 1 only
@@ -224,16 +224,17 @@ def test_classmix_never_pastes_void_or_padding():
 
 
 def test_classmix_draws_classes_evenly():
-    rows = numbered(300, 2, 2)._replace(label=jnp.broadcast_to(jnp.arange(4).reshape(2, 2), (300, 2, 2)))
-    mixed = compiled(ClassMix(K))(KEY, rows)
-    pasted = np.asarray(mixed.clean != rows.clean)[..., 0]
-    assert (pasted.sum((1, 2)) == 2).all()
+    rows = numbered()
+    rows = rows._replace(label=jnp.broadcast_to(jnp.arange(20) % 4, rows.label.shape).astype(jnp.int32))
+    draws = [compiled(ClassMix(K))(jax.random.key(seed), rows) for seed in range(40)]
+    pasted = np.concatenate([np.asarray(mixed.clean != rows.clean)[:, 0, :4, 0] for mixed in draws])
+    assert (pasted.sum(1) == 2).all()
     np.testing.assert_allclose(pasted.mean(0), 0.5, atol=0.1)
 
 
-@pytest.mark.parametrize("mixing", [CutOut(), CutMix(), CutMix.half_area(), ClassMix(K, 0.7)], ids=str)
+@pytest.mark.parametrize("mixing", [CutOut(1.0), CutMix.half_area(), ClassMix(K)], ids=str)
 def test_one_and_eight_devices_agree(mixing):
-    rows = random_rows(16)
+    rows = random_rows()
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
     eight = compiled(mixing)(KEY, sharded)

@@ -24,6 +24,10 @@ from forec_jax.augment import (
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
+blur = jax.jit(gaussian_blur)
+hue = jax.jit(adjust_hue)
+
+
 @functools.cache
 def compiled(options: Photometric) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return jax.jit(lambda key, image: photometric(key, image, options))
@@ -77,17 +81,17 @@ def test_hue_against_colorsys(image):
     expected = np.array(
         [[[turned(p, by) for p in row] for row in rows] for rows, by in zip(image, shift.tolist(), strict=True)]
     )
-    np.testing.assert_allclose(adjust_hue(image, shift), expected, atol=1e-5)
+    np.testing.assert_allclose(hue(image, shift), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("shift", [-1.0, 0.0, 1.0])
 def test_a_full_turn_of_hue_is_the_identity(image, shift):
-    np.testing.assert_allclose(adjust_hue(image, jnp.full(4, shift)), image, atol=1e-5)
+    np.testing.assert_allclose(hue(image, jnp.full(4, shift)), image, atol=1e-5)
 
 
 def test_hue_turns_red_into_green_and_leaves_grey():
     image = jnp.array([[[[1.0, 0.0, 0.0], [0.4, 0.4, 0.4]]]])
-    np.testing.assert_allclose(adjust_hue(image, jnp.array([1 / 3]))[0, 0], [[0, 1, 0], [0.4] * 3], atol=1e-5)
+    np.testing.assert_allclose(hue(image, jnp.array([1 / 3]))[0, 0], [[0, 1, 0], [0.4] * 3], atol=1e-5)
 
 
 def blurred_by_numpy(image: np.ndarray, sigma: float, radius: int) -> np.ndarray:
@@ -105,12 +109,12 @@ def blurred_by_numpy(image: np.ndarray, sigma: float, radius: int) -> np.ndarray
 def test_blur_against_numpy(image):
     sigma = [0.1, 0.6, 1.3, 2.0]
     expected = [blurred_by_numpy(x, s, 8) for x, s in zip(image, sigma, strict=True)]
-    np.testing.assert_allclose(gaussian_blur(image, jnp.array(sigma)), expected, atol=1e-5)
+    np.testing.assert_allclose(blur(image, jnp.array(sigma)), expected, atol=1e-5)
 
 
 def test_blur_of_tiny_images():
     image = np.random.default_rng(1).uniform(size=(1, 5, 1, 3)).astype(np.float32)
-    result = gaussian_blur(image, jnp.array([2.0]))
+    result = blur(image, jnp.array([2.0]))
     taps = np.exp(-0.5 * (np.arange(-4, 5) / 2.0) ** 2)
     padded = np.pad(image[0, :, 0], ((4, 4), (0, 0)), mode="reflect")
     expected = np.apply_along_axis(np.convolve, 0, padded, taps / taps.sum(), "valid")
@@ -118,8 +122,8 @@ def test_blur_of_tiny_images():
 
 
 def test_blur_keeps_constants_and_sigma_zero_is_the_identity(image):
-    np.testing.assert_allclose(gaussian_blur(jnp.full((1, 20, 9, 3), 0.3), jnp.array([1.7])), 0.3, atol=1e-6)
-    np.testing.assert_array_equal(gaussian_blur(image, jnp.zeros(4)), image)
+    np.testing.assert_allclose(blur(jnp.full_like(image, 0.3), jnp.full(4, 1.7)), 0.3, atol=1e-6)
+    np.testing.assert_array_equal(blur(image, jnp.zeros(4)), image)
 
 
 def test_no_change_is_exactly_the_identity(image):
@@ -128,7 +132,7 @@ def test_no_change_is_exactly_the_identity(image):
 
 
 def test_rows_that_are_not_drawn_stay_exactly_as_they_are():
-    image = np.random.default_rng(2).uniform(size=(64, 6, 6, 3)).astype(np.float32)
+    image = np.random.default_rng(2).uniform(size=(64, 4, 4, 3)).astype(np.float32)
     options = Photometric(jitter_probability=0.4, grayscale_probability=0.0, blur_probability=0.3)
     result = np.asarray(compiled(options)(jax.random.key(3), image))
     same = (result == image).all((1, 2, 3)).mean()
@@ -146,7 +150,7 @@ def test_probabilities_and_strengths_of_the_draws():
     assert abs(changed.mean() - 1) < 0.06
 
 
-@pytest.mark.parametrize("options", [Photometric(), Photometric.reco(), Photometric(2, 2, 2, 0.5, 1, 0, 1)])
+@pytest.mark.parametrize("options", [Photometric(), Photometric(2, 2, 2, 0.5, 1, 0, 1)])
 def test_range_and_repeatability(image, options):
     first, again, other = (np.asarray(compiled(options)(jax.random.key(seed), image)) for seed in (0, 0, 1))
     assert first.min() >= 0

@@ -32,7 +32,9 @@ def make_batch(rows=2, size=6, seed=0):
 
 def make_method(network, **options):
     tasks = (Auxiliary(2.0, ForegroundReconstruction((0,), threshold=0.0)),)
-    return MeanTeacher(network=network, colour=same_colour, mixing=NoMixing(), auxiliary=tasks, threshold=0.0, **options)
+    return MeanTeacher(
+        network=network, colour=same_colour, mixing=NoMixing(), auxiliary=tasks, threshold=0.0, **options
+    )
 
 
 def numpy_softmax(x):
@@ -53,7 +55,9 @@ def test_the_loss_equals_a_numpy_oracle(make_toy_network):
     probabilities = {k: numpy_softmax(f @ params["segmentation"]["w"]) for k, f in features.items()}
     valid = np.asarray(batch.labelled.valid)
     label = {"l": np.asarray(batch.labelled.label), "u": probabilities["u"].argmax(-1)}  # teacher = student at first
-    picked = {k: np.take_along_axis(p, np.where(valid, label[k], 0)[..., None], -1)[..., 0] for k, p in probabilities.items()}
+    picked = {
+        k: np.take_along_axis(p, np.where(valid, label[k], 0)[..., None], -1)[..., 0] for k, p in probabilities.items()
+    }
     expected = -np.log(picked["l"][valid]).mean() + 0.7 * -np.log(picked["u"][valid]).mean()
     for part, weight in (("l", 1.0), ("u", 0.5)):
         target = np.where((label[part] > 0)[..., None], images[part], 0.0)
@@ -170,5 +174,3 @@ def test_methods_say_which_part_of_the_batch_they_miss(make_toy_network):
 def test_interleave_alternates_equal_parts_and_appends_others():
     np.testing.assert_array_equal(interleave(jnp.array([0, 1]), jnp.array([10, 11])), [0, 10, 1, 11])
     np.testing.assert_array_equal(interleave(jnp.array([0, 1]), jnp.array([10])), [0, 1, 10])
-
-

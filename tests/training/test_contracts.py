@@ -87,7 +87,9 @@ class TwoTeachers:
     def update_teacher(self, state, params, batch_stats, teacher_stats):
         student = Variables(params["student"], batch_stats["student"])
         return {
-            name: jax.tree.map(lambda new, old, turn=turn: jnp.where(state.step % 2 == turn, new, old), student, teacher)
+            name: jax.tree.map(
+                lambda new, old, turn=turn: jnp.where(state.step % 2 == turn, new, old), student, teacher
+            )
             for turn, (name, teacher) in enumerate(sorted(state.teacher.items()))
         }
 
@@ -144,7 +146,9 @@ def test_two_teachers_alternate_and_the_queue_moves(make_toy_network):
     history = run(TwoTeachers(make_toy_network()), optax.sgd(0.5), 4)
     for index, (state, _) in enumerate(history):
         current = ("even", "odd")[index % 2]
-        np.testing.assert_array_equal(state.teacher[current].params["encoder"]["w"], state.params["student"]["encoder"]["w"])
+        np.testing.assert_array_equal(
+            state.teacher[current].params["encoder"]["w"], state.params["student"]["encoder"]["w"]
+        )
     np.testing.assert_allclose(history[-1][0].memory, [m["loss"] for _, m in history[1:]], rtol=1e-6)
 
 
@@ -166,7 +170,12 @@ def test_accumulation_equals_the_whole_batch_without_batch_norm(make_toy_network
 def test_the_encoder_and_the_heads_have_their_learning_rates():
     options = {"momentum": 0.0, "weight_decay": 0.1, "decay_batch_norm": False, "poly_power": 1.0, "warmup": 0}
     tx = make_optimizer(name="sgd", lr=0.1, head_lr_multiplier=10.0, steps=4, clip_norm=0.0, **options)
-    params = {"n": {"encoder": {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}, "segmentation": {"kernel": jnp.ones((1, 1))}}}
+    params = {
+        "n": {
+            "encoder": {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)},
+            "segmentation": {"kernel": jnp.ones((1, 1))},
+        }
+    }
     opt_state, gradients = tx.init(params), jax.tree.map(jnp.ones_like, params)
     for step in range(3):
         updates, opt_state = tx.update(gradients, opt_state, params)

@@ -38,7 +38,9 @@ def batch_of(step):
     """Batch n is a function of n."""
     rng = np.random.default_rng(step)
     image = rng.integers(0, 256, (4, 5, 5, 3), dtype=np.uint8)
-    return Batch(Labelled(image, (image[..., 0] > 127).astype(np.int32), np.ones((4, 5, 5), bool), np.zeros(4, np.int32)))
+    return Batch(
+        Labelled(image, (image[..., 0] > 127).astype(np.int32), np.ones((4, 5, 5), bool), np.zeros(4, np.int32))
+    )
 
 
 @dataclasses.dataclass(frozen=True)

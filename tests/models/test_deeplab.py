@@ -1,0 +1,79 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forec_jax.models import U2PL, DeepLabOptions
+from forec_jax.models.deeplab import DeepLabDecoder
+from forec_jax.models.layers import draw_variables
+
+SMALL = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4)
+SIZE = (32, 48)
+
+
+def maps():
+    rng = np.random.default_rng(0)
+    return (jnp.asarray(rng.normal(size=(2, *s)), jnp.float32) for s in ((8, 12, 6), (2, 3, 10)))
+
+
+def run(options=SMALL, upsample=True, train=False, dtype=jnp.float32, seed=0):
+    module = DeepLabDecoder(5, options, train, upsample, dtype=dtype)
+    low, high = (m.astype(dtype) for m in maps())
+    variables = draw_variables(module, jax.random.key(0), low, high, SIZE, None)
+    keep = ["batch_stats"] if train else False
+    return module.apply(
+        variables, low, high, SIZE, None, mutable=keep, rngs={"dropout": jax.random.key(seed)} if train else None
+    )
+
+
+def test_output_at_the_image_and_latent_at_stride_four():
+    output, latent = run()
+    assert output.shape == (2, *SIZE, 5)
+    assert latent.shape == (2, 8, 12, 8)
+    assert output.dtype == jnp.float32
+
+
+def test_without_upsampling_the_output_is_a_linear_map_of_the_latent_image():
+    output, latent = run(upsample=False)
+    assert output.shape == (2, 8, 12, 5)
+    features = np.asarray(latent, np.float64).reshape(-1, 8)
+    solution, *_ = np.linalg.lstsq(features, np.asarray(output).reshape(-1, 5), rcond=None)
+    np.testing.assert_allclose(features @ solution, np.asarray(output).reshape(-1, 5), atol=1e-4)
+
+
+def test_bfloat16_keeps_a_float32_output():
+    output, latent = run(dtype=jnp.bfloat16)
+    assert output.dtype == jnp.float32
+    assert latent.dtype == jnp.bfloat16
+    np.testing.assert_allclose(output, run()[0], atol=0.1)
+
+
+def test_dropout_takes_whole_channels_in_train_mode_only():
+    options = DeepLabOptions(rates=(1, 2, 3), channels=64, low_level_channels=4, dropout=0.5)
+    (_, latent), _ = run(options, train=True)
+    gone = np.asarray((latent == 0).all((1, 2)))
+    assert 0.3 < gone.mean() < 0.7
+    (_, other), _ = run(options, train=True, seed=1)
+    assert (np.asarray((other == 0).all((1, 2))) != gone).any()
+    inference = np.asarray((run(options)[1] == 0).all((1, 2)))
+    assert inference.mean() < 0.2
+
+
+def test_last_layer_starts_small():
+    output, _ = run(upsample=False)
+    assert float(jnp.abs(output).max()) < 10.0
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        # branches, image pooling, projection, low level, two 3x3, BatchNorm pairs, last layer
+        (DeepLabOptions(), 2048 * 256 * (2 + 27) + 1280 * 256 + 256 * 48 + (304 + 256) * 256 * 9 + 4192 + 5397),
+        (U2PL, 2048 * 256 * (2 + 27) + 1280 * 256 * 9 + 256 * 256 + (512 + 256) * 256 * 9 + 4608 + 5397),
+    ],
+)
+def test_parameter_counts_of_both_forms(options, count):
+    low, high = (jax.ShapeDtypeStruct((1, *s), jnp.float32) for s in ((16, 16, 256), (8, 8, 2048)))
+    module = DeepLabDecoder(21, options, train=False)
+    variables = jax.eval_shape(lambda a, b: module.init(jax.random.key(0), a, b, (64, 64), None), low, high)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count

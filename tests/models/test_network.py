@@ -1,0 +1,172 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from forec_jax.contracts import HeadSpec
+from forec_jax.models import DeepLabOptions, count_parameters, deeplab_network
+
+SEGMENTATION, RECONSTRUCTION = HeadSpec("segmentation", 5), HeadSpec("reconstruction", 3, upsample=False)
+SMALL = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4)
+
+
+def small(encoder="resnet18", heads=(SEGMENTATION,), decoder=SMALL, output_stride=16, **options):
+    width = 0.125 if encoder.startswith("resnet") else 0.25
+    return deeplab_network(
+        encoder=encoder, heads=heads, decoder=decoder, output_stride=output_stride, width=width, **options
+    )
+
+
+def images(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).uniform(size=(*shape, 3)), jnp.float32)
+
+
+def unsettled(variables):
+    """Running statistics away from 0 and 1, so that a border of zeros is not a neutral one."""
+    rng = np.random.default_rng(0)
+    stats = jax.tree.map(lambda s: s + jnp.asarray(rng.uniform(0.1, 0.5, s.shape), s.dtype), variables.batch_stats)
+    return variables._replace(batch_stats=stats)
+
+
+def predict(network, variables, image, valid=None, head="segmentation"):
+    features, _ = network.encode(variables, image, valid=valid)
+    return network.decode(variables, head, features)[0]
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize(("encoder", "stem"), [("resnet18", "7x7"), ("resnet18", "deep"), ("mobilenet_v2", "7x7")])
+def test_padding_changes_nothing(encoder, stem, output_stride):
+    network = small(encoder, stem=stem, output_stride=output_stride)
+    variables = unsettled(network.init(jax.random.key(0)))
+    alone = images(1, 75, 101)
+    padded = jnp.full((2, 96, 128, 3), 0.7).at[:1, :75, :101].set(alone)
+    valid = jnp.ones((2, 96, 128), bool).at[0, 75:].set(False).at[0, :, 101:].set(False)
+    run = jax.jit(lambda *a: predict(network, *a))
+    expected, ours = run(variables, alone), run(variables, padded, valid)
+    scale = float(jnp.abs(expected.output).max())
+    np.testing.assert_allclose(ours.output[:1, :75, :101], expected.output, atol=1e-4 * max(scale, 1.0))
+    # The second row is full: it equals what no mask gives.
+    np.testing.assert_allclose(ours.output[1:], run(variables, padded[1:]).output, atol=1e-4 * max(scale, 1.0))
+
+
+def test_valid_wants_multiples_of_32():
+    network = small()
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    with pytest.raises(ValueError, match="multiples of 32"):
+        jax.eval_shape(
+            lambda v, x, m: network.encode(v, x, valid=m), variables, jnp.zeros((1, 40, 64, 3)), jnp.ones((1, 40, 64))
+        )
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("size", [(33, 33), (75, 321), (513, 64)])
+def test_any_crop_works(encoder, size):
+    network = small(encoder, heads=(SEGMENTATION, RECONSTRUCTION))
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    output = jax.eval_shape(lambda v, x: predict(network, v, x), variables, image)
+    assert output.output.shape == (2, *size, 5)
+    small_output = jax.eval_shape(lambda v, x: predict(network, v, x, head="reconstruction"), variables, image)
+    assert small_output.output.shape == (2, *(-(-n // 4) for n in size), 3)
+    assert small_output.latent.shape == (2, *(-(-n // 4) for n in size), 8)
+
+
+def test_a_head_more_or_less_changes_nothing_else():
+    both, one = small(heads=(RECONSTRUCTION, SEGMENTATION)), small()
+    variables, fewer = both.init(jax.random.key(3)), one.init(jax.random.key(3))
+    for part in ("encoder", "segmentation"):
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), variables.params[part], fewer.params[part]))
+    assert set(variables.params) - set(fewer.params) == {"reconstruction"}
+
+
+def test_values_do_not_repeat_between_parts_and_keys():
+    network = small(heads=(SEGMENTATION, HeadSpec("other", 5)))
+    first, second = network.init(jax.random.key(0)), network.init(jax.random.key(1))
+    kernel = lambda v, part: v.params[part]["fuse1"]["conv"]["kernel"]  # noqa: E731
+    assert not (kernel(first, "segmentation") == kernel(first, "other")).any()
+    assert not (kernel(first, "other") == kernel(second, "other")).any()
+
+
+def test_runs_without_the_heads_that_are_not_asked_for():
+    network = small(heads=(SEGMENTATION, RECONSTRUCTION))
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    keep = ("encoder", "segmentation")
+    restricted = type(variables)(*({k: tree[k] for k in keep} for tree in variables))
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    jax.eval_shape(lambda v, x: predict(network, v, x), restricted, image)
+    with pytest.raises(KeyError, match="reconstruction"):
+        jax.eval_shape(lambda v, x: predict(network, v, x, head="reconstruction"), restricted, image)
+
+
+def loss_and_stats(network, params, stats, image, key):
+    variables = type(jax.eval_shape(network.init, key))(params, stats)
+    features, stats = network.encode(variables, image, train=True)
+    total = 0.0
+    for index, head in enumerate(network.heads):
+        output, stats = network.decode(
+            variables._replace(batch_stats=stats), head.name, features, train=True, rng=jax.random.fold_in(key, index)
+        )
+        total += (output.output**2).mean()
+    return total, stats
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_training_step_is_finite_and_moves_all_statistics(encoder, dtype):
+    options = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4, dropout=0.1)
+    network = small(encoder, heads=(SEGMENTATION, RECONSTRUCTION), decoder=options, compute_dtype=dtype)
+    params, stats = network.init(jax.random.key(0))
+    step = jax.jit(jax.value_and_grad(lambda p, *a: loss_and_stats(network, p, *a), has_aux=True))
+    (_, moved), gradient = step(params, stats, images(4, 49, 64), jax.random.key(1))
+    assert jax.tree.structure(moved) == jax.tree.structure(stats)
+    assert all(bool((a != b).any()) for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(stats), strict=True))
+    for leaf in jax.tree.leaves(gradient):
+        assert leaf.dtype == jnp.float32
+        assert bool(jnp.isfinite(leaf).all())
+    assert float(jnp.abs(gradient["encoder"]["stem"]["conv"]["kernel"]).max()) > 0
+
+
+def test_inference_leaves_the_statistics_alone():
+    network = small()
+    variables = network.init(jax.random.key(0))
+    features, stats = jax.jit(lambda v, x: network.encode(v, x))(variables, images(1, 64, 64))
+    assert features.size.height == 64
+    assert jax.tree.structure(stats) == jax.tree.structure(variables.batch_stats)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), stats, variables.batch_stats)
+    assert jax.tree.all(same)
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices: XLA_FLAGS=--xla_force_host_platform_device_count")
+def test_sharded_batch_gives_the_same_numbers():
+    network = small("mobilenet_v2")
+    params, stats = network.init(jax.random.key(0))
+    step = jax.jit(jax.value_and_grad(lambda p, *a: loss_and_stats(network, p, *a), has_aux=True))
+    image = images(4, 64, 64)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    sharded = jax.device_put(image, NamedSharding(mesh, PartitionSpec("data")))
+    spread = jax.device_put((params, stats, jax.random.key(1)), NamedSharding(mesh, PartitionSpec()))
+    one, many = step(params, stats, image, jax.random.key(1)), step(*spread[:2], sharded, spread[2])
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(a).max()) + 1e-7)
+
+
+@pytest.mark.parametrize(("encoder", "millions"), [("resnet50", 40.5), ("resnet101", 59.5)])
+def test_totals_are_unimatchs(encoder, millions):
+    network = deeplab_network(encoder=encoder, heads=(HeadSpec("segmentation", 21),), stem="deep")
+    total = sum(count_parameters(jax.eval_shape(network.init, jax.random.key(0)).params).values())
+    assert round(total / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder": "vgg"}, "unknown encoder"),
+        ({"output_stride": 4}, "output_stride"),
+        ({"stem": "5x5"}, "stem"),
+        ({"heads": (HeadSpec("encoder", 3),)}, "names of their own"),
+    ],
+)
+def test_rejects_what_it_does_not_know(change, message):
+    with pytest.raises(ValueError, match=message):
+        deeplab_network(**{"encoder": "resnet18", "heads": (SEGMENTATION,), "output_stride": 16, **change})

@@ -1,0 +1,114 @@
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forec_jax.contracts import HeadSpec
+from forec_jax.models import DeepLabOptions, deeplab_network, load_weights, mobilenet_v2_from_slim
+from forec_jax.models.mobilenet import STAGES, MobileNetV2, scaled_channels
+
+SHARED = Path(os.environ.get("FOREC_SHARED", Path(__file__).parents[3] / "shared"))
+PUBLISHED = SHARED / "data/weights/mobilenetv2_1.0_224_imagenet_nologits.npz"
+
+
+def made_up(width):
+    """Random tensors under TF-slim's names, and the classifier's, which must be passed over."""
+    rng = np.random.default_rng(0)
+    tensors = {"Conv_1_weights": np.zeros((1, 1, 320, 1280)), "Logits_Conv2d_1c_1x1_biases": np.zeros(1001)}
+
+    def add(name, shape, kernel="weights"):
+        channels = shape[2] if "depthwise" in kernel else shape[3]
+        tensors[f"{name}_{kernel}"] = rng.normal(size=shape) * (2 / np.prod(shape[:2]) / shape[2]) ** 0.5
+        tensors[f"{name}_BatchNorm_gamma"] = rng.uniform(0.5, 1.5, channels)
+        tensors[f"{name}_BatchNorm_beta"] = rng.normal(size=channels)
+        tensors[f"{name}_BatchNorm_moving_mean"] = rng.normal(size=channels)
+        tensors[f"{name}_BatchNorm_moving_variance"] = rng.uniform(0.5, 1.5, channels)
+
+    before, index = scaled_channels(32, width), 0
+    add("Conv", (3, 3, 3, before))
+    for expansion, features, depth, _ in STAGES:
+        for _ in range(depth):
+            name = f"expanded_conv_{index}" if index else "expanded_conv"
+            hidden, after = before * expansion, scaled_channels(features, width)
+            if index:
+                add(f"{name}_expand", (1, 1, before, hidden))
+            add(f"{name}_depthwise", (3, 3, hidden, 1), "depthwise_weights")
+            add(f"{name}_project", (1, 1, hidden, after))
+            before, index = after, index + 1
+    return {name: value.astype(np.float32) for name, value in tensors.items()}
+
+
+def normalised(x, tensors, name, activation=True):
+    t = {key: tensors[f"{name}_BatchNorm_{key}"] for key in ("gamma", "beta", "moving_mean", "moving_variance")}
+    y = (x - t["moving_mean"]) / np.sqrt(t["moving_variance"] + 1e-3) * t["gamma"] + t["beta"]
+    return np.clip(y, 0, 6) if activation else y
+
+
+def low_level_oracle(image, tensors):
+    """The stem and the first three blocks of one image with even sides, in NumPy; TensorFlow's 'SAME' padding."""
+
+    def windows(x, strides):
+        high, wide = -(-x.shape[0] // strides), -(-x.shape[1] // strides)
+        low = 1 if strides == 1 else 0
+        padded = np.pad(x, ((low, 1), (low, 1), (0, 0)))
+        reach = strides * (high - 1) + 1, strides * (wide - 1) + 1
+        return [[padded[i : i + reach[0] : strides, j : j + reach[1] : strides] for j in range(3)] for i in range(3)]
+
+    kernel = tensors["Conv_weights"]
+    seen = windows(image, 2)
+    x = normalised(sum(seen[i][j] @ kernel[i, j] for i in range(3) for j in range(3)), tensors, "Conv")
+    for name, strides in (("expanded_conv", 1), ("expanded_conv_1", 2), ("expanded_conv_2", 1)):
+        y = x
+        if name != "expanded_conv":
+            y = normalised(y @ tensors[f"{name}_expand_weights"][0, 0], tensors, f"{name}_expand")
+        kernel = tensors[f"{name}_depthwise_depthwise_weights"][..., 0]
+        seen = windows(y, strides)
+        y = sum(seen[i][j] * kernel[i, j] for i in range(3) for j in range(3))
+        y = normalised(y, tensors, f"{name}_depthwise")
+        y = normalised(y @ tensors[f"{name}_project_weights"][0, 0], tensors, f"{name}_project", activation=False)
+        x = x + y if name == "expanded_conv_2" else y
+    return x
+
+
+def test_first_layers_equal_a_numpy_oracle():
+    tensors = made_up(0.35)
+    weights = mobilenet_v2_from_slim(tensors, width=0.35)
+    image = np.random.default_rng(1).uniform(-1, 1, size=(36, 40, 3)).astype(np.float32)
+    module = MobileNetV2(train=False, width=0.35)
+    low, _ = jax.jit(module.apply)({"params": weights.params, "batch_stats": weights.batch_stats}, image[None])
+    np.testing.assert_allclose(low[0], low_level_oracle(image.astype(np.float64), tensors), rtol=1e-3, atol=1e-3)
+
+
+def test_reads_a_file_into_the_networks_layout(tmp_path):
+    np.savez(tmp_path / "weights.npz", **made_up(1.0))
+    weights = load_weights(tmp_path / "weights.npz", "mobilenet_v2")
+    head = HeadSpec("segmentation", 3)
+    network = deeplab_network(encoder="mobilenet_v2", heads=(head,), decoder=DeepLabOptions(channels=8))
+    expected = jax.eval_shape(network.init, jax.random.key(0))
+    for mine, other in ((weights.params, expected.params), (weights.batch_stats, expected.batch_stats)):
+        assert jax.tree.map(jnp.shape, mine) == jax.tree.map(jnp.shape, other["encoder"])
+
+
+def test_every_misfit_is_named():
+    tensors = made_up(0.35)
+    tensors["expanded_conv_3_expand_weights"] = np.zeros((1, 1, 2, 2), np.float32)
+    tensors["surprise"] = np.zeros(3, np.float32)
+    del tensors["Conv_BatchNorm_beta"]
+    with pytest.raises(ValueError, match="Conv_BatchNorm_beta is missing") as error:
+        mobilenet_v2_from_slim(tensors, width=0.35)
+    assert "surprise is unknown" in str(error.value)
+    assert "expanded_conv_3_expand_weights has shape (1, 1, 2, 2)" in str(error.value)
+
+
+def test_other_encoders_have_no_reader(tmp_path):
+    with pytest.raises(ValueError, match="resnet50"):
+        load_weights(tmp_path / "none.npz", "resnet50")
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason=f"the published weights are not at {PUBLISHED} (FOREC_SHARED)")
+def test_published_weights_fit():
+    weights = load_weights(PUBLISHED, "mobilenet_v2")
+    assert weights.params["block3"]["depthwise"]["conv"]["kernel"].shape == (3, 3, 1, 144)

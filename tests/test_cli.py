@@ -1,0 +1,218 @@
+"""The commands as a user runs them, on runs of a few steps."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from forec_jax import cli
+
+TINY = [
+    "--config.steps=6",
+    "--config.evaluate_every=3",
+    "--config.checkpoint_every=2",
+    "--config.log_every=1",
+    "--config.data.size=48",
+    "--config.data.crop=33",
+    "--config.data.labelled=8:0",
+    "--config.eval.batch=8",
+    "--config.eval.split=tune",
+    "--config.eval.bucket=64",
+    "--config.eval.pictures=1",
+    "--config.model.width=0.125",
+    "--config.model.decoder.channels=8",
+    "--config.model.decoder.low_level_channels=4",
+]
+
+
+def train(workdir, *options, variant="forec"):
+    return cli.run(["train", f"--config=configs/shapes.py:{variant}", f"--workdir={workdir}", *TINY, *options])
+
+
+def error_of(capsys, code):
+    assert code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "forec"
+    assert train(workdir) == 0
+    return workdir
+
+
+def test_a_run_leaves_what_the_readme_promises(trained):
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["method"] == "mean_teacher"
+    assert summary["auxiliary"] == ["reconstruction"]
+    assert (summary["last"]["step"], summary["seed"], summary["split"]["labelled"]) == (6, 0, 8)
+    assert len(summary["split"]["sha256"]) == 64
+    assert set(summary["per_class"]) == set(summary["classes"])
+    assert summary["protocol"]["bn_mode"] == "ema"
+    assert 0 <= summary["best"]["miou"] <= 1
+    assert summary["best"]["miou"] >= summary["last"]["miou"]
+    events = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    losses = {key for key in events[0] if key.endswith("loss")}
+    assert losses == {
+        "loss",
+        "supervised_loss",
+        "unsupervised_loss",
+        "reconstruction_labelled_loss",
+        "reconstruction_unlabelled_loss",
+    }
+    for name in ("config.json", "checkpoints/last", "checkpoints/best", "pictures/last.png", "tensorboard"):
+        assert (trained / name).exists(), name
+
+
+def test_a_finished_run_is_not_trained_again(trained):
+    before = (trained / "metrics.jsonl").read_text()
+    assert train(trained) == 0
+    assert (trained / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("network", ["teacher", "student"])
+def test_evaluate_repeats_the_runs_own_score(trained, capsys, network):
+    assert cli.run(["evaluate", f"--workdir={trained}", "--split=tune", f"--network={network}"]) == 0
+    events = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert f"{events[-1][f'{network}_miou']:.4f} mIoU" in capsys.readouterr().out
+
+
+def test_predict_writes_index_images_and_overlays_at_the_images_size(trained, tmp_path):
+    sizes = {"wide.png": (70, 40), "sub/tall.jpg": (35, 90), "grey.png": (50, 50)}
+    for name, (width, height) in sizes.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert("L" if "grey" in name else "RGB").save(tmp_path / "in" / name)
+    assert cli.run(["predict", f"--workdir={trained}", f"--images={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"]) == 0
+    for name, size in sizes.items():
+        target = name.rsplit(".", 1)[0] + ".png"
+        index = Image.open(tmp_path / "out" / "index" / target)
+        assert (index.mode, index.size) == ("P", size)
+        assert np.asarray(index).max() < 7
+        assert Image.open(tmp_path / "out" / "overlay" / target).size == size
+
+
+def test_table_compares_runs(trained, capsys):
+    assert cli.run(["table", f"--workdirs={trained},{trained}", "--splits=tune"]) == 0
+    assert capsys.readouterr().out.count("forec") == 2
+
+
+def test_an_unknown_key_is_an_error(tmp_path, capsys):
+    message = error_of(capsys, train(tmp_path / "run", "--config.optim.lrr=1"))
+    assert "lrr" in message
+    assert "optim.lr" in message or 'Did you mean "lr"' in message
+
+
+def test_a_value_of_the_wrong_type_is_an_error(tmp_path, capsys):
+    assert "optim.lr" in error_of(capsys, train(tmp_path / "run", "--config.optim.lr=fast"))
+
+
+def test_another_config_in_the_same_workdir_is_an_error(trained, capsys):
+    message = error_of(capsys, train(trained, "--config.optim.lr=0.5"))
+    assert "optim.lr was 0." in message
+    assert "is 0.5" in message
+    assert "another --workdir" in message
+
+
+def test_a_crop_below_the_minimum_is_an_error(tmp_path, capsys):
+    assert "crop=32" in error_of(capsys, train(tmp_path / "run", "--config.data.crop=32"))
+
+
+def test_a_validation_image_in_the_pool_is_an_error(tmp_path, capsys):
+    lists = tmp_path / "list.txt"
+    lists.write_text("train_00000\nval_00001\n")
+    assert "val_00001" in error_of(capsys, train(tmp_path / "run", f"--config.data.labelled={lists}"))
+
+
+def test_classes_without_a_labelled_image_are_named(tmp_path, caplog):
+    lists = tmp_path / "list.txt"
+    lists.write_text("".join(f"train_{i:05d}\n" for i in range(1)))
+    cli.run(
+        [
+            "train",
+            "--config=configs/shapes.py:supervised",
+            f"--workdir={tmp_path / 'x'}",
+            f"--config.data.labelled={lists}",
+            "--config.data.crop=3",
+        ]
+    )  # noqa: E501
+    assert "no labelled image shows: " in caplog.text
+
+
+def test_a_read_only_workdir_is_an_error(tmp_path, capsys, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    assert "cannot be written" in error_of(capsys, train(blocked / "run"))
+
+
+def test_a_missing_voc_folder_is_an_error(tmp_path, capsys):
+    options = [f"--workdir={tmp_path / 'run'}", f"--config.data.root={tmp_path / 'nowhere'}"]
+    assert "nowhere" in error_of(capsys, cli.run(["train", "--config=configs/voc.py:forec", *options]))
+    assert "data.root is empty" in error_of(capsys, cli.run(["train", "--config=configs/voc.py", options[0]]))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "usage"),
+        (["fly"], "usage"),
+        (["train", "--config=configs/none.py"], "no file configs/none.py"),
+        (["train", "--config=configs/shapes.py"], "--workdir is missing"),
+        (["evaluate", "--workdir=/nonexistent/run"], "holds no run"),
+        (["evaluate", "--workdir=x", "--network=both"], "network"),
+        (["predict", "--workdir=x", "--out=y"], "--images is missing"),
+        (["evaluate", "run"], "unexpected argument"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(capsys, argv, message):
+    assert message in error_of(capsys, cli.run(argv))
+
+
+def start(workdir):
+    command = [sys.executable, "-m", "forec_jax", "train", "--config=configs/shapes.py:forec", f"--workdir={workdir}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([*command, *TINY, "--config.steps=40", "--config.eval.pictures=0"], **quiet)
+
+
+def last_step(workdir):
+    file = workdir / "metrics.jsonl"
+    return (
+        max((json.loads(line)["step"] for line in file.read_text().splitlines()[:-1]), default=0)
+        if file.exists()
+        else 0
+    )
+
+
+def arrays(workdir):
+    from forec_jax.runs import load_run
+    from forec_jax.training.checkpoint import flatten
+
+    return {path: np.asarray(leaf) for path, leaf in flatten(load_run(workdir, "last").state).items()}
+
+
+def test_a_process_killed_at_three_random_moments_and_resumed_is_bit_equal(tmp_path):
+    """SIGKILL, with no chance to tidy up; the same command run again ends with the very same state."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait() == 0
+    draw = random.Random(0)
+    for part in range(3):
+        process = start(killed)
+        target = last_step(killed) + draw.randint(2, 8)
+        while last_step(killed) < target and process.poll() is None:
+            time.sleep(0.02)
+        assert process.poll() is None, f"part {part} ended by itself"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert start(killed).wait() == 0
+    one, other = arrays(whole), arrays(killed)
+    assert one.keys() == other.keys()
+    assert int(one["step"]) == 40
+    for path, array in one.items():
+        np.testing.assert_array_equal(array, other[path], err_msg=path)

@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict, config_flags
+
+from forec_jax import build
+from forec_jax.build import ConfigError
+from forec_jax.cli import config_path
+from forec_jax.config import VARIANTS, apply_variant, defaults
+from forec_jax.contracts import HeadSpec
+from forec_jax.methods import ForegroundReconstruction, ImageReconstruction, MeanTeacher, Supervised
+
+LABELS = build.Labels(("background", "a", "b"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), (0,))
+
+
+def config(variant="forec"):
+    c = defaults()
+    c.data.name = "shapes"
+    c.model.encoder, c.model.width = "resnet18", 0.125
+    return apply_variant(c, variant)
+
+
+def test_forec_is_mean_teacher_with_foreground_reconstruction():
+    method = build.build_method(config("forec"), LABELS)
+    assert isinstance(method, MeanTeacher)
+    (weight, task), *_ = method.auxiliary
+    assert weight == 1.0
+    assert task == ForegroundReconstruction((0,), threshold=0.95, labelled_weight=1.0, unlabelled_weight=0.5)
+
+
+def test_variants_add_up():
+    method = build.build_method(config("supervised+reconstruction+foreground_segmentation"), LABELS)
+    assert isinstance(method, Supervised)
+    assert isinstance(method.auxiliary[1].task, ImageReconstruction)
+    assert method.network.heads == (
+        HeadSpec("segmentation", 3),
+        HeadSpec("foreground", 2),
+        HeadSpec("reconstruction", 3),
+    )
+
+
+def test_the_other_reading_of_the_lambdas():
+    c = config("forec+other_lambdas")
+    assert c.method.unsupervised_weight == 0.5
+    assert (c.auxiliary.reconstruction.labelled_weight, c.auxiliary.reconstruction.unlabelled_weight) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("part", sorted(VARIANTS))
+def test_every_variant_builds(part):
+    build.build_method(config(part), LABELS)
+
+
+def test_an_unknown_variant_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown variant 'forex'.*forec.*mean_teacher"):
+        config("forex")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("method.name", "magic"),
+        ("method.normaliser", "none"),
+        ("ema.bn_mode", "frozen"),
+        ("augment.mixing", "mixup"),
+        ("compute_dtype", "float16"),
+        ("auxiliary.reconstruction.target", "background"),
+        ("auxiliary.reconstruction.void", "one"),
+    ],
+)
+def test_a_wrong_choice_names_the_key_and_the_choices(key, value):
+    c = config()
+    c.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=rf"{key.replace('.', '[.]')}='{value}': choose one of"):
+        build.build_method(c, LABELS)
+
+
+def test_the_batch_must_fill_the_devices():
+    c = config()
+    c.batch.labelled = 6
+    with pytest.raises(ValueError, match=r"batch\.labelled=6 must be a multiple of the number of devices, 8"):
+        build.build_mesh(c)
+
+
+def test_accumulation_must_divide_the_rows_of_a_device():
+    c = config()
+    c.accumulate = 3
+    with pytest.raises(ConfigError, match="accumulate=3"):
+        build.build_mesh(c)
+
+
+def load(path):
+    from absl import flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    values(["test", f"--config={config_path(path)}"])
+    return values.config
+
+
+@pytest.mark.parametrize("file", ["configs/shapes.py", "configs/voc.py"])
+def test_config_files_load_locked_with_every_variant(file):
+    for variant in ("supervised", "mean_teacher", "reconstruction", "forec", "mean_teacher+forec"):
+        assert load(f"{file}:{variant}").is_locked
+
+
+def test_the_paper_variant():
+    c = load("configs/voc.py:paper+forec")
+    assert (c.model.encoder, c.data.crop, c.optim.lr, c.optim.weight_decay) == ("resnet101", 512, 1e-3, 1e-4)
+
+
+def test_every_key_of_the_config_has_a_comment():
+    """The file is the reference of the options: a key without its comment is a hole in it."""
+    source = (Path(__file__).parents[1] / "forec_jax" / "config.py").read_text().splitlines()
+    start, end = (next(i for i, line in enumerate(source) if mark in line) for mark in ("c = ConfigDict()", "return c"))
+    augmentation = ("brightness", "contrast", "saturation", "hue", "probability", "momentum", "weight_decay", "split")
+    for line in source[start + 1 : end]:
+        if line.strip().startswith("c.") and "ConfigDict()" not in line and not any(a in line for a in augmentation):
+            assert "#" in line, line
+
+
+def test_the_defaults_hold_every_key_that_everyone_may_rely_on():
+    keys = """seed steps log_every evaluate_every checkpoint_every batch.labelled batch.unlabelled data.name data.root data.pool
+    data.labelled data.unlabelled data.prepared data.crop model.encoder model.weights model.decoder method.name auxiliary
+    optim.name optim.lr optim.head_lr_multiplier ema.decay ema.bn_mode compute_dtype accumulate mesh.fsdp eval.mode"""
+    c = defaults()
+    for key in keys.split():
+        node = c
+        for part in key.split("."):
+            assert part in node, key
+            node = node[part]
+    assert isinstance(c.auxiliary, ConfigDict)
