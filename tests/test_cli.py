@@ -142,7 +142,7 @@ def test_classes_without_a_labelled_image_are_named(tmp_path, caplog):
             f"--config.data.labelled={lists}",
             "--config.data.crop=3",
         ]
-    )  # noqa: E501
+    )
     assert "no labelled image shows: " in caplog.text
 
 

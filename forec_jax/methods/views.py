@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from forec_jax.augment import Mixing, Rows
+from forec_jax.augment import Rows
 from forec_jax.contracts import IGNORE, Array, Labelled, Unlabelled, Views
 
 Colour = Callable[[Array, Array, Array], Array]  # (key, image f32[B,H,W,3] in [0,1], valid) -> the same shape and range

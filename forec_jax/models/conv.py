@@ -1,22 +1,21 @@
 """Two-dimensional convolution that is also fast on the CPU.
 
-XLA's CPU backend is slow at depthwise convolutions (0.7 GF/s measured) and at kernel gradients (2 to 10 times slower
-than a matrix product of the same size). `conv2d` is `lax.conv_general_dilated` on GPU and TPU; where it is lowered for
-the CPU it becomes what was measured to be fastest there:
+XLA's CPU backend is slow at depthwise convolutions (0.7 GF/s measured), at large kernel gradients, and at dilated kernels
+that reach beyond the border. `conv2d` is `lax.conv_general_dilated` on GPU and TPU; where it is lowered for the CPU it
+becomes what was measured to be fastest there:
 
 | kernel | forward | gradient of the input | gradient of the kernel |
 |---|---|---|---|
-| depthwise | sum of shifted products | the same, by output phase when strided | row by row, shifted products |
-| 1x1 | matrix product | matrix product | matrix product |
-| k x k, dilated | sum of shifted matrix products | the same | one matrix product a tap |
-| k x k | `lax.conv` | `lax.conv` | one matrix product a tap |
-| k x k, few input channels | `lax.conv` | `lax.conv` | one matrix product of patches |
+| depthwise | sum of shifted products | the same | shifted products, row by row |
+| 1x1, and k x k with dilation | matrix product a tap, without what it reads beyond the border | the same | the same |
+| k x k, wide | `lax.conv` | `lax.conv` | as with dilation |
+| k x k | `lax.conv` | `lax.conv` | `lax.conv` |
 
-All of them are equal up to float32 rounding. The batch axis is never split or merged away from its leading place, so a
-batch sharded over it stays sharded.
+All of them are equal up to float32 rounding. The batch axis always stays in the leading place, so that a batch which is
+sharded over it stays sharded.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ Array = jax.Array
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_FEW_CHANNELS = 8  # below it, one product a tap is too thin and patches are gathered first
+_WIDE = 128  # channels in and out from which one matrix product a tap beats the kernel gradient of lax.conv
 
 
 class _Geometry(NamedTuple):
@@ -122,47 +121,118 @@ def _is_depthwise(kernel: Array, geometry: _Geometry) -> bool:
     return geometry.groups > 1 and kernel.shape[2] == 1 and kernel.shape[3] == geometry.groups
 
 
-def _prefers_taps(kernel: Array, geometry: _Geometry) -> bool:
-    """Whether a sum over the kernel's taps beats `lax.conv`."""
-    if geometry.groups > 1:
-        return _is_depthwise(kernel, geometry)
-    return kernel.shape[:2] == (1, 1) or geometry.dilation > 1
+def _prefers_products(kernel: Array, geometry: _Geometry) -> bool:
+    """Whether one matrix product a tap beats `lax.conv`."""
+    return geometry.groups == 1 and (kernel.shape[:2] == (1, 1) or geometry.dilation > 1)
 
 
 def _forward_cpu(x: Array, kernel: Array, geometry: _Geometry) -> Array:
-    if not _prefers_taps(kernel, geometry):
+    if _is_depthwise(kernel, geometry):
+        return _depthwise(_pad(x, geometry.padding), kernel, geometry)
+    if not _prefers_products(kernel, geometry):
         return _lax_conv(x, kernel, geometry)
-    return _sum_over_taps(_pad(x, geometry.padding), kernel, geometry).astype(x.dtype)
+    out = tuple(
+        (n + low + high - geometry.dilation * (k - 1) - 1) // geometry.strides + 1
+        for n, (low, high), k in zip(x.shape[1:3], geometry.padding, kernel.shape[:2], strict=True)
+    )
+    parts = [
+        _pad(_product(_read(x, tap), kernel[tap.row, tap.column]), tap.beside_output(out))
+        for tap in _taps(x.shape[1:3], kernel.shape[:2], out, geometry)
+    ]
+    return _total(parts, (x.shape[0], *out, kernel.shape[3])).astype(x.dtype)
 
 
 def _dx_cpu(x: Array, kernel: Array, dy: Array, geometry: _Geometry) -> Array:
-    if not _prefers_taps(kernel, geometry):
+    if _is_depthwise(kernel, geometry):
+        return _depthwise_dx(x, kernel, dy, geometry)
+    if not _prefers_products(kernel, geometry):
         return _dx_lax(x, kernel, dy, geometry)
-    turned = kernel if _is_depthwise(kernel, geometry) else kernel.swapaxes(2, 3)
-    if kernel.shape[:2] == (1, 1) and geometry.groups == 1:
-        dx = _tap_product(dy, turned[0, 0])
-        return _spread(dx, x.shape, geometry).astype(x.dtype)
-    # A convolution with the turned kernel over dy, whose entries lie `strides` apart.
-    kh, kw = kernel.shape[:2]
-    margins = [
-        (geometry.dilation * (k - 1) - low, n + low - (m - 1) * geometry.strides - 1)
-        for k, (low, _), n, m in zip((kh, kw), geometry.padding, x.shape[1:3], dy.shape[1:3], strict=True)
+    parts = [
+        _pad(
+            _product(_written(dy, tap), kernel[tap.row, tap.column].T),
+            tap.beside_input(x.shape[1:3]),
+            geometry.strides - 1,
+        )
+        for tap in _taps(x.shape[1:3], kernel.shape[:2], dy.shape[1:3], geometry)
     ]
-    spread = _pad(dy, (margins[0], margins[1]), geometry.strides - 1)
-    return _sum_over_taps(spread, turned[::-1, ::-1], geometry._replace(strides=1)).astype(x.dtype)
+    return _total(parts, x.shape).astype(x.dtype)
 
 
 def _dkernel_cpu(x: Array, kernel: Array, dy: Array, geometry: _Geometry) -> Array:
-    padded = _pad(x, geometry.padding)
     if _is_depthwise(kernel, geometry):
-        return _depthwise_dkernel(padded, kernel, dy, geometry)
-    if geometry.groups > 1:
+        return _depthwise_dkernel(_pad(x, geometry.padding), kernel, dy, geometry)
+    wide = geometry.groups == 1 and min(kernel.shape[2:]) >= _WIDE
+    if not (wide or _prefers_products(kernel, geometry)):
         return _dkernel_lax(x, kernel, dy, geometry)
-    taps = _taps(padded, kernel.shape[:2], dy.shape[1:3], geometry.strides, geometry.dilation)
-    if kernel.shape[2] < _FEW_CHANNELS:
-        taps = [jnp.concatenate(taps, axis=-1)]
-    products = [_contract_pixels(tap, dy) for tap in taps]
-    return jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
+    products = {
+        (tap.row, tap.column): _contract_pixels(_read(x, tap), _written(dy, tap))
+        for tap in _taps(x.shape[1:3], kernel.shape[:2], dy.shape[1:3], geometry)
+    }
+    unread = jnp.zeros(kernel.shape[2:], jnp.float32)
+    window = [products.get((i, j), unread) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
+    return jnp.stack(window).reshape(kernel.shape).astype(kernel.dtype)
+
+
+class _Span(NamedTuple):
+    """Along one axis: outputs `start` to `stop`, of which the first reads input `first`, the next `step` further."""
+
+    start: int
+    stop: int
+    first: int
+    step: int
+
+    @property
+    def after(self) -> int:
+        """The input just after the last that is read."""
+        return self.first + (self.stop - self.start - 1) * self.step + 1
+
+
+class _Tap(NamedTuple):
+    """One entry of the kernel window, and where it reads the input itself rather than its padding."""
+
+    row: int
+    column: int
+    spans: tuple[_Span, _Span]
+
+    def beside_output(self, size: tuple[int, ...]) -> Padding:
+        """The margins of its outputs in all of them."""
+        (a, b) = ((s.start, n - s.stop) for s, n in zip(self.spans, size, strict=True))
+        return a, b
+
+    def beside_input(self, size: tuple[int, ...]) -> Padding:
+        """The margins of what it reads in the input."""
+        (a, b) = ((s.first, n - s.after) for s, n in zip(self.spans, size, strict=True))
+        return a, b
+
+
+def _taps(size: tuple[int, ...], kernel: tuple[int, ...], out: tuple[int, ...], geometry: _Geometry) -> Iterator[_Tap]:
+    """The taps of a kernel that read any input at all, row by row."""
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            rows, columns = (_span(axis, at, size[axis], out[axis], geometry) for axis, at in ((0, i), (1, j)))
+            if rows.stop > rows.start and columns.stop > columns.start:
+                yield _Tap(i, j, (rows, columns))
+
+
+def _span(axis: int, at: int, size: int, out: int, geometry: _Geometry) -> _Span:
+    step = geometry.strides
+    offset = at * geometry.dilation - geometry.padding[axis][0]
+    start = max(0, -(offset // step))
+    stop = min(out, (size - 1 - offset) // step + 1)
+    return _Span(start, stop, start * step + offset, step)
+
+
+def _read(x: Array, tap: _Tap) -> Array:
+    """What a tap reads of the input [N,H,W,C]."""
+    rows, columns = tap.spans
+    limits = (x.shape[0], rows.after, columns.after, x.shape[3])
+    return lax.slice(x, (0, rows.first, columns.first, 0), limits, (1, rows.step, columns.step, 1))
+
+
+def _written(y: Array, tap: _Tap) -> Array:
+    """The outputs [N,H',W',D] that a tap contributes to."""
+    rows, columns = tap.spans
+    return y[:, rows.start : rows.stop, columns.start : columns.stop]
 
 
 def _pad(x: Array, padding: Padding, interior: int = 0) -> Array:
@@ -171,45 +241,12 @@ def _pad(x: Array, padding: Padding, interior: int = 0) -> Array:
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
-def _spread(dx: Array, shape: tuple[int, ...], geometry: _Geometry) -> Array:
-    """Puts the gradients of a 1x1 convolution back where its strided window had read them."""
-    margins = [
-        (-low, n + low - (m - 1) * geometry.strides - 1)
-        for (low, _), n, m in zip(geometry.padding, shape[1:3], dx.shape[1:3], strict=True)
-    ]
-    return _pad(dx, (margins[0], margins[1]), geometry.strides - 1)
+def _total(parts: list[Array], shape: tuple[int, ...]) -> Array:
+    return sum(parts[1:], start=parts[0]) if parts else jnp.zeros(shape, jnp.float32)
 
 
-def _taps(padded: Array, kernel: tuple[int, ...], out: tuple[int, ...], strides: int, dilation: int) -> list[Array]:
-    """What each tap of a kernel (row by row) sees of the padded input: kh * kw arrays [N,H',W',C]."""
-    n, _, _, c = padded.shape
-    reach = [(m - 1) * strides + 1 for m in out]
-    return [
-        lax.slice(padded, (0, i, j, 0), (n, i + reach[0], j + reach[1], c), (1, strides, strides, 1))
-        for i in range(0, kernel[0] * dilation, dilation)
-        for j in range(0, kernel[1] * dilation, dilation)
-    ]
-
-
-def _sum_over_taps(padded: Array, kernel: Array, geometry: _Geometry) -> Array:
-    """The convolution of an input that is padded already, as a sum of shifted products; float32."""
-    kh, kw = kernel.shape[:2]
-    sides = zip(padded.shape[1:3], (kh, kw), strict=True)
-    out = tuple((m - geometry.dilation * (k - 1) - 1) // geometry.strides + 1 for m, k in sides)
-    product: Callable[[Array, Array], Array] = _scale_channels if geometry.groups > 1 else _tap_product
-    taps = _taps(padded, (kh, kw), out, geometry.strides, geometry.dilation)
-    total = product(taps[0], kernel[0, 0])
-    for index, tap in enumerate(taps[1:], start=1):
-        total = total + product(tap, kernel[index // kw, index % kw])
-    return total
-
-
-def _scale_channels(x: Array, weights: Array) -> Array:
-    return x.astype(jnp.float32) * weights[0].astype(jnp.float32)
-
-
-def _tap_product(x: Array, weights: Array) -> Array:
-    """[N,H,W,C] times [C,D] as one matrix product."""
+def _product(x: Array, weights: Array) -> Array:
+    """[N,H,W,C] times [C,D] as one matrix product; float32."""
     flat = lax.dot_general(
         x.reshape(-1, x.shape[-1]), weights, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
     )
@@ -217,9 +254,34 @@ def _tap_product(x: Array, weights: Array) -> Array:
 
 
 def _contract_pixels(x: Array, dy: Array) -> Array:
-    """[N,H,W,C] and [N,H,W,D] to [C,D], summed over the pixels of all images."""
+    """[N,H,W,C] and [N,H,W,D] to f32[C,D], summed over the pixels of all images."""
     flat = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     return lax.dot_general(*flat, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _depthwise(padded: Array, kernel: Array, geometry: _Geometry) -> Array:
+    """A depthwise convolution of an input that is padded already, as a sum of shifted products."""
+    kh, kw = kernel.shape[:2]
+    n, height, width, channels = padded.shape
+    step, dilation = geometry.strides, geometry.dilation
+    reach = [(m - dilation * (k - 1) - 1) // step * step + 1 for m, k in ((height, kh), (width, kw))]
+    total = jnp.zeros((), jnp.float32)
+    for i in range(kh):
+        for j in range(kw):
+            at = (0, i * dilation, j * dilation, 0)
+            seen = lax.slice(padded, at, (n, at[1] + reach[0], at[2] + reach[1], channels), (1, step, step, 1))
+            total = total + seen.astype(jnp.float32) * kernel[i, j, 0].astype(jnp.float32)
+    return total.astype(padded.dtype)
+
+
+def _depthwise_dx(x: Array, kernel: Array, dy: Array, geometry: _Geometry) -> Array:
+    """The turned kernel over dy, whose entries lie `strides` apart."""
+    margins = [
+        (geometry.dilation * (k - 1) - low, n + low - (m - 1) * geometry.strides - 1)
+        for k, (low, _), n, m in zip(kernel.shape[:2], geometry.padding, x.shape[1:3], dy.shape[1:3], strict=True)
+    ]
+    spread = _pad(dy, (margins[0], margins[1]), geometry.strides - 1)
+    return _depthwise(spread, kernel[::-1, ::-1], geometry._replace(strides=1))
 
 
 def _depthwise_dkernel(padded: Array, kernel: Array, dy: Array, geometry: _Geometry) -> Array:

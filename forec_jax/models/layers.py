@@ -161,6 +161,7 @@ class BatchNorm(nn.Module):
         wide = x.astype(jnp.float32)
         mean, var = running_mean.value, running_var.value
         if self.train:
+            # Two passes: E[x^2] - E[x]^2 would cancel where a channel hardly varies, as pooled features do at first.
             mean = wide.mean((0, 1, 2))
             centred = wide - mean
             var = (centred * centred).mean((0, 1, 2))

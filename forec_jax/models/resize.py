@@ -50,10 +50,8 @@ def resize(
 def _static_weights(old: int, new: int, align_corners: bool) -> np.ndarray:
     """f32[new,old]: row i holds what each old pixel gives to new pixel i."""
     index = np.arange(new, dtype=np.float64)
-    if align_corners:
-        at = index * ((old - 1) / max(new - 1, 1))
-    else:
-        at = np.clip((index + 0.5) * (old / new) - 0.5, 0, old - 1)
+    aligned = index * ((old - 1) / max(new - 1, 1))
+    at = np.clip(aligned if align_corners else (index + 0.5) * (old / new) - 0.5, 0, old - 1)
     return np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(old))).astype(np.float32)
 
 

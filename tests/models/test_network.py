@@ -34,20 +34,28 @@ def predict(network, variables, image, valid=None, head="segmentation"):
     return network.decode(variables, head, features)[0]
 
 
-@pytest.mark.parametrize("output_stride", [8, 16])
-@pytest.mark.parametrize(("encoder", "stem"), [("resnet18", "7x7"), ("resnet18", "deep"), ("mobilenet_v2", "7x7")])
+@pytest.mark.parametrize(
+    ("encoder", "stem", "output_stride"),
+    [
+        ("resnet18", "7x7", 16),
+        ("resnet18", "deep", 8),
+        ("mobilenet_v2", "7x7", 16),
+        pytest.param("resnet18", "7x7", 8, marks=pytest.mark.slow),
+        pytest.param("resnet18", "deep", 16, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2", "7x7", 8, marks=pytest.mark.slow),
+    ],
+)
 def test_padding_changes_nothing(encoder, stem, output_stride):
     network = small(encoder, stem=stem, output_stride=output_stride)
     variables = unsettled(network.init(jax.random.key(0)))
     alone = images(1, 75, 101)
-    padded = jnp.full((2, 96, 128, 3), 0.7).at[:1, :75, :101].set(alone)
-    valid = jnp.ones((2, 96, 128), bool).at[0, 75:].set(False).at[0, :, 101:].set(False)
+    padded = jnp.full((2, 96, 128, 3), 0.7).at[:, :75, :101].set(alone)
+    valid = jnp.zeros((2, 96, 128), bool).at[:, :75, :101].set(True).at[1, 70:].set(False)
     run = jax.jit(lambda *a: predict(network, *a))
     expected, ours = run(variables, alone), run(variables, padded, valid)
     scale = float(jnp.abs(expected.output).max())
     np.testing.assert_allclose(ours.output[:1, :75, :101], expected.output, atol=1e-4 * max(scale, 1.0))
-    # The second row is full: it equals what no mask gives.
-    np.testing.assert_allclose(ours.output[1:], run(variables, padded[1:]).output, atol=1e-4 * max(scale, 1.0))
+    assert not ours.output[1, 70:].any()
 
 
 def test_valid_wants_multiples_of_32():
@@ -111,8 +119,15 @@ def loss_and_stats(network, params, stats, image, key):
     return total, stats
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("encoder", "dtype"),
+    [
+        ("resnet18", jnp.float32),
+        pytest.param("resnet18", jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2", jnp.float32, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2", jnp.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_training_step_is_finite_and_moves_all_statistics(encoder, dtype):
     options = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4, dropout=0.1)
     network = small(encoder, heads=(SEGMENTATION, RECONSTRUCTION), decoder=options, compute_dtype=dtype)
@@ -137,18 +152,30 @@ def test_inference_leaves_the_statistics_alone():
     assert jax.tree.all(same)
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices: XLA_FLAGS=--xla_force_host_platform_device_count")
-def test_sharded_batch_gives_the_same_numbers():
-    network = small("mobilenet_v2")
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2"])
+def test_a_sharded_batch_gives_the_same_numbers(encoder):
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices")
+    network = small(encoder)
     params, stats = network.init(jax.random.key(0))
     step = jax.jit(jax.value_and_grad(lambda p, *a: loss_and_stats(network, p, *a), has_aux=True))
-    image = images(4, 64, 64)
-    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
-    sharded = jax.device_put(image, NamedSharding(mesh, PartitionSpec("data")))
-    spread = jax.device_put((params, stats, jax.random.key(1)), NamedSharding(mesh, PartitionSpec()))
-    one, many = step(params, stats, image, jax.random.key(1)), step(*spread[:2], sharded, spread[2])
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(a).max()) + 1e-7)
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+    everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    image, key = images(8, 64, 64), jax.random.key(1)
+    spread = jax.device_put((params, stats), everywhere)
+    (one, one_stats), one_gradient = step(params, stats, image, key)
+    (many, stats), gradient = step(*spread, jax.device_put(image, rows), jax.device_put(key, everywhere))
+    np.testing.assert_allclose(many, one, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(one_stats), jax.tree.leaves(stats), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+    # Biases before another BatchNorm have a gradient of zero plus rounding, so the whole gradient is compared. Its bound
+    # is wide because the network amplifies float32 rounding: reversing or rolling the batch on one device moves it by
+    # 4e-5 to 2e-3, and sharding by 1e-3 to 4e-3. In float64 all of them agree to 1e-13, so nothing but rounding differs.
+    ours, theirs = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (gradient, one_gradient)
+    )
+    assert np.linalg.norm(ours - theirs) < 1e-2 * np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize(("encoder", "millions"), [("resnet50", 40.5), ("resnet101", 59.5)])

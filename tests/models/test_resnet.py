@@ -21,7 +21,12 @@ def dilations(**options):
 
     def note(next_call, args, kwargs, context):
         module = context.module
-        if type(module).__name__ == "Conv" and module.size == 3 and "layer" in "/".join(module.path):
+        if (
+            type(module).__name__ == "Conv"
+            and context.method_name == "__call__"
+            and module.size == 3
+            and "layer" in "/".join(module.path)
+        ):
             seen.append((module.path[0], module.strides, module.dilation))
         return next_call(*args, **kwargs)
 

@@ -1,0 +1,99 @@
+"""The real FOrec step, with colour changes, mixing and BatchNorm, on one and on eight devices, whole and in parts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from forec_jax.augment import CutMix, Photometric, photometric
+from forec_jax.contracts import IGNORE, Batch, HeadSpec, Labelled, Unlabelled
+from forec_jax.methods import Auxiliary, ForegroundReconstruction, MeanTeacher
+from forec_jax.methods.student import class_probabilities
+from forec_jax.methods.views import unit_image
+from forec_jax.models import DeepLabOptions, deeplab_network
+from forec_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch
+from forec_jax.training import compile_step, create_state
+
+CLASSES, THRESHOLD, ROWS, SIZE = 3, 0.5, 8, 48
+TX = optax.sgd(0.05, momentum=0.9)
+
+
+def colour(key, image, valid):
+    return photometric(key, image, Photometric(), valid)
+
+
+@functools.cache
+def forec():
+    heads = (HeadSpec("segmentation", CLASSES), HeadSpec("reconstruction", 3))
+    decoder = DeepLabOptions(channels=8, low_level_channels=4)
+    network = deeplab_network(encoder="resnet18", heads=heads, width=0.125, decoder=decoder)
+    task = Auxiliary(1.0, ForegroundReconstruction((0,), threshold=THRESHOLD))
+    return MeanTeacher(network, colour, CutMix(probability=1.0), (task,), threshold=THRESHOLD)
+
+
+def make_batch():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (2, ROWS, SIZE, SIZE, 3), dtype=np.uint8)
+    label = rng.integers(0, CLASSES, (ROWS, SIZE, SIZE)).astype(np.int32)
+    valid = np.ones((ROWS, SIZE, SIZE), bool)
+    valid[3, :, 40:] = False
+    label[~valid] = IGNORE
+    none = np.zeros(ROWS, np.int32)
+    return Batch(Labelled(image[0], label, valid, none), Unlabelled(image[1], valid, none))
+
+
+@functools.cache
+def one_step(devices):
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    state = create_state(forec(), TX, 0, replicated(mesh))
+    step = compile_step(forec(), TX, seed=0, accumulate=1, mesh=mesh)
+    state, metrics = step(state, shard_batch(mesh, make_batch()))
+    assert step._cache_size() == 1
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+def test_the_fixtures_decisions_have_a_margin():
+    """A rounding difference may flip a decision at the threshold or between two classes: here it cannot."""
+    state = create_state(forec(), TX, 0, replicated(make_mesh(devices=jax.devices()[:1])))
+    image = unit_image(jnp.asarray(make_batch().unlabelled.image))
+    ordered = np.sort(np.asarray(class_probabilities(forec().network, state.teacher["student"], image)), axis=-1)
+    assert np.abs(ordered[..., -1] - THRESHOLD).min() > 1e-6
+    assert (ordered[..., -1] - ordered[..., -2]).min() > 1e-6
+
+
+def test_one_and_eight_devices_agree():
+    (one, one_metrics), (eight, eight_metrics) = one_step(1), one_step(8)
+    assert one_metrics.keys() == eight_metrics.keys()
+    for name, value in one_metrics.items():
+        assert eight_metrics[name] == pytest.approx(value, rel=1e-4 if name == "gradient_norm" else 1e-5), name
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, eight)
+
+
+def test_every_part_of_the_loss_has_a_value_and_moves_the_student():
+    state, metrics = one_step(1)
+    for name in ("supervised", "unsupervised", "reconstruction_labelled", "reconstruction_unlabelled"):
+        assert metrics[f"{name}_loss"] > 0
+    first = create_state(forec(), TX, 0, replicated(make_mesh(devices=jax.devices()[:1])))
+    same = jax.tree.map(lambda a, b: np.array_equal(a, np.asarray(b)), state.params, first.params)
+    moved = [not equal for equal in jax.tree.leaves(same)]
+    assert np.mean(moved) > 0.9
+
+
+def test_the_state_is_donated():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    state = create_state(forec(), TX, 0, replicated(mesh))
+    step = compile_step(forec(), TX, seed=0, accumulate=1, mesh=mesh)
+    new_state, _ = step(state, shard_batch(mesh, make_batch()))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new_state))
+
+
+def test_a_batch_is_spread_over_the_devices():
+    mesh = make_mesh()
+    batch = shard_batch(mesh, make_batch())
+    assert batch.labelled.image.sharding == batch_sharding(mesh)
+    assert len({shard.device for shard in batch.labelled.image.addressable_shards}) == 8
+    np.testing.assert_array_equal(batch.labelled.image, make_batch().labelled.image)
