@@ -32,8 +32,8 @@ def _small(c: ConfigDict) -> None:
     c.data.crop = 128
     c.data.scale = (0.3, 1.0)
     c.optim.lr = 2e-3
-    c.steps = 800
-    c.evaluate_every = c.checkpoint_every = 400
+    c.steps = 400
+    c.evaluate_every = c.checkpoint_every = 200
 
 
 def get_config(variant: str = "forec") -> ConfigDict:

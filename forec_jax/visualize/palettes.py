@@ -11,16 +11,6 @@ IGNORE_COLOUR = (224, 224, 192)
 """What PASCAL VOC's rule gives 255: the cream of its void borders."""
 
 
-def voc_palette() -> np.ndarray:
-    """u8[256,3]: PASCAL VOC's palette; bits 0, 3, 6 of the index become the high bits of red, and so on."""
-    index = np.arange(256)
-    palette = np.zeros((256, 3), np.int64)
-    for level in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((index >> (3 * level + channel)) & 1) << (7 - level)
-    return palette.astype(np.uint8)
-
-
 def colourise(index: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """u8[H,W,3]: the colours of class indices int[H,W] in 0..255; IGNORE is cream."""
     return _full(palette)[np.asarray(index, np.uint8)]

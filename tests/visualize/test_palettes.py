@@ -2,29 +2,11 @@ import numpy as np
 from PIL import Image
 
 from forec_jax.contracts import IGNORE
-from forec_jax.visualize import IGNORE_COLOUR, colourise, overlay, save_index_png, voc_palette
+from forec_jax.data.voc import voc_palette
+from forec_jax.visualize import IGNORE_COLOUR, colourise, overlay, save_index_png
 
 SMALL = np.array([[0, 0, 0], [200, 10, 20], [30, 40, 250]], np.uint8)
 INDEX = np.array([[0, 1, 2], [IGNORE, 7, 1]])
-
-
-def test_voc_palette_has_the_published_colours():
-    palette = voc_palette()
-    assert palette.shape == (256, 3)
-    assert palette.dtype == np.uint8
-    published = {
-        0: (0, 0, 0),
-        1: (128, 0, 0),  # aeroplane
-        2: (0, 128, 0),  # bicycle
-        3: (128, 128, 0),  # bird
-        8: (64, 0, 0),  # cat
-        15: (192, 128, 128),  # person
-        20: (0, 64, 128),  # tv monitor
-        255: (224, 224, 192),  # void
-    }
-    for index, colour in published.items():
-        assert tuple(palette[index]) == colour
-    assert len(np.unique(palette, axis=0)) == 256
 
 
 def test_colourise_knows_ignore_in_every_palette():
@@ -32,7 +14,7 @@ def test_colourise_knows_ignore_in_every_palette():
     assert colours.dtype == np.uint8
     expected = [[(0, 0, 0), (200, 10, 20), (30, 40, 250)], [IGNORE_COLOUR, (0, 0, 0), (200, 10, 20)]]
     np.testing.assert_array_equal(colours, expected)
-    np.testing.assert_array_equal(colourise(np.array([[IGNORE]]), voc_palette())[0, 0], IGNORE_COLOUR)
+    np.testing.assert_array_equal(colourise(np.array([[IGNORE]]), np.array(voc_palette(256)))[0, 0], IGNORE_COLOUR)
 
 
 def test_overlay_blends():
