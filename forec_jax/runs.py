@@ -75,7 +75,9 @@ REPORTING_KEYS = (
     "data.workers",
     "data.root",
     "data.prepared",
-    "eval.",
+    "eval.batch",
+    "eval.bucket",
+    "eval.pictures",
 )
 """Keys that may change between the parts of a resumed run: they do not change what is trained."""
 

@@ -1,5 +1,6 @@
 """The commands as a user runs them, on runs of a few steps."""
 
+import errno
 import json
 import os
 import random
@@ -173,6 +174,12 @@ def test_a_missing_voc_folder_is_an_error(tmp_path, capsys):
 )
 def test_a_wrong_command_line_is_explained(capsys, argv, message):
     assert message in error_of(capsys, cli.run(argv))
+
+
+def test_a_full_disk_is_explained():
+    message = cli.explain(OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl"))
+    assert "disk is full (runs/a/metrics.jsonl)" in message
+    assert "free some space" in message
 
 
 def start(workdir):

@@ -119,9 +119,10 @@ def test_every_key_of_the_config_has_a_comment():
 
 
 def test_the_defaults_hold_every_key_that_everyone_may_rely_on():
-    keys = """seed steps log_every evaluate_every checkpoint_every batch.labelled batch.unlabelled data.name data.root
-    data.pool data.labelled data.unlabelled data.prepared data.crop model.encoder model.weights model.decoder method.name
-    auxiliary optim.name optim.lr optim.head_lr_multiplier ema.decay ema.bn_mode compute_dtype accumulate mesh.fsdp eval.mode"""
+    keys = """seed steps log_every evaluate_every checkpoint_every batch.labelled batch.unlabelled compute_dtype accumulate
+    data.name data.root data.pool data.labelled data.unlabelled data.prepared data.crop model.encoder model.weights
+    model.decoder method.name auxiliary optim.name optim.lr optim.head_lr_multiplier ema.decay ema.bn_mode mesh.fsdp
+    eval.mode"""
     c = defaults()
     for key in keys.split():
         node = c
