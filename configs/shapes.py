@@ -3,7 +3,7 @@
     forec-jax train --config=configs/shapes.py:forec --workdir=runs/forec
 
 Variants: supervised, mean_teacher, reconstruction, forec, foreground_segmentation and sums of them ("+").
-Two CPU cores: see docs/results.md for the time and the mIoU of each.
+Two CPU cores are enough; docs/results.md has what was measured.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
         --config.data.root=VOCdevkit --config.data.labelled=lists/92.txt --config.data.pool=train_aug
 
 Variants: supervised, mean_teacher, reconstruction, forec, foreground_segmentation and sums of them ("+"); `paper` for the
-FOrec paper's hyper-parameters; `small` for two CPU cores (see docs/results.md for its time and mIoU).
+FOrec paper's hyper-parameters; `small` for two CPU cores (docs/results.md has its mIoU).
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one GPU. Not yet measured on a GPU.
 """
 

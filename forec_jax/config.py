@@ -76,7 +76,7 @@ def defaults() -> ConfigDict:
     c.method.unsupervised_weight = 1.0  # of L_u
     c.method.normaliser = "valid"  # what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident)
 
-    c.auxiliary = ConfigDict()  # tasks by name; see TASKS below
+    c.auxiliary = ConfigDict()  # tasks by name; the variants below add them with their options
 
     c.ema = ConfigDict()
     c.ema.decay = 0.99  # of the teacher: min(1 - 1/(t+1), decay)
