@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from forec_jax.augment import ClassMix, CutMix, CutOut, NoMixing, Photometric, photometric
 from forec_jax.contracts import AuxiliaryTask, HeadSpec, Method, Network, TrainState, Variables
 from forec_jax.data import Dataset, Geometry, Source, Split, class_coverage, resolve_split, select, shapes_dataset
+from forec_jax.data.published import check_protocol, protocol_names, published_name
 from forec_jax.data.voc import voc_dataset
 from forec_jax.evaluation import Buckets, Evaluator
 from forec_jax.methods import (
@@ -88,12 +89,23 @@ def build_training_data(c: ConfigDict) -> TrainingData:
         labelled=c.data.labelled,
         unlabelled=c.data.unlabelled if c.batch.unlabelled else "none",
     )
+    claim_protocol(c, split)
     labelled = select(pool, split.labelled)
     if missing := class_coverage(labelled, len(dataset.classes)):
         names = ", ".join(dataset.classes[index] for index in missing)
         log.warning("no labelled image shows: %s. These classes cannot be learned; label an image of each", names)
     unlabelled = select(pool, split.unlabelled).without_labels() if c.batch.unlabelled else None
     return TrainingData(dataset, split, labelled, unlabelled, validation)
+
+
+def claim_protocol(c: ConfigDict, split: Split) -> None:
+    """Says which published list a list file is, and holds the split to data.protocol; raises DataError where it differs."""
+    if c.data.protocol:
+        check_protocol(choose("data.protocol", c.data.protocol, ("", *protocol_names())), split)
+    if Path(c.data.labelled).is_file():
+        name = published_name(split.sha256)
+        is_what = f"the published list {name}" if name else "no published list that the library knows"
+        log.info("%s: %d images, SHA-256 %s, %s", c.data.labelled, len(split.labelled), split.sha256, is_what)
 
 
 def evaluation_ids(dataset: Dataset, pool: str) -> set[str]:
@@ -275,6 +287,7 @@ def protocol(c: ConfigDict) -> dict[str, Any]:
         "output_stride": c.model.output_stride,
         "crop": c.data.crop,
         "pool": c.data.pool,
+        "claim": c.data.protocol,
         "bn_mode": c.ema.bn_mode,
         "ema_decay": c.ema.decay,
         "pad_label": c.data.pad_label,

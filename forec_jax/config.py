@@ -34,6 +34,7 @@ def defaults() -> ConfigDict:
     c.data.pool = "train"  # the split that labelled and unlabelled images come from; voc: "train" or "train_aug"
     c.data.labelled = "all"  # a list file, "<count>:<seed>" (a draw from the pool), or "all"
     c.data.unlabelled = "rest"  # a list file, "rest" (the pool without the labelled part), or "none"
+    c.data.protocol = ""  # a published list that the split must be, such as "voc/classic/183" (docs/data.md); "": none
     c.data.crop = 321  # side of the square training crop in pixels, at least 33
     c.data.scale = (0.5, 2.0)  # range of the random scale, relative to the image's own size
     c.data.flip = True  # mirror half of the images

@@ -17,6 +17,7 @@ import forec_jax
 from forec_jax import build
 from forec_jax.contracts import Batch, Method, TrainState
 from forec_jax.data import Example, Source, batch_ids, train_batches
+from forec_jax.data.published import published_name
 from forec_jax.evaluation import Buckets, Evaluation, Evaluator, Predictor, image_files, read_image
 from forec_jax.parallel import make_mesh, replicated
 from forec_jax.training import Checkpoints, Reporter, abstract_state, compile_step, create_state, train
@@ -206,6 +207,7 @@ def summary(
         "split": {
             "name": data.split.name,
             "sha256": data.split.sha256,
+            "published": published_name(data.split.sha256),
             "labelled": len(data.split.labelled),
             "unlabelled": len(data.split.unlabelled),
         },
