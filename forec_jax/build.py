@@ -17,6 +17,7 @@ from forec_jax.data import Dataset, Geometry, Source, Split, class_coverage, res
 from forec_jax.data.published import check_protocol, protocol_names, published_name
 from forec_jax.data.voc import voc_dataset
 from forec_jax.evaluation import Buckets, Evaluator
+from forec_jax.losses import mean_cross_entropy, ohem_cross_entropy
 from forec_jax.methods import (
     Auxiliary,
     ForegroundReconstruction,
@@ -25,6 +26,7 @@ from forec_jax.methods import (
     MeanTeacher,
     Supervised,
 )
+from forec_jax.methods.segmentation_terms import SupervisedLoss
 from forec_jax.methods.student import SEGMENTATION
 from forec_jax.methods.teacher import BATCH_NORM_MODES
 from forec_jax.models import DeepLabOptions, deeplab_network, load_weights
@@ -220,6 +222,20 @@ def build_colour(c: ConfigDict) -> Any:
     return lambda key, image, valid: photometric(key, image, options, valid)
 
 
+def build_supervised_loss(c: ConfigDict) -> SupervisedLoss:
+    """L_s as a function of logits, labels and included pixels."""
+    m = c.method
+    if choose("method.supervised_loss", m.supervised_loss, ("cross_entropy", "ohem")) == "cross_entropy":
+        return mean_cross_entropy
+    if not 0 < m.ohem_threshold <= 1:
+        raise ConfigError(f"method.ohem_threshold={m.ohem_threshold} must be a probability above 0; published: 0.7")
+    if m.ohem_min_kept < 1:
+        raise ConfigError(
+            f"method.ohem_min_kept={m.ohem_min_kept} must be at least 1 pixel; published: 50000 to 100000"
+        )
+    return functools.partial(ohem_cross_entropy, threshold=m.ohem_threshold, min_kept=m.ohem_min_kept)
+
+
 def build_method(c: ConfigDict, labels: Labels) -> Method:
     """The method with its networks and auxiliary tasks."""
     auxiliary = build_auxiliary(c, labels)
@@ -230,6 +246,7 @@ def build_method(c: ConfigDict, labels: Labels) -> Method:
         "network": build_network(c, heads),
         "colour": build_colour(c),
         "mixing": build_mixing(c, len(labels.classes)),
+        "supervised_loss": build_supervised_loss(c),
         "auxiliary": auxiliary,
         "decay": c.ema.decay,
         "bn_mode": choose("ema.bn_mode", c.ema.bn_mode, BATCH_NORM_MODES),
@@ -291,6 +308,7 @@ def protocol(c: ConfigDict) -> dict[str, Any]:
         "bn_mode": c.ema.bn_mode,
         "ema_decay": c.ema.decay,
         "pad_label": c.data.pad_label,
+        "supervised_loss": c.method.supervised_loss,
         "threshold": c.method.threshold,
         "normaliser": c.method.normaliser,
         "unsupervised_weight": c.method.unsupervised_weight,

@@ -73,6 +73,9 @@ def defaults() -> ConfigDict:
 
     c.method = ConfigDict()
     c.method.name = "mean_teacher"  # or "supervised"
+    c.method.supervised_loss = "cross_entropy"  # L_s: "cross_entropy", or "ohem": of the hard pixels alone (Cityscapes)
+    c.method.ohem_threshold = 0.7  # ohem: a pixel is hard where its true class has at most this probability
+    c.method.ohem_min_kept = 100_000  # ohem: at least so many pixels a labelled row; UniMatch 100,000, U2PL 50,000
     c.method.threshold = 0.95  # confidence above which a pseudo-label counts
     c.method.unsupervised_weight = 1.0  # of L_u
     c.method.normaliser = "valid"  # what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident)

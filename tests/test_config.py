@@ -8,6 +8,7 @@ from forec_jax.build import ConfigError
 from forec_jax.cli import config_path
 from forec_jax.config import VARIANTS, apply_variant, defaults
 from forec_jax.contracts import HeadSpec
+from forec_jax.losses import ohem_cross_entropy
 from forec_jax.methods import ForegroundReconstruction, ImageReconstruction, MeanTeacher, Supervised
 
 LABELS = build.Labels(("background", "a", "b"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), (0,))
@@ -60,6 +61,7 @@ def test_an_unknown_variant_names_the_known_ones():
     [
         ("method.name", "magic"),
         ("method.normaliser", "none"),
+        ("method.supervised_loss", "focal"),
         ("ema.bn_mode", "frozen"),
         ("augment.mixing", "mixup"),
         ("compute_dtype", "float16"),
@@ -71,6 +73,23 @@ def test_a_wrong_choice_names_the_key_and_the_choices(key, value):
     c = config()
     c.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=rf"{key.replace('.', '[.]')}='{value}': choose one of"):
+        build.build_method(c, LABELS)
+
+
+@pytest.mark.parametrize("variant", ["supervised", "mean_teacher"])
+def test_ohem_is_the_supervised_loss_of_either_method(variant):
+    c = config(variant)
+    c.method.supervised_loss, c.method.ohem_min_kept = "ohem", 50
+    loss = build.build_method(c, LABELS).supervised_loss
+    assert (loss.func, loss.keywords) == (ohem_cross_entropy, {"threshold": 0.7, "min_kept": 50})
+
+
+@pytest.mark.parametrize(("key", "value"), [("ohem_threshold", 0.0), ("ohem_threshold", 70.0), ("ohem_min_kept", 0)])
+def test_impossible_bounds_of_ohem_are_errors(key, value):
+    c = config()
+    c.method.supervised_loss = "ohem"
+    c.method[key] = value
+    with pytest.raises(ConfigError, match=rf"method\.{key}={value} must be .*published"):
         build.build_method(c, LABELS)
 
 

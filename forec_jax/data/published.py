@@ -15,7 +15,7 @@ class PublishedList(NamedTuple):
 
     name: str  # as data.protocol names it: data set/family/number of images
     origins: str  # the projects that it comes with
-    count: int
+    images: int
     sha256: str
 
     @property
@@ -28,7 +28,7 @@ class Pool(NamedTuple):
     """The training images that the labelled and the unlabelled part of a protocol are together."""
 
     description: str
-    count: int
+    images: int
     sha256: str  # empty where only the number of images is certain
 
 
@@ -135,7 +135,7 @@ def check_protocol(claim: str, split: Split) -> None:
         actual = published_name(split.sha256)
         raise DataError(
             f"data.protocol={claim}: the labelled part {split.name} is {actual or 'another list'} "
-            f"({len(split.labelled)} images, SHA-256 {split.sha256}), {claim} has {known.count} images and SHA-256 "
+            f"({len(split.labelled)} images, SHA-256 {split.sha256}), {claim} has {known.images} images and SHA-256 "
             f"{known.sha256}; set data.labelled to the list published with {known.origins}, "
             f"or data.protocol to {actual!r}"
         )
@@ -145,8 +145,8 @@ def check_protocol(claim: str, split: Split) -> None:
 
 def _check_pool(claim: str, pool: Pool, ids: tuple[str, ...]) -> None:
     sha256 = list_sha256(ids)
-    if len(ids) != pool.count or pool.sha256 not in ("", sha256):
-        published = f"{pool.count} images" + (f" and SHA-256 {pool.sha256}" if pool.sha256 else "")
+    if len(ids) != pool.images or pool.sha256 not in ("", sha256):
+        published = f"{pool.images} images" + (f" and SHA-256 {pool.sha256}" if pool.sha256 else "")
         raise DataError(
             f"data.protocol={claim}: labelled and unlabelled part together are {len(ids)} images with SHA-256 {sha256}, "
             f"the published pool, {pool.description}, has {published}; set data.pool={pool.description} and "

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from forec_jax.contracts import Array
+from forec_jax.contracts import Array, Mean
 
 
 def cross_entropy(logits: Array, label: Array) -> Array:
@@ -21,3 +21,46 @@ def cross_entropy(logits: Array, label: Array) -> Array:
     picked = jnp.sum(jnp.where(is_class, logits, 0.0), axis=-1)
     known = (label >= 0) & (label < classes)
     return jnp.where(known, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
+
+
+def mean_cross_entropy(logits: Array, label: Array, included: Array) -> Mean:
+    """The cross-entropy's mean over the included pixels.
+
+    Args:
+        logits: f32[B,H,W,K].
+        label: i32[B,H,W] in [0, K) where included.
+        included: bool[B,H,W]; the others have neither value nor gradient.
+    """
+    error = jnp.where(included, cross_entropy(logits, label), 0.0)
+    return Mean(jnp.sum(error), jnp.sum(included, dtype=jnp.float32))
+
+
+def ohem_cross_entropy(logits: Array, label: Array, included: Array, *, threshold: float, min_kept: int) -> Mean:
+    """The cross-entropy's mean over the hard pixels alone (online hard example mining).
+
+    Hard is an included pixel whose true class has at most the probability `threshold`. Where those are fewer than
+    `min_kept` a row, the bound rises to the probability of the pixel that makes up the number: that many of the whole
+    batch are kept (more at ties, all where there are fewer).
+
+    Args:
+        logits: f32[B,H,W,K].
+        label: i32[B,H,W] in [0, K) where included.
+        included: bool[B,H,W]; the others have neither value nor gradient.
+        threshold: in [0, 1]. Published for Cityscapes: 0.7.
+        min_kept: pixels for each row with an included pixel. Published as a number for a device's rows: 100,000 (U2PL)
+            and 200,000 (UniMatch) for two rows, hence 50,000 and 100,000 here.
+
+    The pixels are ranked over the global batch, not device by device as in the published systems. With accumulation a
+    batch is the part at hand: each part keeps its own hardest pixels, as many a row as the whole batch would, and the
+    mean is over all that were kept.
+    """
+    # exp(-cross-entropy) is the true class's probability; ranking by the error itself avoids its rounding near 1.
+    error = jnp.where(included, cross_entropy(logits, label), -jnp.inf)
+    hardest_first = jnp.sort(jax.lax.stop_gradient(error), axis=None, descending=True)
+    a_row = min(min_kept, label[0].size)  # cannot be more, and must not overflow when multiplied
+    number = jnp.sum(jnp.any(included, axis=(1, 2))) * a_row
+    # Past the included pixels the sorted errors are -inf, and every included pixel is kept.
+    at_least = hardest_first[jnp.maximum(number - 1, 0)]
+    bound = jnp.minimum(-jnp.log(threshold), at_least)
+    hard = included & (error >= bound)
+    return Mean(jnp.sum(jnp.where(hard, error, 0.0)), jnp.sum(hard, dtype=jnp.float32))

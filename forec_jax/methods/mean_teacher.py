@@ -18,7 +18,8 @@ from forec_jax.contracts import (
     Variables,
     Views,
 )
-from forec_jax.methods.segmentation_terms import Normaliser, supervised_terms, unsupervised_terms
+from forec_jax.losses import mean_cross_entropy
+from forec_jax.methods.segmentation_terms import Normaliser, SupervisedLoss, supervised_terms, unsupervised_terms
 from forec_jax.methods.student import (
     SEGMENTATION,
     Auxiliary,
@@ -52,6 +53,7 @@ class MeanTeacher:
     colour: Colour
     mixing: Mixing
     auxiliary: tuple[Auxiliary, ...] = ()
+    supervised_loss: SupervisedLoss = mean_cross_entropy
     threshold: float = 0.95
     unsupervised_weight: float = 1.0
     normaliser: Normaliser = "valid"
@@ -81,7 +83,7 @@ class MeanTeacher:
             self.network, student, image, head_names(self.auxiliary), train=True, rng=dropout_key
         )
         logits = outputs[SEGMENTATION].output
-        terms = supervised_terms(logits, views)
+        terms = supervised_terms(logits, views, self.supervised_loss)
         unsupervised, metrics = unsupervised_terms(
             logits, views, threshold=self.threshold, normaliser=self.normaliser, weight=self.unsupervised_weight
         )

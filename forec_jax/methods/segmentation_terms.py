@@ -1,20 +1,22 @@
 """The two segmentation losses of semi-supervised training, and what is measured beside them."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax.numpy as jnp
 
 from forec_jax.contracts import IGNORE, Array, Mean, Metrics, Term, Terms, Views
-from forec_jax.losses import cross_entropy
+from forec_jax.losses import cross_entropy, mean_cross_entropy
 
 Normaliser = Literal["valid", "kept"]
+SupervisedLoss = Callable[[Array, Array, Array], Mean]
+"""(logits f32[B,H,W,K], label i32[B,H,W], included bool[B,H,W]) -> the loss over (some of) the included pixels."""
 
 
-def supervised_terms(logits: Array, views: Views) -> Terms:
-    """L_s: cross-entropy's mean over the ground-truth pixels that are not IGNORE."""
+def supervised_terms(logits: Array, views: Views, loss: SupervisedLoss = mean_cross_entropy) -> Terms:
+    """L_s: a loss over the ground-truth pixels that are not IGNORE."""
     included = views.is_ground_truth & (views.label != IGNORE)
-    error = jnp.where(included, cross_entropy(logits, views.label), 0.0)
-    return {"supervised_loss": Term(Mean(jnp.sum(error), jnp.sum(included, dtype=jnp.float32)), 1.0)}
+    return {"supervised_loss": Term(loss(logits, views.label, included), 1.0)}
 
 
 def unsupervised_terms(

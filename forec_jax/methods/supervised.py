@@ -6,7 +6,8 @@ import jax
 
 from forec_jax.augment import Mixing
 from forec_jax.contracts import Array, Aux, Batch, Network, PyTree, Terms, TrainState, Variables
-from forec_jax.methods.segmentation_terms import supervised_terms
+from forec_jax.losses import mean_cross_entropy
+from forec_jax.methods.segmentation_terms import SupervisedLoss, supervised_terms
 from forec_jax.methods.student import (
     SEGMENTATION,
     Auxiliary,
@@ -29,6 +30,7 @@ class Supervised:
     colour: Colour
     mixing: Mixing
     auxiliary: tuple[Auxiliary, ...] = ()
+    supervised_loss: SupervisedLoss = mean_cross_entropy
     decay: float = 0.99
     bn_mode: BatchNormMode = "ema"
 
@@ -55,7 +57,7 @@ class Supervised:
         outputs, stats = run_heads(
             self.network, student, image, head_names(self.auxiliary), train=True, rng=dropout_key
         )
-        terms = supervised_terms(outputs[SEGMENTATION].output, views)
+        terms = supervised_terms(outputs[SEGMENTATION].output, views, self.supervised_loss)
         task_terms, metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
         return terms | task_terms, Aux({STUDENT: stats}, {STUDENT: teacher_stats}, state.memory, metrics)

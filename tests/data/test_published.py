@@ -54,7 +54,7 @@ def test_names_and_sums_are_unique():
 @needs_lists
 def test_every_known_list_has_the_sum_of_its_files():
     assert set(FILES) == set(protocol_names())
-    counts = {known.name: known.count for known in LISTS}
+    counts = {known.name: known.images for known in LISTS}
     for name, files in FILES.items():
         for file in files:
             ids = read_list(PUBLISHED / file, ())

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from forec_jax.augment import NoMixing
-from forec_jax.contracts import IGNORE, Batch, HeadSpec, Labelled, Unlabelled, Variables, Views
+from forec_jax.contracts import IGNORE, Batch, HeadSpec, Labelled, Mean, Unlabelled, Variables, Views
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, MeanTeacher, Supervised
 from forec_jax.methods.segmentation_terms import supervised_terms, unsupervised_terms
 from forec_jax.methods.teacher import ema_decay, first_teacher, updated_teacher
@@ -64,6 +64,21 @@ def test_the_loss_equals_a_numpy_oracle(make_toy_network):
         error = (features[part] @ params["reconstruction"]["w"] - target) ** 2
         expected += 2.0 * weight * error[valid].mean()
     assert float(objective(terms)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_supervised_loss_is_the_methods_own_and_sees_ground_truth_alone(make_toy_network):
+    def count(logits, label, included):
+        return Mean(jnp.sum(jnp.where(included, label, 1000), dtype=jnp.float32), jnp.ones(()))
+
+    network, batch = make_toy_network(HEADS[:1]), make_batch()
+    known = batch.labelled.label[batch.labelled.label != IGNORE]
+    for method, excluded in (
+        (Supervised(network, same_colour, NoMixing(), supervised_loss=count), 2 * 6),
+        (MeanTeacher(network, same_colour, NoMixing(), supervised_loss=count), 2 * 6 + 2 * 36),
+    ):
+        state = first_state(method, optax.sgd(0.1), seed=0)
+        terms, _ = method.loss(state.params, state, batch, jax.random.key(0))
+        assert float(terms["supervised_loss"].mean.total) == known.sum() + 1000 * excluded
 
 
 def test_the_teacher_gets_no_gradient(make_toy_network):
