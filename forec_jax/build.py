@@ -16,7 +16,8 @@ from forec_jax.contracts import AuxiliaryTask, HeadSpec, Method, Network, TrainS
 from forec_jax.data import Dataset, Geometry, Source, Split, class_coverage, resolve_split, select, shapes_dataset
 from forec_jax.data.published import check_protocol, protocol_names, published_name
 from forec_jax.data.voc import voc_dataset
-from forec_jax.evaluation import Buckets, Evaluator
+from forec_jax.evaluation import Buckets, Evaluator, Predicts, SlidingWindow
+from forec_jax.evaluation.evaluate import Mode
 from forec_jax.losses import mean_cross_entropy, ohem_cross_entropy
 from forec_jax.methods import (
     Auxiliary,
@@ -286,8 +287,23 @@ def build_mesh(c: ConfigDict) -> Mesh:
 def build_evaluator(c: ConfigDict, method: Method, labels: Labels, mesh: Mesh) -> Evaluator:
     """Scores the method on a source."""
     rows = -(-c.eval.batch // mesh.size) * mesh.size
-    mode = choose("eval.mode", c.eval.mode, ("whole", "center_crop"))
-    return Evaluator(method, len(labels.classes), mesh, Buckets(c.eval.bucket, rows), mode, c.eval.crop)
+    seen: Mode = "center_crop" if c.eval.mode == "center_crop" else "whole"
+    return Evaluator(
+        build_predicts(c, method), len(labels.classes), mesh, Buckets(c.eval.bucket, rows), seen, c.eval.crop
+    )
+
+
+def build_predicts(c: ConfigDict, method: Method) -> Predicts:
+    """What predicts an image: the method on all of it at once, or, with eval.mode="sliding", window by window."""
+    if choose("eval.mode", c.eval.mode, ("whole", "center_crop", "sliding")) != "sliding":
+        return method
+    if not 0 < c.eval.stride_fraction <= 1:
+        raise ConfigError(
+            f"eval.stride_fraction={c.eval.stride_fraction} must be above 0 and at most 1; published: 2/3"
+        )
+    if c.eval.crop < 1:
+        raise ConfigError(f"eval.crop={c.eval.crop} must be a number of pixels, usually data.crop")
+    return SlidingWindow(method, c.eval.crop, max(round(c.eval.crop * c.eval.stride_fraction), 1))
 
 
 def network_variables(state: TrainState, network: str) -> dict[str, Variables]:
@@ -315,6 +331,7 @@ def protocol(c: ConfigDict) -> dict[str, Any]:
         "auxiliary": c.auxiliary.to_dict(),
         "evaluation_split": c.eval.split,
         "evaluation_mode": c.eval.mode,
+        "evaluation_crop": None if c.eval.mode == "whole" else c.eval.crop,
         "compute_dtype": c.compute_dtype,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

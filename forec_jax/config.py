@@ -102,8 +102,9 @@ def defaults() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.split = "val"
-    c.eval.mode = "whole"  # the whole image, or "center_crop"
-    c.eval.crop = 513  # side of the central crop
+    c.eval.mode = "whole"  # the whole image, "center_crop", or "sliding": the mean of overlapping windows (Cityscapes)
+    c.eval.crop = 513  # side of the central crop or of the windows, in pixels
+    c.eval.stride_fraction = 2 / 3  # sliding: from one window to the next, as a fraction of eval.crop
     c.eval.batch = 8  # images at a time, over all devices
     c.eval.bucket = 128  # sides are padded up to multiples of it (of 32 at least): fewer shapes to compile, same result
     c.eval.pictures = 4  # examples shown at each evaluation

@@ -289,7 +289,7 @@ def predict_run(run: Run, images: Path, out: Path, network: str) -> int:
     """Writes index PNGs and overlays of every image to `out`; returns their number."""
     root = images if images.is_dir() else images.parent
     examples = (Example(str(file.relative_to(root)), read_image(file)) for file in image_files(images))
-    predictor = Predictor(run.method, Buckets(run.config.eval.bucket, batch=1))
+    predictor = Predictor(build.build_predicts(run.config, run.method), Buckets(run.config.eval.bucket, batch=1))
     written: set[str] = set()
     for prediction in predictor(build.network_variables(run.state, network), examples):
         target = unused_stem(Path(prediction.example.id), written)

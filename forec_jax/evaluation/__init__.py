@@ -3,6 +3,7 @@
 from forec_jax.evaluation.evaluate import Buckets, Evaluation, Evaluator
 from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
 from forec_jax.evaluation.predict import Prediction, Predictor, image_files, read_image
+from forec_jax.evaluation.sliding import Predicts, SlidingWindow
 
 __all__ = [
     "Buckets",
@@ -10,6 +11,8 @@ __all__ = [
     "Evaluator",
     "Prediction",
     "Predictor",
+    "Predicts",
+    "SlidingWindow",
     "class_iou",
     "confusion_matrix",
     "image_files",

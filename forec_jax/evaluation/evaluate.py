@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from forec_jax.contracts import IGNORE, Array, Method, Variables
+from forec_jax.contracts import IGNORE, Array, Variables
 from forec_jax.data import Example, Source, evaluation_examples
 from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
+from forec_jax.evaluation.sliding import Predicts
 from forec_jax.parallel import batch_sharding, replicated
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean; the network masks the padding, so the colour has no effect
@@ -89,7 +90,7 @@ def center_crop(example: Example, size: int) -> Example:
 class Evaluator:
     """Scores a method's predictions. Compiles once for each bucket of shapes, whatever the number of calls."""
 
-    def __init__(self, method: Method, classes: int, mesh: Mesh, buckets: Buckets, mode: Mode, crop: int) -> None:
+    def __init__(self, method: Predicts, classes: int, mesh: Mesh, buckets: Buckets, mode: Mode, crop: int) -> None:
         self._classes, self._mesh, self._buckets, self._mode, self._crop = classes, mesh, buckets, mode, crop
         rows, whole = batch_sharding(mesh), replicated(mesh)
         self._confusion = jax.jit(
@@ -112,7 +113,7 @@ class Evaluator:
         return tuple(jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__) for rows in padded)
 
 
-def _confusion_of(method: Method, classes: int) -> Callable[..., Array]:
+def _confusion_of(method: Predicts, classes: int) -> Callable[..., Array]:
     def confusion(variables: dict[str, Variables], image: Array, label: Array, valid: Array) -> Array:
         probabilities = method.predict(variables, image.astype(np.float32) / 255.0, valid)
         return confusion_matrix(label, probabilities.argmax(-1), classes)

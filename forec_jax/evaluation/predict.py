@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from forec_jax.contracts import Array, Method, Variables
+from forec_jax.contracts import Array, Variables
 from forec_jax.data import DataError, Example
 from forec_jax.evaluation.evaluate import Buckets
+from forec_jax.evaluation.sliding import Predicts
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -45,9 +46,9 @@ def read_image(path: Path) -> np.ndarray:
 
 
 class Predictor:
-    """Runs `Method.predict` over images, a bucket of shapes at a time."""
+    """Runs a method's `predict` over images, a bucket of shapes at a time."""
 
-    def __init__(self, method: Method, buckets: Buckets) -> None:
+    def __init__(self, method: Predicts, buckets: Buckets) -> None:
         self._buckets = buckets
         self._predict = jax.jit(_winner_of(method))
 
@@ -61,7 +62,7 @@ class Predictor:
                 yield Prediction(example, index[row, :height, :width], confidence[row, :height, :width])
 
 
-def _winner_of(method: Method) -> Callable[..., tuple[Array, Array]]:
+def _winner_of(method: Predicts) -> Callable[..., tuple[Array, Array]]:
     def winner(variables: dict[str, Variables], image: Array, valid: Array) -> tuple[Array, Array]:
         probabilities = method.predict(variables, image.astype(np.float32) / 255.0, valid)
         return probabilities.argmax(-1).astype(np.uint8), probabilities.max(-1)
