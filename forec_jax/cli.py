@@ -20,6 +20,7 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
   predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
   table      --workdirs=DIR,DIR [--splits=val,...] [--network=...] [--checkpoint=...]       mIoU of several runs
   prepare    --dataset=voc --source=FOLDER [--prepared=DIR]
+  voc-masks  --source=VOCdevkit --sbd=FOLDER --out=FOLDER       VOC-Aug's masks from VOC's and SBD's own files
 
 FILE is for example configs/shapes.py or configs/voc.py; `forec-jax COMMAND --help` tells a command's flags.
 """
@@ -164,12 +165,30 @@ def prepare(argv: Sequence[str]) -> int:
     return 0
 
 
+def voc_masks(argv: Sequence[str]) -> int:
+    """Makes SegmentationClassAug from VOC's and SBD's own files."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("source", None, "the folder that holds VOC2012/", flag_values=values)
+        flags.DEFINE_string("sbd", None, "SBD's folder that holds cls/", flag_values=values)
+        flags.DEFINE_string("out", None, "new folder, usually VOC2012/SegmentationClassAug", flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "source", "sbd", "out")
+    from forec_jax.data.voc_masks import write_voc_masks
+
+    written = write_voc_masks(Path(values.source), Path(values.sbd), Path(values.out))
+    print(f"{written.from_voc} masks of VOC and {written.from_sbd} of SBD in {values.out}; SHA-256 {written.sha256}")
+    return 0
+
+
 COMMANDS: dict[str, Command] = {
     "train": train,
     "evaluate": evaluate,
     "table": table,
     "predict": predict,
     "prepare": prepare,
+    "voc-masks": voc_masks,
 }
 
 

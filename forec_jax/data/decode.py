@@ -35,7 +35,7 @@ class MaskRule:
 
 def decode_image(data: bytes, file: str) -> np.ndarray:
     """The image u8[H,W,3] encoded in `data`. Raises DataError, naming `file`, where it is broken."""
-    return np.asarray(_open(data, file).convert("RGB"))
+    return np.asarray(open_image(data, file).convert("RGB"))
 
 
 def decode_mask(data: bytes, file: str, shape: tuple[int, ...], rule: MaskRule) -> np.ndarray:
@@ -44,7 +44,7 @@ def decode_mask(data: bytes, file: str, shape: tuple[int, ...], rule: MaskRule) 
     Raises DataError, naming `file`, where it is broken, has colours instead of indices, is not of `shape` (the image's)
     or holds a value that `rule` does not allow.
     """
-    mask = _open(data, file)
+    mask = open_image(data, file)
     if mask.mode not in ("P", "L"):
         raise DataError(
             f"{file}: the mask's mode is {mask.mode}; save class indices as an 8-bit palette (P) or grey (L) PNG"
@@ -65,7 +65,8 @@ def decode_mask(data: bytes, file: str, shape: tuple[int, ...], rule: MaskRule) 
     return label
 
 
-def _open(data: bytes, file: str) -> Image.Image:
+def open_image(data: bytes, file: str) -> Image.Image:
+    """The image in `data` as Pillow holds it. Raises DataError, naming `file`, where it is broken."""
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
