@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 from PIL import Image
 
 from forec_jax import cli
+from forec_jax.data import shapes_dataset
+from forec_jax.evaluation import mean_iou
 
 TINY = [
     "--config.steps=6",
@@ -98,6 +101,45 @@ def test_predict_writes_index_images_and_overlays_at_the_images_size(trained, tm
         assert (index.mode, index.size) == ("P", size)
         assert np.asarray(index).max() < 7
         assert Image.open(tmp_path / "out" / "overlay" / target).size == size
+
+
+def test_a_run_from_before_an_option_existed_is_still_read(trained, tmp_path, capsys):
+    older = tmp_path / "older"
+    shutil.copytree(trained, older)
+    content = json.loads((older / "config.json").read_text())
+    del content["data"]["protocol"], content["method"]["supervised_loss"], content["eval"]["stride_fraction"]
+    (older / "config.json").write_text(json.dumps(content))
+    before = json.loads((older / "summary.json").read_text())
+    assert train(older) == 0
+    assert json.loads((older / "summary.json").read_text()) == before
+    assert cli.run(["evaluate", f"--workdir={older}", "--split=tune"]) == 0
+    assert f"{before['last']['miou']:.4f} mIoU" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ohem_and_sliding_windows_from_the_command_line(tmp_path):
+    """A run's windows serve its evaluations, `evaluate` and `predict`: the score is that of the written predictions."""
+    options = [
+        "--config.method.supervised_loss=ohem",
+        "--config.method.ohem_min_kept=500",
+        "--config.eval.mode=sliding",
+    ]
+    run = tmp_path / "run"
+    assert train(run, *options, "--config.eval.crop=32", "--config.eval.pictures=0", variant="supervised") == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["protocol"]["evaluation_mode"], summary["protocol"]["supervised_loss"]) == ("sliding", "ohem")
+    assert summary["split"]["published"] == ""
+    source = shapes_dataset(size=48).source("tune")
+    (tmp_path / "in").mkdir()
+    for index in range(len(source)):
+        Image.fromarray(source[index].image).save(tmp_path / "in" / f"{index}.png")
+    assert cli.run(["predict", f"--workdir={run}", f"--images={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"]) == 0
+    confusion = np.zeros((7, 7), np.int64)
+    for index in range(len(source)):
+        label = source[index].label
+        prediction = np.asarray(Image.open(tmp_path / "out" / "index" / f"{index}.png"))
+        np.add.at(confusion, (label[label < 7], prediction[label < 7]), 1)
+    assert mean_iou(confusion) == pytest.approx(summary["last"]["miou"], abs=1e-4)
 
 
 def test_table_compares_runs(trained, capsys):
