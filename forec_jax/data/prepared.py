@@ -167,9 +167,7 @@ def _make(folder: Path, root: Path, entries: Sequence[Entry], check: Check) -> N
         log.warning("%s was prepared from another listing; preparing anew as %s", ", ".join(others), folder.name)
     log.info("preparing %d images of %s in %s", len(entries), root, folder)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        builder = _Builder(
-            root=root, entries=entries, check=check, data_dir=temporary, file_format="array_record"
-        )
+        builder = _Builder(root=root, entries=entries, check=check, data_dir=temporary, file_format="array_record")
         tfds.disable_progress_bar()  # ours knows the total
         try:
             with redirect_stdout(io.StringIO()):  # it would tell of a download, and name the temporary folder

@@ -78,7 +78,9 @@ def draw(pool_ids: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
     """
     if not 1 <= count <= len(pool_ids):
         size = len(pool_ids)
-        raise DataError(f"labelled={count}:{seed} cannot be drawn from a pool of {size} images with masks; use 1 to {size}")
+        raise DataError(
+            f"labelled={count}:{seed} cannot be drawn from a pool of {size} images with masks; use 1 to {size}"
+        )
     ranked = sorted(pool_ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     chosen = frozenset(ranked[:count])
     return tuple(name for name in pool_ids if name in chosen)
