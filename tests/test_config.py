@@ -97,7 +97,9 @@ def load(path):
     return values.config
 
 
-@pytest.mark.parametrize("file", ["configs/shapes.py", "configs/voc.py"])
+@pytest.mark.parametrize(
+    "file", ["configs/shapes.py", "configs/voc.py", "configs/camvid.py", "configs/cityscapes.py", "configs/folder.py"]
+)
 def test_config_files_load_locked_with_every_variant(file):
     for variant in ("supervised", "mean_teacher", "reconstruction", "forec", "mean_teacher+forec"):
         assert load(f"{file}:{variant}").is_locked

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from forec_jax.contracts import IGNORE
 from forec_jax.data.source import RGB, DataError
@@ -149,5 +149,6 @@ def _open(data: bytes, file: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataError(f"{file}: too many pixels ({error}); scale it down, or cut it into tiles") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{file}: cannot be decoded ({error}); replace the file, or take it off the list") from error
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{file}: cannot be decoded ({reason}); replace the file, or take it off the list") from error
     return image
