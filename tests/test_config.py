@@ -108,6 +108,9 @@ def test_config_files_load_locked_with_every_variant(file):
 def test_the_paper_variant():
     c = load("configs/voc.py:paper+forec")
     assert (c.model.encoder, c.data.crop, c.optim.lr, c.optim.weight_decay) == ("resnet101", 512, 1e-3, 1e-4)
+    c = load("configs/cityscapes.py:paper+forec+scenery")
+    assert (c.model.encoder, c.data.crop, c.optim.lr, c.optim.weight_decay) == ("resnet101", 712, 1e-2, 5e-4)
+    assert c.data.background == "sky,vegetation,building"
 
 
 def test_every_key_of_the_config_has_a_comment():

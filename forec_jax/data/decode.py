@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from forec_jax.contracts import IGNORE
 from forec_jax.data.source import RGB, DataError
@@ -102,7 +102,7 @@ def _code(colours: np.ndarray) -> np.ndarray:
 
 
 def decode_image(data: bytes, file: str) -> np.ndarray:
-    """The image u8[H,W,3] encoded in `data`. Raises DataError, naming `file`, where it is broken or `to_rgb` refuses."""
+    """The image u8[H,W,3] in `data`, upright. Raises DataError, naming `file`, where it is broken or `to_rgb` refuses it."""
     return to_rgb(_open(data, file), file)
 
 
@@ -146,6 +146,7 @@ def _open(data: bytes, file: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # a mask is drawn on what viewers show
     except Image.DecompressionBombError as error:
         raise DataError(f"{file}: too many pixels ({error}); scale it down, or cut it into tiles") from error
     except (OSError, SyntaxError, ValueError) as error:

@@ -158,6 +158,21 @@ def test_images_of_a_pixel_and_grey_ones_are_read(load, photos):
     np.testing.assert_array_equal(rest[list(rest.ids).index("dot")].image, np.full((1, 1, 3), 9))
 
 
+def test_photographs_are_turned_upright(load, photos):
+    """Orientation 6: the first row of the file is the right-hand side of what viewers show."""
+    stored = np.zeros((50, 40, 3), np.uint8)
+    stored[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(photos / "images" / "p0.jpg", exif=exif)
+    (photos / "val.txt").write_text("p0\n")
+    example = load().source("val")[0]
+    assert example.image.shape == (40, 50, 3)
+    assert (example.image[:, 42:] > 200).all()
+    assert (example.image[:, :40] < 50).all()
+    np.testing.assert_array_equal(example.label, label_of(0))
+
+
 def opaque(alpha):
     return np.dstack([np.full((40, 50, 3), 7, np.uint8), np.full((40, 50), alpha, np.uint8)])
 
