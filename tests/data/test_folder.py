@@ -7,7 +7,7 @@ from PIL import Image
 from forec_jax import build, cli
 from forec_jax.build import ConfigError
 from forec_jax.config import apply_variant, defaults
-from forec_jax.data import DataError, folder_dataset, resolve_split
+from forec_jax.data import DataError, batch_ids, folder_dataset, resolve_split
 from forec_jax.data.decode import decode_image
 from forec_jax.data.folder import EXAMPLE, read_classes
 
@@ -303,13 +303,27 @@ def test_prepare_names_the_splits(photos, tmp_path, capsys):
     assert capsys.readouterr().out == "train: 11 images\nval: 1 images\n"
 
 
-def test_a_folder_gets_predictions_in_two_commands(photos, tmp_path, monkeypatch):
+def test_a_batch_has_masks_in_its_labelled_part_only(photos, tmp_path):
+    c = config(photos, tmp_path)
+    data = build.build_training_data(c)
+    ids = batch_ids(**build.build_stream(c, data), step=0)
+    assert set(ids["labelled"]) == set(data.split.labelled)
+    assert set(ids["unlabelled"]) <= data.dataset.maskless
+
+
+@pytest.mark.parametrize("variant", ["supervised", pytest.param("forec", marks=pytest.mark.slow)])
+def test_a_folder_gets_predictions_in_two_commands(photos, tmp_path, monkeypatch, variant):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     save(photos / "unlabelled" / "dot.png", np.full((1, 1), 9, np.uint8))
     small = ["steps=2", "evaluate_every=2", "checkpoint_every=2", "data.crop=33", "eval.pictures=0", "eval.bucket=64"]
     small += ["model.width=0.125", "model.decoder.channels=8", "model.decoder.low_level_channels=4"]
     options = [f"--config.{option}" for option in small]
-    run = ["train", "--config=configs/folder.py:forec", f"--config.data.root={photos}", f"--workdir={tmp_path / 'run'}"]
+    run = [
+        "train",
+        f"--config=configs/folder.py:{variant}",
+        f"--config.data.root={photos}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
     assert cli.run([*run, *options]) == 0
     predict = [
         "predict",
