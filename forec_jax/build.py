@@ -1,5 +1,6 @@
 """From a config to the objects of a run: the only module below the command line that reads a ConfigDict."""
 
+import dataclasses
 import functools
 import logging
 from pathlib import Path
@@ -13,9 +14,21 @@ from ml_collections import ConfigDict
 
 from forec_jax.augment import ClassMix, CutMix, CutOut, NoMixing, Photometric, photometric
 from forec_jax.contracts import AuxiliaryTask, HeadSpec, Method, Network, TrainState, Variables
-from forec_jax.data import Dataset, Geometry, Source, Split, class_coverage, resolve_split, select, shapes_dataset
+from forec_jax.data import (
+    Dataset,
+    Geometry,
+    Source,
+    Split,
+    camvid_dataset,
+    cityscapes_dataset,
+    class_coverage,
+    folder_dataset,
+    resolve_split,
+    select,
+    shapes_dataset,
+    voc_dataset,
+)
 from forec_jax.data.published import check_protocol, protocol_names, published_name
-from forec_jax.data.voc import voc_dataset
 from forec_jax.evaluation import Buckets, Evaluator, Predicts, SlidingWindow
 from forec_jax.evaluation.evaluate import Mode
 from forec_jax.losses import mean_cross_entropy, ohem_cross_entropy
@@ -66,15 +79,40 @@ def choose(key: str, value: Any, choices: tuple[Any, ...]) -> Any:
     return value
 
 
+ROOTS = {
+    "voc": "VOC2012/",
+    "camvid": "train/, trainannot/, val/ and valannot/",
+    "cityscapes": "leftImg8bit/ and gtFine/",
+    "folder": "images/, masks/ and classes.toml",
+}
+"""What the folder data.root holds, by data set."""
+
+
 def build_dataset(c: ConfigDict) -> Dataset:
     """The data set that data.name names."""
-    match choose("data.name", c.data.name, ("shapes", "voc")):
-        case "shapes":
-            return shapes_dataset(size=c.data.size)
+    if choose("data.name", c.data.name, ("shapes", *ROOTS)) == "shapes":
+        return with_background(shapes_dataset(size=c.data.size), c.data.background)
+    if not c.data.root:
+        raise ConfigError(f"data.root is empty: set it to the folder that holds {ROOTS[c.data.name]}")
+    root, prepared = Path(c.data.root), Path(c.data.prepared) if c.data.prepared else None
+    match c.data.name:
+        case "voc":
+            dataset = voc_dataset(root, prepared)
+        case "camvid":
+            dataset = camvid_dataset(root, prepared)
+        case "cityscapes":
+            dataset = cityscapes_dataset(root, prepared)
         case _:
-            if not c.data.root:
-                raise ConfigError("data.root is empty: set it to the folder that holds VOC2012/")
-            return voc_dataset(Path(c.data.root), prepared=Path(c.data.prepared) if c.data.prepared else None)
+            dataset = folder_dataset(root, prepared, c.data.val_fraction)
+    return with_background(dataset, c.data.background)
+
+
+def with_background(dataset: Dataset, names: str) -> Dataset:
+    """The data set with other background classes, "name,name"; with its own where `names` is empty."""
+    if not names:
+        return dataset
+    chosen = (choose("data.background", name.strip(), dataset.classes) for name in names.split(","))
+    return dataclasses.replace(dataset, background_classes=tuple(dataset.classes.index(name) for name in chosen))
 
 
 def labels_of(dataset: Dataset) -> Labels:
@@ -89,6 +127,7 @@ def build_training_data(c: ConfigDict) -> TrainingData:
     split = resolve_split(
         pool_ids=pool.ids,
         validation_ids=evaluation_ids(dataset, c.data.pool),
+        maskless=dataset.maskless,
         labelled=c.data.labelled,
         unlabelled=c.data.unlabelled if c.batch.unlabelled else "none",
     )
@@ -155,15 +194,25 @@ def build_task(name: str, o: ConfigDict, labels: Labels) -> AuxiliaryTask:
     weights = {"labelled_weight": o.labelled_weight, "unlabelled_weight": o.unlabelled_weight}
     match choose("auxiliary", name, ("reconstruction", "foreground_segmentation")):
         case "foreground_segmentation":
-            return ForegroundSegmentation(labels.background_classes, threshold=o.threshold, **weights)
+            return ForegroundSegmentation(known_background(labels), threshold=o.threshold, **weights)
         case _:
             space = choose("auxiliary.reconstruction.pixel_space", o.pixel_space, ("unit", "imagenet"))
             if choose("auxiliary.reconstruction.target", o.target, ("image", "foreground")) == "image":
                 return ImageReconstruction(pixel_space=space, **weights)
             void = choose("auxiliary.reconstruction.void", o.void, ("exclude", "zero"))
             return ForegroundReconstruction(
-                labels.background_classes, threshold=o.threshold, pixel_space=space, void=void, **weights
+                known_background(labels), threshold=o.threshold, pixel_space=space, void=void, **weights
             )
+
+
+def known_background(labels: Labels) -> tuple[int, ...]:
+    """The background classes; raises ConfigError where the data set names none."""
+    if not labels.background_classes:
+        raise ConfigError(
+            "this auxiliary task tells foreground from background, and no class is called background: put "
+            f'background = "NAME" into classes.toml or set data.background, NAME one of {", ".join(labels.classes)}'
+        )
+    return labels.background_classes
 
 
 def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 Command = Callable[[Sequence[str]], int]
 
@@ -19,10 +19,11 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
   evaluate   --workdir=DIR [--split=val] [--network=teacher|student] [--checkpoint=last|best]
   predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
   table      --workdirs=DIR,DIR [--splits=val,...] [--network=...] [--checkpoint=...]       mIoU of several runs
-  prepare    --dataset=voc --source=FOLDER [--prepared=DIR]
+  prepare    --dataset=voc|camvid|cityscapes|folder --source=FOLDER [--prepared=DIR]
   voc-masks  --source=VOCdevkit --sbd=FOLDER --out=FOLDER       VOC-Aug's masks from VOC's and SBD's own files
 
-FILE is for example configs/shapes.py or configs/voc.py; `forec-jax COMMAND --help` tells a command's flags.
+FILE is for example configs/shapes.py, configs/voc.py or, for your own images, configs/folder.py;
+`forec-jax COMMAND --help` tells a command's flags.
 """
 
 
@@ -150,16 +151,20 @@ def prepare(argv: Sequence[str]) -> int:
     """Packs a raw data set into records ahead of its first use."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_enum("dataset", None, ["voc"], "which data set", flag_values=values)
+        flags.DEFINE_enum(
+            "dataset", None, ["voc", "camvid", "cityscapes", "folder"], "which data set", flag_values=values
+        )
         flags.DEFINE_string("source", None, "its folder, as data.root", flag_values=values)
         flags.DEFINE_string("prepared", "", "where the records go; by default the cache folder", flag_values=values)
 
     values = parse(argv, define)
     required(values, "dataset", "source")
     from forec_jax.build import build_dataset
+    from forec_jax.config import defaults
 
-    data = {"name": values.dataset, "root": values.source, "prepared": values.prepared}
-    dataset = build_dataset(ConfigDict({"data": data}))
+    c = defaults()
+    c.data.update({"name": values.dataset, "root": values.source, "prepared": values.prepared})
+    dataset = build_dataset(c)
     for split, source in dataset.sources.items():
         print(f"{split}: {len(source)} images")
     return 0

@@ -27,12 +27,14 @@ def defaults() -> ConfigDict:
     c.batch.unlabelled = 8  # unlabelled rows a step, over all devices; 0 for none
 
     c.data = ConfigDict()
-    c.data.name = ""  # "shapes" or "voc"
-    c.data.root = ""  # voc: the folder that holds VOC2012/
+    c.data.name = ""  # "shapes", "voc", "camvid", "cityscapes" or "folder" (a data set of your own)
+    c.data.root = ""  # voc: the folder that holds VOC2012/; otherwise the data set's own folder (docs/data.md)
     c.data.prepared = ""  # where prepared records go; empty: the user's cache folder
     c.data.size = 96  # shapes: side of an image in pixels
+    c.data.background = ""  # "class,class": what FOrec takes as background; empty: the data set's own choice
+    c.data.val_fraction = 0.2  # folder: part of the images with masks that is val where there is no val.txt
     c.data.pool = "train"  # the split that labelled and unlabelled images come from; voc: "train" or "train_aug"
-    c.data.labelled = "all"  # a list file, "<count>:<seed>" (a draw from the pool), or "all"
+    c.data.labelled = "all"  # a list file, "<count>:<seed>" (a draw), or "all": of the pool's images with masks
     c.data.unlabelled = "rest"  # a list file, "rest" (the pool without the labelled part), or "none"
     c.data.protocol = ""  # a published list that the split must be, such as "voc/classic/183" (docs/data.md); "": none
     c.data.crop = 321  # side of the square training crop in pixels, at least 33

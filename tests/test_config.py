@@ -116,7 +116,9 @@ def load(path):
     return values.config
 
 
-@pytest.mark.parametrize("file", ["configs/shapes.py", "configs/voc.py"])
+@pytest.mark.parametrize(
+    "file", ["configs/shapes.py", "configs/voc.py", "configs/camvid.py", "configs/cityscapes.py", "configs/folder.py"]
+)
 def test_config_files_load_locked_with_every_variant(file):
     for variant in ("supervised", "mean_teacher", "reconstruction", "forec", "mean_teacher+forec"):
         assert load(f"{file}:{variant}").is_locked
@@ -125,6 +127,9 @@ def test_config_files_load_locked_with_every_variant(file):
 def test_the_paper_variant():
     c = load("configs/voc.py:paper+forec")
     assert (c.model.encoder, c.data.crop, c.optim.lr, c.optim.weight_decay) == ("resnet101", 512, 1e-3, 1e-4)
+    c = load("configs/cityscapes.py:paper+forec+scenery")
+    assert (c.model.encoder, c.data.crop, c.optim.lr, c.optim.weight_decay) == ("resnet101", 712, 1e-2, 5e-4)
+    assert c.data.background == "sky,vegetation,building"
 
 
 def test_every_key_of_the_config_has_a_comment():

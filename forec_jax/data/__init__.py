@@ -1,5 +1,8 @@
 """Data sets, splits, geometry and the training batches."""
 
+from forec_jax.data.camvid import camvid_dataset
+from forec_jax.data.cityscapes import cityscapes_dataset
+from forec_jax.data.folder import folder_dataset
 from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batches
 from forec_jax.data.shapes import shapes_dataset
 from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags, select
@@ -17,8 +20,11 @@ __all__ = [
     "Subset",
     "WithTags",
     "batch_ids",
+    "camvid_dataset",
+    "cityscapes_dataset",
     "class_coverage",
     "evaluation_examples",
+    "folder_dataset",
     "resolve_split",
     "select",
     "shapes_dataset",

@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from forec_jax.data.decode import MaskRule, decode_image, decode_mask
+from forec_jax.data.decode import ColourRule, MaskRule, decode_image, decode_mask
 from forec_jax.data.source import DataError, Example
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,30 @@ class Entry(NamedTuple):
     mask: str | None = None  # None: the image can only be used without labels
 
 
+def index_by_id(entries: Iterable[Entry], root: Path) -> dict[str, Entry]:
+    """The entries by id. Raises DataError, naming both files, where two images have one id."""
+    by_id: dict[str, Entry] = {}
+    for entry in entries:
+        if (other := by_id.setdefault(entry.id, entry)) is not entry:
+            raise DataError(
+                f"{root / other.image} and {root / entry.image} have the same name, {entry.id}; rename or remove one"
+            )
+    return by_id
+
+
+def maskless(entries: Iterable[Entry]) -> frozenset[str]:
+    """The ids of the entries without a mask."""
+    return frozenset(entry.id for entry in entries if entry.mask is None)
+
+
+Check = Callable[[Entry, bytes, bytes], None]
+"""Raises DataError for an entry whose encoded image or mask (b"" where there is none) cannot be used."""
+
+
+def unchecked(entry: Entry, image: bytes, mask: bytes) -> None:
+    """Takes every file as it is: a broken one is found when it is read."""
+
+
 class _Builder(tfds.core.GeneratorBasedBuilder):
     """Segmentation masks and images as they are encoded in their files."""
 
@@ -42,8 +66,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     code_path = None  # TFDS would look for download checksums beside this file, with a package it does not install
 
-    def __init__(self, *, root: Path, entries: Sequence[Entry], **kwargs: Any):
-        self._root, self._entries = root, entries
+    def __init__(self, *, root: Path, entries: Sequence[Entry], check: Check, **kwargs: Any):
+        self._root, self._entries, self._check = root, entries, check
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -62,15 +86,11 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, entry in enumerate(tqdm(self._entries, desc="preparing", unit="image")):
+            image = _read(self._root / entry.image)
+            mask = _read(self._root / entry.mask) if entry.mask else b""
+            self._check(entry, image, mask)
             # TFDS writes encoded bytes without TensorFlow; arrays would need it.
-            yield (
-                key,
-                {
-                    "id": entry.id,
-                    "image": io.BytesIO(_read(self._root / entry.image)),
-                    "mask": io.BytesIO(_read(self._root / entry.mask) if entry.mask else b""),
-                },
-            )
+            yield key, {"id": entry.id, "image": io.BytesIO(image), "mask": io.BytesIO(mask)}
 
 
 def default_prepared() -> Path:
@@ -110,12 +130,19 @@ def _unreadable(file: Path, error: OSError) -> DataError:
 
 
 def prepare(
-    name: str, root: Path, entries: Sequence[Entry], *, lists: Sequence[str] = (), prepared: Path | None = None
+    name: str,
+    root: Path,
+    entries: Sequence[Entry],
+    *,
+    lists: Sequence[str] = (),
+    prepared: Path | None = None,
+    check: Check = unchecked,
 ) -> Path:
     """The folder of array_record files made from `entries`, in `prepared` (default: the user's cache).
 
     It is made on first use and again, under another name, when the listing, `lists` or a file's size or time changed.
-    It appears complete or not at all, and of several processes one makes it. Raises DataError for files that cannot be
+    It appears complete or not at all, and of several processes one makes it. `check` sees every file as it is packed; what
+    it judges by belongs to `lists`. Raises DataError for files that cannot be
     read, an empty listing, or a folder that cannot be written. The source is only read.
     """
     if not entries:
@@ -128,19 +155,19 @@ def prepare(
         where.mkdir(parents=True, exist_ok=True)
         with _only_one(where / f".{folder.name}.lock"):
             if not folder.is_dir():
-                _make(folder, root, entries)
+                _make(folder, root, entries, check)
     except OSError as error:
         raise DataError(f"{where}: cannot be written ({error}); set data.prepared to a folder with room") from error
     return folder
 
 
-def _make(folder: Path, root: Path, entries: Sequence[Entry]) -> None:
+def _make(folder: Path, root: Path, entries: Sequence[Entry], check: Check) -> None:
     others = sorted(other.name for other in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"))
     if others:
         log.warning("%s was prepared from another listing; preparing anew as %s", ", ".join(others), folder.name)
     log.info("preparing %d images of %s in %s", len(entries), root, folder)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        builder = _Builder(root=root, entries=entries, data_dir=temporary, file_format="array_record")
+        builder = _Builder(root=root, entries=entries, check=check, data_dir=temporary, file_format="array_record")
         tfds.disable_progress_bar()  # ours knows the total
         try:
             with redirect_stdout(io.StringIO()):  # it would tell of a download, and name the temporary folder
@@ -185,7 +212,7 @@ class PreparedSource:
     records: Records
     root: Path  # for messages: the files that the records were made from
     entries: tuple[Entry, ...]  # entry i is record i
-    rule: MaskRule
+    rule: MaskRule | ColourRule
     labels: bool = True
 
     @property

@@ -49,7 +49,8 @@ class Dataset:
     classes: tuple[str, ...]
     palette: tuple[RGB, ...]  # one colour a class
     sources: Mapping[str, Source]
-    background_classes: tuple[int, ...] = (0,)  # what FOrec reconstructs as zero
+    background_classes: tuple[int, ...] = (0,)  # what FOrec reconstructs as zero; () where that is not known
+    maskless: frozenset[str] = frozenset()  # ids of images without a mask, which can only be used without labels
 
     def source(self, split: str) -> Source:
         """The source of a split. Raises DataError with the names there are."""

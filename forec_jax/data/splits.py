@@ -24,16 +24,23 @@ class Split(NamedTuple):
 
 
 def resolve_split(
-    *, pool_ids: Sequence[str], validation_ids: Collection[str] = (), labelled: str, unlabelled: str = "rest"
+    *,
+    pool_ids: Sequence[str],
+    validation_ids: Collection[str] = (),
+    maskless: Collection[str] = (),
+    labelled: str,
+    unlabelled: str = "rest",
 ) -> Split:
     """The split that two options describe.
 
-    `labelled`: a list file, "<count>:<seed>" (a draw), or "all". `unlabelled`: a list file, "rest" (the pool without
-    the labelled part) or "none". Raises DataError for a missing or empty list, an id that the pool does not have, an id
-    listed twice or in both parts, a validation id in either part, and a draw of more images than there are.
+    `labelled`: a list file, "<count>:<seed>" (a draw), or "all"; the last two are of the pool's images with masks, which
+    are those not in `maskless`. `unlabelled`: a list file, "rest" (the pool without the labelled part) or "none". Raises
+    DataError for a missing or empty list, an id that the pool does not have, an id listed twice or in both parts, a
+    validation id in either part, a labelled id without a mask, and a draw of more images than there are.
     """
     known = frozenset(pool_ids).union(validation_ids)
-    labelled_ids, name = _labelled_part(labelled, pool_ids, known)
+    masked_ids = tuple(name for name in pool_ids if name not in maskless)
+    labelled_ids, name = _labelled_part(labelled, masked_ids, known)
     if unlabelled == "none":
         unlabelled_ids: tuple[str, ...] = ()
     elif unlabelled == "rest":
@@ -42,6 +49,10 @@ def resolve_split(
     else:
         unlabelled_ids = read_list(unlabelled, known)
     _check_part("labelled", labelled, labelled_ids, pool_ids, validation_ids)
+    if bare := frozenset(labelled_ids).intersection(maskless):
+        raise DataError(
+            f"{labelled}: {_some(bare)} of the labelled part without a mask; add the masks, or take them off the list"
+        )
     _check_part("unlabelled", unlabelled, unlabelled_ids, pool_ids, validation_ids)
     if both := frozenset(labelled_ids).intersection(unlabelled_ids):
         raise DataError(
@@ -50,12 +61,12 @@ def resolve_split(
     return Split(name, labelled_ids, unlabelled_ids, list_sha256(labelled_ids))
 
 
-def _labelled_part(labelled: str, pool_ids: Sequence[str], known: Collection[str]) -> tuple[tuple[str, ...], str]:
+def _labelled_part(labelled: str, masked_ids: Sequence[str], known: Collection[str]) -> tuple[tuple[str, ...], str]:
     """The labelled ids and a name for the split that holds no path of this machine."""
     if labelled == "all":
-        return tuple(pool_ids), "all"
+        return tuple(masked_ids), "all"
     if match := _DRAW.fullmatch(labelled):
-        return draw(pool_ids, int(match[1]), int(match[2])), labelled
+        return draw(masked_ids, int(match[1]), int(match[2])), labelled
     return read_list(labelled, known), "/".join(Path(labelled).with_suffix("").parts[-2:])
 
 
@@ -67,7 +78,9 @@ def draw(pool_ids: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
     """
     if not 1 <= count <= len(pool_ids):
         size = len(pool_ids)
-        raise DataError(f"labelled={count}:{seed} cannot be drawn from a pool of {size} images; use 1 to {size}")
+        raise DataError(
+            f"labelled={count}:{seed} cannot be drawn from a pool of {size} images with masks; use 1 to {size}"
+        )
     ranked = sorted(pool_ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     chosen = frozenset(ranked[:count])
     return tuple(name for name in pool_ids if name in chosen)

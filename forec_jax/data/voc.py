@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from forec_jax.data.decode import MaskRule
-from forec_jax.data.prepared import Entry, PreparedSource, Records, prepare
+from forec_jax.data.prepared import Entry, PreparedSource, Records, maskless, prepare
 from forec_jax.data.source import RGB, DataError, Dataset, select
 from forec_jax.data.splits import read_list
 
@@ -49,7 +49,7 @@ def voc_dataset(root: str | Path, prepared: str | Path | None = None) -> Dataset
     folder = prepare("voc2012", base, entries, lists=used, prepared=None if prepared is None else Path(prepared))
     pool = PreparedSource(Records(folder), base, entries, MaskRule(len(CLASSES)))
     sources = {split: select(pool, names) for split, names in ids.items()}
-    return Dataset("voc", CLASSES, voc_palette(len(CLASSES)), sources)
+    return Dataset("voc", CLASSES, voc_palette(len(CLASSES)), sources, maskless=maskless(entries))
 
 
 def _listing(base: Path) -> tuple[dict[str, Entry], dict[str, Path]]:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from forec_jax.contracts import Array, Variables
 from forec_jax.data import DataError, Example
+from forec_jax.data.decode import decode_image
 from forec_jax.evaluation.evaluate import Buckets
 from forec_jax.evaluation.sliding import Predicts
 
@@ -37,12 +37,12 @@ def image_files(path: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """u8[H,W,3] of any image file; grey and palette images become RGB, transparency is dropped."""
+    """u8[H,W,3] of an image file, read as training images are. Raises DataError, naming it, where it cannot be used."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); repair or remove it") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); repair or remove it") from error
+    return decode_image(data, str(path))
 
 
 class Predictor:

@@ -131,5 +131,5 @@ def test_image_files_finds_images_and_says_when_there_are_none(tmp_path):
 def test_an_unreadable_image_is_named(tmp_path):
     file = tmp_path / "broken.png"
     file.write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"broken\.png cannot be read"):
+    with pytest.raises(DataError, match=r"broken\.png: cannot be decoded"):
         read_image(file)
