@@ -38,11 +38,11 @@ def fetch(text: str) -> Path:
     """
     reference = parse_reference(text)
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, hf_hub_url
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
     except ImportError as error:
         raise WeightsError(f"{text}: the hub's client is not installed; pip install 'forec-jax[hub]'") from error
-    page = f"https://huggingface.co/{reference.repository}/resolve/{reference.revision or 'main'}/{FILE}"
+    page = hf_hub_url(reference.repository, FILE, revision=reference.revision)
     by_hand = f"download {page} by hand and set model.weights to the file"
     try:
         path = Path(hf_hub_download(reference.repository, FILE, revision=reference.revision))
