@@ -189,9 +189,7 @@ def convert(
     dropped = [name for name in rest if _is_dropped(name, model)]
     problems += [f"{name} is unknown" for name in sorted(set(rest) - set(dropped))]
     if problems:
-        raise WeightsError(
-            f"the tensors do not make a {arch} of {source} ({stem} stem): {_shortened(sorted(problems))}"
-        )
+        raise WeightsError(f"the tensors do not make a {arch} of {source} ({stem} stem): {shortened(sorted(problems))}")
     _report(dropped)
     variables = nested(filled)
     return Converted(Variables(variables["params"], variables["batch_stats"]), stem)
@@ -314,9 +312,10 @@ def _report(dropped: list[str]) -> None:
     if counters:
         log.info("passed over: %d num_batches_tracked", len(counters))
     if others:
-        log.info("passed over: %s", _shortened(others))
+        log.info("passed over: %s", shortened(others))
 
 
-def _shortened(items: list[str], most: int = 20) -> str:
+def shortened(items: list[str], most: int = 20) -> str:
+    """A list in words that stays readable when everything is wrong."""
     rest = f", and {len(items) - most} more" if len(items) > most else ""
     return "; ".join(items[:most]) + rest

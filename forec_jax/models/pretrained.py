@@ -11,7 +11,16 @@ import numpy as np
 
 from forec_jax.contracts import Variables
 from forec_jax.models import hub
-from forec_jax.models.convert import SEGMENTATION, WeightsError, choose_network, convert, guess_source, leaves, nested
+from forec_jax.models.convert import (
+    SEGMENTATION,
+    WeightsError,
+    choose_network,
+    convert,
+    guess_source,
+    leaves,
+    nested,
+    shortened,
+)
 from forec_jax.models.mobilenet import MobileNetV2
 from forec_jax.models.weightfile import Origin, read_origin, read_tensors, read_variables, sha256_of, write_variables
 
@@ -87,13 +96,13 @@ def fitting_weights(weights: Variables, layout: Variables) -> Variables:
       WeightsError: the encoder does not fit; names the tensors.
     """
     if problems := _misfits(weights, layout, "encoder"):
-        raise WeightsError("the weights do not fit the encoder: " + "; ".join(sorted(problems.values())[:20]))
+        raise WeightsError("the weights do not fit the encoder: " + shortened(list(problems.values())))
     parts = ["encoder"]
     if SEGMENTATION in weights.params and SEGMENTATION in layout.params:
         problems = _misfits(weights, layout, SEGMENTATION)
         body = [text for path, text in problems.items() if path[2] != "last"]
         if body:
-            log.warning("the segmentation head starts from random values, its form is another: %s", "; ".join(body[:5]))
+            log.warning("the segmentation head starts from random values, its form is another: %s", shortened(body, 5))
         else:
             parts.append(SEGMENTATION)
         if problems and not body:

@@ -165,7 +165,9 @@ class UniMatchModel(nn.Module):
         self.head = nn.ModuleDict(
             {
                 "b0": nn.Sequential(*conv_norm(high, channels)),
-                **{f"b{i}": nn.Sequential(*conv_norm(high, channels, 3, rate)) for i, rate in enumerate(rates, start=1)},
+                **{
+                    f"b{i}": nn.Sequential(*conv_norm(high, channels, 3, rate)) for i, rate in enumerate(rates, start=1)
+                },
                 "b4": nn.ModuleDict({"gap": nn.Sequential(nn.AdaptiveAvgPool2d(1), *conv_norm(high, channels))}),
                 "project": nn.Sequential(*conv_norm(5 * channels, channels)),
             }
@@ -236,9 +238,9 @@ def test_every_stage_equals_transformers(arch):
     stages = reference(to_torch(image), output_hidden_states=True).hidden_states[1:]
     module = ResNet(arch, False, output_stride=32, width=WIDTH)
     variables = encoder_variables(arrays(reference.state_dict()), "transformers", arch)
-    blocks = jax.jit(
-        lambda v, x: module.apply(v, x, capture_intermediates=lambda m, _: "_block" in (m.name or ""))[1]
-    )(variables, image)["intermediates"]
+    blocks = jax.jit(lambda v, x: module.apply(v, x, capture_intermediates=lambda m, _: "_block" in (m.name or ""))[1])(
+        variables, image
+    )["intermediates"]
     for layer, (stage, depth) in enumerate(zip(stages, BLOCKS[arch][1], strict=True), start=1):
         mine = blocks[f"layer{layer}_block{depth - 1}"]["__call__"][0]
         assert 0.1 < np.abs(nhwc(stage)).max() < 30
