@@ -151,14 +151,14 @@ def convert(
       decoder: a full model's form; None for the source's own.
 
     Raises:
-      WeightsError: names every tensor that is missing, unknown or of the wrong shape.
+      WeightsError: names the tensors that are missing, unknown or of the wrong shape (the first twenty of them).
     """
     if source not in SOURCES or arch not in BLOCKS:
         raise WeightsError(f"{arch} of {source}: there are {', '.join(BLOCKS)} of {', '.join(SOURCES)}")
     model = _MODELS.get(source)
     if model and not any(name.startswith(model.encoder) for name in tensors):
         model = None
-    stem = _stem(tensors, model.encoder if model else "")
+    stem = "7x7" if source == "transformers" else _stem(tensors, model.encoder if model else "")
     options = decoder or (model.options if model else DeepLabOptions())
     layout = _layout(arch, stem, width, options, _classes(tensors, model))
     name_layer = _naming(tensors, source, model, stem)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from forec_jax.contracts import Variables
 from forec_jax.models.convert import WeightsError, leaves, nested
@@ -30,7 +30,7 @@ def write_variables(path: Path, variables: Variables, origin: Origin) -> None:
     """Writes variables as safetensors: flat paths such as `params/encoder/stem/conv/kernel`, kernels HWIO."""
     flat = {"/".join(at): np.ascontiguousarray(leaf) for at, leaf in leaves(variables._asdict())}
     partial = path.with_name(path.name + ".partial")  # a name of its own, so that a file appears whole or not at all
-    save_file(flat, partial, metadata={"format": FORMAT, "version": VERSION, **origin._asdict()})
+    partial.write_bytes(save(flat, metadata={"format": FORMAT, "version": VERSION, **origin._asdict()}))
     partial.replace(path)
 
 

@@ -74,6 +74,12 @@ def test_every_misfit_is_named():
     assert "layer1.0.conv1.weight has shape (4, 4, 1, 1)" in str(error.value)
 
 
+def test_another_naming_is_refused():
+    deep = {name.replace("conv1.weight", "conv1.0.weight"): value for name, value in resnet18().items()}
+    with pytest.raises(WeightsError, match=r"conv1\.0\.weight is unknown"):
+        convert(deep, "transformers", "resnet18", width=WIDTH)
+
+
 def test_another_architecture_is_refused():
     with pytest.raises(WeightsError, match=r"layer1\.2\.conv1\.weight is missing"):
         convert(resnet18(), "torchvision", "resnet34", width=WIDTH)
