@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test slow lint format clean
+.PHONY: setup quickstart test slow parity lint format clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,11 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Comparisons with PyTorch's own models; they are skipped where PyTorch is missing.
+parity: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[parity]'
+	$(BIN)/python -m pytest tests/models/test_parity.py tests/models/test_convert.py tests/models/test_pretrained.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

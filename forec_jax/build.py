@@ -43,7 +43,7 @@ from forec_jax.methods import (
 from forec_jax.methods.segmentation_terms import SupervisedLoss
 from forec_jax.methods.student import SEGMENTATION
 from forec_jax.methods.teacher import BATCH_NORM_MODES
-from forec_jax.models import DeepLabOptions, deeplab_network, load_weights
+from forec_jax.models import DeepLabOptions, deeplab_network, filled, fitting_weights, load_weights
 from forec_jax.parallel import global_batch, make_mesh
 from forec_jax.training import Schedule, make_optimizer
 
@@ -216,7 +216,7 @@ def known_background(labels: Labels) -> tuple[int, ...]:
 
 
 def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
-    """The network; its first encoder weights come from model.weights where that is set."""
+    """The network; its first weights come from model.weights where that is set."""
     m = c.model
     network = deeplab_network(
         encoder=m.encoder,
@@ -231,16 +231,14 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     )
     if not m.weights:
         return network
-    encoder = load_weights(Path(m.weights), m.encoder)
-    return network._replace(init=functools.partial(pretrained_init, network, encoder))
+    stored = load_weights(m.weights, m.encoder, stem=m.stem, width=m.width)
+    weights = fitting_weights(stored, jax.eval_shape(network.init, jax.random.key(c.seed)))
+    return network._replace(init=functools.partial(pretrained_init, network, weights))
 
 
-def pretrained_init(network: Network, encoder: Variables, key: jax.Array) -> Variables:
-    """A network's first variables with the encoder's replaced."""
-    variables = network.init(key)
-    return Variables(
-        {**variables.params, "encoder": encoder.params}, {**variables.batch_stats, "encoder": encoder.batch_stats}
-    )
+def pretrained_init(network: Network, weights: Variables, key: jax.Array) -> Variables:
+    """A network's first variables with pretrained ones in their places."""
+    return filled(network.init(key), weights)
 
 
 def build_mixing(c: ConfigDict, classes: int) -> Any:

@@ -21,6 +21,7 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
   table      --workdirs=DIR,DIR [--splits=val,...] [--network=...] [--checkpoint=...]       mIoU of several runs
   prepare    --dataset=voc|camvid|cityscapes|folder --source=FOLDER [--prepared=DIR]
   voc-masks  --source=VOCdevkit --sbd=FOLDER --out=FOLDER       VOC-Aug's masks from VOC's and SBD's own files
+  convert    --from=SOURCE --arch=resnet101 --weights=FILE --out=FILE.safetensors [--network=...]   PyTorch's weights
 
 FILE is for example configs/shapes.py, configs/voc.py or, for your own images, configs/folder.py;
 `forec-jax COMMAND --help` tells a command's flags.
@@ -187,6 +188,31 @@ def voc_masks(argv: Sequence[str]) -> int:
     return 0
 
 
+def convert(argv: Sequence[str]) -> int:
+    """Arranges other projects' weights as this library's."""
+
+    def define(values: flags.FlagValues) -> None:
+        sources = ["torchvision", "timm", "transformers", "u2pl", "unimatch"]
+        archs = ["resnet18", "resnet34", "resnet50", "resnet101"]
+        flags.DEFINE_enum("from", None, sources, "whose names the tensors have", flag_values=values)
+        flags.DEFINE_enum("arch", None, archs, "which encoder", flag_values=values)
+        flags.DEFINE_string("weights", None, "a .safetensors, .npz or .pth", flag_values=values)
+        flags.DEFINE_string("out", None, "the .safetensors to write", flag_values=values)
+        networks = "which network of a checkpoint; by default the teacher where there is one"
+        flags.DEFINE_enum("network", None, ["teacher", "student"], networks, flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "from", "arch", "weights", "out")
+    if not values.out.endswith(".safetensors"):
+        raise flags.Error(f"--out={values.out}: the file's name ends in .safetensors")
+    from forec_jax.models.pretrained import convert_file
+
+    paths = Path(values.weights), Path(values.out)
+    variables, origin = convert_file(*paths, str(values["from"].value), values.arch, values.network)
+    print(f"{values.out}: {origin.arch}, {origin.stem!r} stem, {' and '.join(variables.params)}, from {origin.source}")
+    return 0
+
+
 COMMANDS: dict[str, Command] = {
     "train": train,
     "evaluate": evaluate,
@@ -194,6 +220,7 @@ COMMANDS: dict[str, Command] = {
     "predict": predict,
     "prepare": prepare,
     "voc-masks": voc_masks,
+    "convert": convert,
 }
 
 

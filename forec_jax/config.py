@@ -47,11 +47,11 @@ def defaults() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.encoder = "resnet50"  # resnet18, resnet34, resnet50, resnet101, mobilenet_v2
-    c.model.stem = "7x7"  # ResNets: "7x7", or "deep" (three 3x3)
+    c.model.stem = "7x7"  # ResNets: "7x7", "deep" (three 3x3), or "d" (ResNet-D, timm's resnet50d)
     c.model.width = 1.0  # multiplies the encoder's channels; 1 is the published network
     c.model.output_stride = 16  # 8 or 16
     c.model.multi_grid = (1, 1, 1)  # ResNets: dilation factors of the last stage's blocks
-    c.model.weights = ""  # file of pretrained encoder weights; empty: random
+    c.model.weights = ""  # a file, or hf:OWNER/NAME[@REVISION][#sha256=...] (docs/weights.md); empty: random
     c.model.bn_momentum = 0.9  # of BatchNorm's running statistics: new = momentum * old + (1 - momentum) * batch
     c.model.decoder = ConfigDict()
     c.model.decoder.rates = (6, 12, 18)  # dilation of the ASPP's branches

@@ -247,6 +247,7 @@ def load_run(workdir: Path, checkpoint: str) -> Run:
     if not stored.exists():
         raise WorkdirError(f"--workdir={workdir} holds no run (no config.json); train one there first")
     c = read_config(stored)
+    c.model.weights = ""  # the checkpoint holds every weight, and that file may be gone
     labels = read_labels(workdir / "labels.json")
     mesh = make_mesh()
     method = build.build_method(c, labels)

@@ -1,9 +1,10 @@
 """Networks: dilated encoders, DeepLabV3+ decoders, and the convolution and resizing that they are made of."""
 
 from forec_jax.models.conv import conv2d
+from forec_jax.models.convert import WeightsError, convert
 from forec_jax.models.deeplab import U2PL, DeepLabOptions
 from forec_jax.models.network import ENCODERS, Features, ImageSize, count_parameters, deeplab_network
-from forec_jax.models.pretrained import load_weights, mobilenet_v2_from_slim
+from forec_jax.models.pretrained import filled, fitting_weights, load_weights, mobilenet_v2_from_slim
 from forec_jax.models.resize import resize
 
 __all__ = [
@@ -12,9 +13,13 @@ __all__ = [
     "DeepLabOptions",
     "Features",
     "ImageSize",
+    "WeightsError",
     "conv2d",
+    "convert",
     "count_parameters",
     "deeplab_network",
+    "filled",
+    "fitting_weights",
     "load_weights",
     "mobilenet_v2_from_slim",
     "resize",

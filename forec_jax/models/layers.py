@@ -82,6 +82,33 @@ def max_pool(x: Array) -> Array:
     return x
 
 
+def average_pool(x: Array, strides: int, valid: Array | None) -> Array:
+    """2x2 means of [B,H,W,C] -> [B,ceil(H/strides),ceil(W/strides),C], as in the shortcuts of timm's ResNet-D.
+
+    At stride 2 a window that reaches over the border averages what is inside; at stride 1 (dilated layers) it takes
+    zeros there. `valid` as in `keep_valid`.
+    """
+    x = keep_valid(x, valid)
+    total = _window_sum(x.astype(jnp.float32), strides)
+    if strides == 1:
+        return (total / 4).astype(x.dtype)
+    inside = jnp.ones((1, *x.shape[1:3]), bool) if valid is None else _at_features(valid, x)
+    number = _window_sum(inside[..., None].astype(jnp.float32), strides)
+    return (total / jnp.maximum(number, 1)).astype(x.dtype)
+
+
+def _window_sum(x: Array, strides: int) -> Array:
+    """Sums over 2x2 windows with zeros at the bottom and the right."""
+    for axis in (1, 2):
+        reach = (x.shape[axis] - 1) // strides * strides + 1
+        margins = [(0, 0)] * 4
+        margins[axis] = (0, 1)
+        padded = jnp.pad(x, margins)
+        first, second = (lax.slice_in_dim(padded, i, i + reach, strides, axis=axis) for i in range(2))
+        x = first + second
+    return x
+
+
 def same_padding(size: int, dilation: int = 1) -> Padding:
     """Equal margins that keep the size of the image at stride 1 (and give ceil(n / 2) at stride 2)."""
     margin = dilation * (size // 2)

@@ -14,7 +14,7 @@ from forec_jax.contracts import HeadOutput, HeadSpec, Network, PyTree, Variables
 from forec_jax.models.deeplab import DeepLabDecoder, DeepLabOptions
 from forec_jax.models.layers import draw_variables
 from forec_jax.models.mobilenet import MobileNetV2
-from forec_jax.models.resnet import BLOCKS, ResNet
+from forec_jax.models.resnet import BLOCKS, STEMS, ResNet
 
 Array = jax.Array
 
@@ -66,7 +66,7 @@ def deeplab_network(
       heads: the decoders to grow; names are unique and not "encoder".
       output_stride: 8, 16 or 32: image pixels between neighbours of the high-level map.
       decoder: form of all heads; None for the default form.
-      stem: of a ResNet, "7x7" or "deep" (3x3 stride 2, 3x3, 3x3).
+      stem: of a ResNet, one of `resnet.STEMS`: "7x7", "deep" (three 3x3) or "d" (ResNet-D).
       multi_grid: factors on the dilations of a ResNet's layer4.
       width: factor on the encoder's channels; 1.0 is the published network.
       bn_momentum: share of the old running statistics that a step keeps (flax's convention; PyTorch's 0.1 is 0.9).
@@ -164,8 +164,8 @@ def _check(encoder: str, heads: tuple[HeadSpec, ...], output_stride: int, stem: 
         raise ValueError(f"heads need names of their own, none of them 'encoder': {names}")
     if output_stride not in (8, 16, 32):
         raise ValueError(f"output_stride is 8, 16 or 32, not {output_stride}")
-    if stem not in ("7x7", "deep"):
-        raise ValueError(f"stem is '7x7' or 'deep', not {stem!r}")
+    if stem not in STEMS:
+        raise ValueError(f"stem is one of {', '.join(map(repr, STEMS))}, not {stem!r}")
 
 
 def _check_valid(image: Array, valid: Array | None) -> None:

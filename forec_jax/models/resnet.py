@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from forec_jax.models.layers import ConvNorm, keep_valid, max_pool
+from forec_jax.models.layers import ConvNorm, average_pool, keep_valid, max_pool
 
 Array = jax.Array
 
@@ -18,15 +18,23 @@ BLOCKS = {
 }
 """Kind of block, and blocks in each of the four layers."""
 
+STEMS = {"7x7": (64,), "deep": (64, 64, 128), "d": (32, 32, 64)}
+"""Channels of the stem's convolutions: one 7x7, or three 3x3 of which the first strides.
+
+"deep" is the one of U2PL and UniMatch; "d" is ResNet-D (He et al., CVPR 2019), timm's resnet50d and its like, which also
+averages 2x2 pixels in the shortcuts instead of striding there.
+"""
+
 _EXPANSION = {"basic": 1, "bottleneck": 4}
 
 
 class _Block(nn.Module):
-    """A residual block; a bottleneck strides in its 3x3 convolution."""
+    """A residual block; a bottleneck strides in its 3x3 convolution, the shortcut in its 1x1 or by averaging."""
 
     kind: str
     planes: int
     train: bool
+    shortcut: str  # "strided" or "averaged"
     strides: int = 1
     dilation: int = 1
     momentum: float = 0.9
@@ -45,7 +53,10 @@ class _Block(nn.Module):
             y = ConvNorm(self.planes, strides=self.strides, name="conv2", **spatial)(y, valid)
             y = ConvNorm(features, activation="none", name="conv3", **shared)(y)
         if self.strides > 1 or x.shape[-1] != features:
-            x = ConvNorm(features, strides=self.strides, activation="none", name="downsample", **shared)(x)
+            strides = self.strides
+            if self.shortcut == "averaged":
+                x, strides = average_pool(x, strides, valid), 1
+            x = ConvNorm(features, strides=strides, activation="none", name="downsample", **shared)(x)
         return nn.relu(x + y)
 
 
@@ -54,7 +65,8 @@ class ResNet(nn.Module):
 
     Beyond the output stride a layer dilates instead of striding: its first block keeps the dilation before it, as in
     torchvision. `multi_grid` multiplies the dilations of layer4's blocks (Chen et al., 2017): U2PL's encoder is output
-    stride 8 with (2, 2, 4), which gives 4, 8, 16; UniMatch's is 16 with (1, 1, 1), which gives 1, 2, 2.
+    stride 8 with (2, 2, 4), which gives 4, 8, 16; UniMatch's is 16 with (1, 1, 1), which gives 1, 2, 2. In a dilated
+    basic block, which torchvision does not have, both convolutions share the dilation.
     """
 
     name_of_variant: str
@@ -84,6 +96,7 @@ class ResNet(nn.Module):
                     kind,
                     self._channels(32 * 2**layer),
                     self.train,
+                    "averaged" if self.stem == "d" and layer > 1 else "strided",
                     first_strides if block == 0 else 1,
                     grid * (first_dilation if block == 0 else dilation),
                     self.momentum,
@@ -95,9 +108,10 @@ class ResNet(nn.Module):
 
     def _stem(self, x: Array, valid: Array | None) -> Array:
         shared = {"train": self.train, "momentum": self.momentum, "dtype": self.dtype}
-        if self.stem == "7x7":
-            return ConvNorm(self._channels(64), size=7, strides=2, name="stem", **shared)(x, valid)
-        for index, (features, strides) in enumerate(((64, 2), (64, 1), (128, 1)), start=1):
+        channels = STEMS[self.stem]
+        if len(channels) == 1:
+            return ConvNorm(self._channels(*channels), size=7, strides=2, name="stem", **shared)(x, valid)
+        for index, (features, strides) in enumerate(zip(channels, (2, 1, 1), strict=True), start=1):
             x = ConvNorm(self._channels(features), size=3, strides=strides, name=f"stem{index}", **shared)(x, valid)
         return x
 

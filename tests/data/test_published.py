@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from forec_jax import build
+from forec_jax.config import defaults
 from forec_jax.data import DataError
 from forec_jax.data.published import LISTS, POOLS, Pool, PublishedList, check_protocol, protocol_names, published_name
 from forec_jax.data.splits import Split, list_sha256, read_list, resolve_split
@@ -137,7 +138,7 @@ def test_an_unknown_protocol_names_the_known_ones(toy_list):
 
 
 def test_a_broken_claim_stops_the_building_of_the_data():
-    c = ConfigDict({"data": {"name": "shapes", "size": 48, "pool": "train", "labelled": "4:0", "unlabelled": "rest"}})
-    c.data.protocol, c.eval, c.batch = "voc/classic/92", {"split": "val"}, {"unlabelled": 2}
+    c = defaults()
+    c.data.update({"name": "shapes", "size": 48, "labelled": "4:0", "protocol": "voc/classic/92"})
     with pytest.raises(DataError, match="labelled part 4:0 is another list"):
         build.build_training_data(c)

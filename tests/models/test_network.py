@@ -39,6 +39,7 @@ def predict(network, variables, image, valid=None, head="segmentation"):
     [
         ("resnet18", "7x7", 16),
         ("resnet18", "deep", 8),
+        ("resnet18", "d", 8),  # both ways of averaging in the shortcuts
         ("mobilenet_v2", "7x7", 16),
         pytest.param("resnet18", "7x7", 8, marks=pytest.mark.slow),
         pytest.param("resnet18", "deep", 16, marks=pytest.mark.slow),

@@ -1,3 +1,4 @@
+import functools
 import os
 from pathlib import Path
 
@@ -5,10 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from forec_jax.contracts import HeadSpec
-from forec_jax.models import DeepLabOptions, deeplab_network, load_weights, mobilenet_v2_from_slim
+from forec_jax.models import (
+    DeepLabOptions,
+    WeightsError,
+    deeplab_network,
+    filled,
+    fitting_weights,
+    load_weights,
+    mobilenet_v2_from_slim,
+)
+from forec_jax.models.convert import leaves
 from forec_jax.models.mobilenet import STAGES, MobileNetV2, scaled_channels
+from forec_jax.models.weightfile import Origin, write_variables
 
 SHARED = Path(os.environ.get("FOREC_SHARED", Path(__file__).parents[3] / "shared"))
 PUBLISHED = SHARED / "data/weights/mobilenetv2_1.0_224_imagenet_nologits.npz"
@@ -88,8 +100,8 @@ def test_reads_a_file_into_the_networks_layout(tmp_path):
     head = HeadSpec("segmentation", 3)
     network = deeplab_network(encoder="mobilenet_v2", heads=(head,), decoder=DeepLabOptions(channels=8))
     expected = jax.eval_shape(network.init, jax.random.key(0))
-    for mine, other in ((weights.params, expected.params), (weights.batch_stats, expected.batch_stats)):
-        assert jax.tree.map(jnp.shape, mine) == jax.tree.map(jnp.shape, other["encoder"])
+    for mine, other in zip(weights, expected, strict=True):
+        assert jax.tree.map(jnp.shape, mine["encoder"]) == jax.tree.map(jnp.shape, other["encoder"])
 
 
 def test_every_misfit_is_named():
@@ -103,12 +115,110 @@ def test_every_misfit_is_named():
     assert "expanded_conv_3_expand_weights has shape (1, 1, 2, 2)" in str(error.value)
 
 
-def test_other_encoders_have_no_reader(tmp_path):
-    with pytest.raises(ValueError, match="resnet50"):
-        load_weights(tmp_path / "none.npz", "resnet50")
+RESNET = {"encoder": "resnet18", "width": 1 / 16, "stem": "deep"}
+
+
+@functools.cache
+def layout(classes=3, channels=8, **options):
+    head = HeadSpec("segmentation", classes)
+    network = deeplab_network(heads=(head,), decoder=DeepLabOptions(channels=channels), **{**RESNET, **options})
+    return jax.eval_shape(network.init, jax.random.key(0))
+
+
+def made_up_variables(seed, **options):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), layout(**options))
+
+
+def stored(path, **options):
+    """A file of this library's with a full model; and its variables."""
+    variables = made_up_variables(5, **options)
+    write_variables(path, variables, Origin("resnet18", "deep", "unimatch", "0" * 64))
+    return variables
+
+
+def same(a, b):
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def test_a_full_model_fills_encoder_and_head(tmp_path):
+    variables = stored(tmp_path / "a.safetensors")
+    weights = load_weights(tmp_path / "a.safetensors", **RESNET)
+    first = made_up_variables(0)
+    assert same(filled(first, fitting_weights(weights, first)), variables)
+
+
+def test_a_head_for_other_classes_gives_all_but_its_last_layer(tmp_path, caplog):
+    variables = stored(tmp_path / "a.safetensors", classes=21)
+    first = made_up_variables(0)
+    result = filled(first, fitting_weights(load_weights(tmp_path / "a.safetensors", **RESNET), first))
+    head, old = result.params["segmentation"], variables.params["segmentation"]
+    assert same(head["fuse2"], old["fuse2"])
+    assert same(head["last"], first.params["segmentation"]["last"])
+    assert same(result.batch_stats, variables.batch_stats)
+    assert "params/segmentation/last/kernel is (1, 1, 8, 21), the network wants (1, 1, 8, 3)" in caplog.text
+
+
+def test_a_head_of_another_form_is_left_out(tmp_path, caplog):
+    variables = stored(tmp_path / "a.safetensors", channels=4)
+    first = made_up_variables(0)
+    result = filled(first, fitting_weights(load_weights(tmp_path / "a.safetensors", **RESNET), first))
+    assert same(result.params["encoder"], variables.params["encoder"])
+    assert same(result.params["segmentation"], first.params["segmentation"])
+    assert "its form is another" in caplog.text
+
+
+def test_an_encoder_that_does_not_fit_is_an_error(tmp_path):
+    stored(tmp_path / "a.safetensors", width=1 / 8)
+    weights = load_weights(tmp_path / "a.safetensors", **RESNET)
+    with pytest.raises(
+        WeightsError, match=r"encoder/layer1_block0/conv1/norm/mean is \(8,\), the network wants \(4,\)"
+    ):
+        fitting_weights(weights, layout())
+
+
+def test_another_stem_says_what_to_set(tmp_path):
+    stored(tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match=r"model\.encoder=resnet18 and model\.stem=deep"):
+        load_weights(tmp_path / "a.safetensors", "resnet50")
+
+
+def test_tensors_in_torchvisions_names_are_read_directly(tmp_path):
+    """The encoder of a network, renamed and turned by hand."""
+    variables = made_up_variables(1, stem="7x7")
+    tensors = {}
+    names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    for collection in variables:
+        for (_, layer, *inner), leaf in leaves({"encoder": collection["encoder"]}):
+            block, conv = layer.replace("_block", "."), inner[0]
+            place = {"stem": ("conv1", "bn1")}.get(layer) or {
+                "downsample": (f"{block}.downsample.0", f"{block}.downsample.1"),
+                "conv1": (f"{block}.conv1", f"{block}.bn1"),
+                "conv2": (f"{block}.conv2", f"{block}.bn2"),
+            }[conv]
+            if inner[-1] == "kernel":
+                tensors[f"{place[0]}.weight"] = np.ascontiguousarray(np.asarray(leaf).transpose(3, 2, 0, 1))
+            else:
+                tensors[f"{place[1]}.{names[inner[-1]]}"] = np.asarray(leaf)
+    save_file(tensors, tmp_path / "model.safetensors")
+    weights = load_weights(tmp_path / "model.safetensors", "resnet18", stem="7x7", width=1 / 16)
+    assert same(weights.params["encoder"], variables.params["encoder"])
+    with pytest.raises(WeightsError, match=r"model\.stem=7x7"):
+        load_weights(tmp_path / "model.safetensors", **RESNET)
+
+
+def test_a_name_on_the_hub_is_fetched(tmp_path, monkeypatch):
+    stored(tmp_path / "a.safetensors")
+    monkeypatch.setattr("forec_jax.models.hub.fetch", {"hf:owner/name": tmp_path / "a.safetensors"}.__getitem__)
+    assert set(load_weights("hf:owner/name", **RESNET).params) == {"encoder", "segmentation"}
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(WeightsError, match=r"no weights at .*none\.safetensors"):
+        load_weights(tmp_path / "none.safetensors", "resnet50")
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason=f"the published weights are not at {PUBLISHED} (FOREC_SHARED)")
 def test_published_weights_fit():
     weights = load_weights(PUBLISHED, "mobilenet_v2")
-    assert weights.params["block3"]["depthwise"]["conv"]["kernel"].shape == (3, 3, 1, 144)
+    assert weights.params["encoder"]["block3"]["depthwise"]["conv"]["kernel"].shape == (3, 3, 1, 144)

@@ -1,0 +1,183 @@
+import hashlib
+import logging
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from forec_jax import cli
+from forec_jax.models import WeightsError, convert
+from forec_jax.models.convert import choose_network, guess_source
+from forec_jax.models.weightfile import read_tensors
+
+WIDTH = 1 / 16
+NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def resnet18(width=WIDTH, shared="bn1"):
+    """Random tensors under torchvision's names, listed here by hand, with the classifier and the counters."""
+    rng = np.random.default_rng(0)
+    tensors = {"fc.weight": np.zeros((1000, 8)), "fc.bias": np.zeros(1000)}
+
+    def add(conv, norm, after, before, size):
+        tensors[f"{conv}.weight"] = rng.normal(size=(after, before, size, size))
+        tensors.update({f"{norm}.{name}": rng.uniform(0.5, 1.5, after) for name in NORM})
+        tensors[f"{norm}.num_batches_tracked"] = np.zeros((), np.int64)
+
+    before = int(64 * width)
+    add("conv1", shared, before, 3, 7)
+    for layer in range(1, 5):
+        after = int(64 * width) * 2 ** (layer - 1)
+        for block in range(2):
+            add(f"layer{layer}.{block}.conv1", f"layer{layer}.{block}.bn1", after, before, 3)
+            add(f"layer{layer}.{block}.conv2", f"layer{layer}.{block}.bn2", after, after, 3)
+            if before != after:
+                add(f"layer{layer}.0.downsample.0", f"layer{layer}.0.downsample.1", after, before, 1)
+            before = after
+    return {name: value if value.dtype == np.int64 else value.astype(np.float32) for name, value in tensors.items()}
+
+
+def test_every_tensor_finds_its_place(caplog):
+    tensors = resnet18()
+    with caplog.at_level(logging.INFO, "forec_jax"):
+        variables, stem = convert(tensors, "torchvision", "resnet18", width=WIDTH)
+    assert stem == "7x7"
+    assert set(variables.params) == {"encoder"}
+    layer = variables.params["encoder"]["layer3_block0"]["downsample"]
+    assert layer["conv"]["kernel"].shape == (1, 1, 8, 16)
+    assert layer["conv"]["kernel"][0, 0, 5, 3] == tensors["layer3.0.downsample.0.weight"][3, 5, 0, 0]
+    kernel = variables.params["encoder"]["stem"]["conv"]["kernel"]
+    assert kernel[6, 2, 1, 3] == tensors["conv1.weight"][3, 1, 6, 2]
+    stats = variables.batch_stats["encoder"]["layer1_block1"]["conv2"]["norm"]
+    np.testing.assert_array_equal(stats["var"], tensors["layer1.1.bn2.running_var"])
+    assert "fc.weight" in caplog.text
+    assert "20 num_batches_tracked" in caplog.text
+
+
+def test_a_bias_before_batch_norm_goes_into_the_running_mean():
+    tensors = resnet18()
+    tensors["layer2.0.conv1.bias"] = np.arange(8, dtype=np.float32)
+    stats = convert(tensors, "timm", "resnet18", width=WIDTH).variables.batch_stats["encoder"]
+    mean = tensors["layer2.0.bn1.running_mean"] - np.arange(8)
+    np.testing.assert_allclose(stats["layer2_block0"]["conv1"]["norm"]["mean"], mean, rtol=1e-6)
+
+
+def test_every_misfit_is_named():
+    tensors = resnet18()
+    tensors["layer1.0.conv1.weight"] = np.zeros((4, 4, 1, 1), np.float32)
+    tensors["layer1.0.conv3.weight"] = np.zeros(3, np.float32)
+    del tensors["layer4.1.bn2.running_var"]
+    with pytest.raises(WeightsError, match=r"layer4\.1\.bn2\.running_var is missing") as error:
+        convert(tensors, "torchvision", "resnet18", width=WIDTH)
+    assert "layer1.0.conv3.weight is unknown" in str(error.value)
+    assert "layer1.0.conv1.weight has shape (4, 4, 1, 1)" in str(error.value)
+
+
+def test_another_naming_is_refused():
+    deep = {name.replace("conv1.weight", "conv1.0.weight"): value for name, value in resnet18().items()}
+    with pytest.raises(WeightsError, match=r"conv1\.0\.weight is unknown"):
+        convert(deep, "transformers", "resnet18", width=WIDTH)
+
+
+def test_another_architecture_is_refused():
+    with pytest.raises(WeightsError, match=r"layer1\.2\.conv1\.weight is missing"):
+        convert(resnet18(), "torchvision", "resnet34", width=WIDTH)
+
+
+def test_a_checkpoints_network_is_chosen():
+    student, teacher = {"module.conv1.weight": np.zeros(1)}, {"module.conv1.weight": np.ones(1)}
+    both = {"epoch": 3, "model_state": student, "teacher_state": teacher}
+    assert choose_network(both, None)["conv1.weight"] == 1
+    assert choose_network(both, "student")["conv1.weight"] == 0
+    assert choose_network({"model": student, "epoch": 3}, None)["conv1.weight"] == 0
+    assert choose_network(teacher, None)["conv1.weight"] == 1
+    with pytest.raises(WeightsError, match=r"no teacher; it holds student \(model\)"):
+        choose_network({"model": student}, "teacher")
+    with pytest.raises(WeightsError, match="not marked"):
+        choose_network(student, "teacher")
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("conv1.weight", "torchvision"),
+        ("conv1.0.weight", "torchvision"),
+        ("resnet.embedder.embedder.convolution.weight", "transformers"),
+        ("encoder.conv1.0.weight", "u2pl"),
+        ("backbone.conv1.0.weight", "unimatch"),
+    ],
+)
+def test_the_source_shows_in_the_names(name, source):
+    assert guess_source({name: np.zeros(1), "other": np.zeros(1)}) == source
+
+
+@pytest.mark.parametrize("names", [("stem.weight",), ("conv1.weight", "encoder.conv1.0.weight")])
+def test_names_that_leave_a_doubt_are_refused(names):
+    with pytest.raises(WeightsError, match="forec-jax convert --from"):
+        guess_source(dict.fromkeys(names))
+
+
+def test_the_command_writes_this_librarys_file(tmp_path, capsys):
+    tensors = resnet18(width=1.0)
+    del tensors["fc.weight"], tensors["fc.bias"]
+    source, out = tmp_path / "source.npz", tmp_path / "out.safetensors"
+    np.savez(source, **tensors)
+    command = ["convert", "--from=torchvision", "--arch=resnet18", f"--weights={source}", f"--out={out}"]
+    assert cli.run(command) == 0
+    assert "resnet18" in capsys.readouterr().out
+    with safe_open(out, framework="np") as file:
+        metadata = file.metadata()
+        kernel = file.get_tensor("params/encoder/layer2_block1/conv1/conv/kernel")
+    np.testing.assert_array_equal(kernel, tensors["layer2.1.conv1.weight"].transpose(2, 3, 1, 0))
+    assert metadata == {
+        "format": "forec_jax",
+        "version": "1",
+        "arch": "resnet18",
+        "stem": "7x7",
+        "source": "torchvision",
+        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+    }
+    assert cli.run([*command[:3], "--weights=none.pth", command[4]]) == 2
+    assert "no weights at none.pth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".bin"])
+def test_an_unreadable_file_is_named(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(b"no tensors")
+    with pytest.raises(WeightsError, match=f"weights{suffix}"):
+        read_tensors(path)
+
+
+def test_pth_files_are_read_with_their_scores(tmp_path):
+    torch = pytest.importorskip("torch", reason="pip install 'forec-jax[torch]'")
+    path = tmp_path / "checkpoint.pth"
+    half = torch.arange(3).to(torch.bfloat16)
+    torch.save({"model_state": {"module.a": half}, "best_miou": np.float64(0.5), "epoch": 2}, path)
+    np.testing.assert_array_equal(choose_network(read_tensors(path), None)["a"], [0, 1, 2])
+
+
+def test_a_pth_that_pickles_code_is_refused(tmp_path):
+    torch = pytest.importorskip("torch", reason="pip install 'forec-jax[torch]'")
+    path = tmp_path / "code.pth"
+    torch.save({"model": {"a": torch.zeros(1)}, "hook": print}, path)
+    with pytest.raises(WeightsError, match=r"could run code, and is refused: .*print"):
+        read_tensors(path)
+
+
+def test_pth_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    path.touch()
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(WeightsError, match=r"forec-jax\[torch\]"):
+        read_tensors(path)
+
+
+def test_raw_safetensors_equal_npz(tmp_path):
+    tensors = resnet18()
+    save_file(tensors, tmp_path / "a.safetensors")
+    np.savez(tmp_path / "a.npz", **tensors)
+    a, b = read_tensors(tmp_path / "a.safetensors"), read_tensors(tmp_path / "a.npz")
+    assert set(a) == set(b) == set(tensors)
+    assert all(np.array_equal(a[name], b[name]) for name in tensors)

@@ -1,0 +1,103 @@
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from forec_jax.models import WeightsError
+from forec_jax.models.hub import FILE, Reference, fetch, parse_reference
+
+CONTENT = b"tensors"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+COMMIT = "1234567890" * 4
+
+
+def test_references():
+    assert parse_reference("hf:timm/resnet101.tv_in1k") == Reference("timm/resnet101.tv_in1k", None, None)
+    text = f"hf:a/b@refs/pr/1#sha256={SHA256.upper()}"
+    assert parse_reference(text) == Reference("a/b", "refs/pr/1", SHA256)
+
+
+@pytest.mark.parametrize("text", ["hf:resnet101", "hf:a/b#sha256=12", "hf:a/b#md5=12", "hf:a/b/c"])
+def test_what_is_no_reference_is_refused(text):
+    with pytest.raises(WeightsError, match="OWNER/NAME"):
+        parse_reference(text)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Just enough of the hub for one file of one repository."""
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, with_body):
+        self.server.requests.append((self.command, self.path))
+        known = self.path.startswith("/owner/name/resolve/") and self.path.endswith("/model.safetensors")
+        self.send_response(200 if known else 404)
+        body = CONTENT if known else b""
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{SHA256}"', "Content-Length": str(len(body))}
+        for name, value in headers.items() if known else [("X-Error-Code", "RepoNotFound"), ("Content-Length", "0")]:
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the hub on this machine, asked by the hub's own client."""
+    constants = pytest.importorskip("huggingface_hub.constants", reason="pip install 'forec-jax[hub]'")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.requests = []
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = "{endpoint}/{repo_id}/resolve/{revision}/{filename}".replace("{endpoint}", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_fetches_once_and_checks_the_sum(hub):
+    path = fetch(f"hf:owner/name@{COMMIT}#sha256={SHA256}")
+    assert path.read_bytes() == CONTENT
+    assert path.name == "model.safetensors"
+    fetch(f"hf:owner/name@{COMMIT}")
+    downloads = [path for command, path in hub.requests if command == "GET" and path.endswith(FILE)]
+    assert downloads == [f"/owner/name/resolve/{COMMIT}/model.safetensors"]
+
+
+def test_another_sum_names_both(hub):
+    with pytest.raises(WeightsError, match=f"{SHA256}, not {'0' * 64}"):
+        fetch(f"hf:owner/name#sha256={'0' * 64}")
+
+
+def test_what_the_hub_has_not_is_explained(hub):
+    with pytest.raises(WeightsError, match=r"owner/other.*by hand and set model\.weights"):
+        fetch("hf:owner/other")
+
+
+def test_a_hub_out_of_reach_is_explained(hub, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client tries again some times
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(WeightsError, match=r"by hand and set model\.weights"):
+        fetch("hf:owner/name")
+
+
+def test_without_the_client_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(WeightsError, match=r"forec-jax\[hub\]"):
+        fetch("hf:owner/name")
