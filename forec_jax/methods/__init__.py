@@ -2,7 +2,9 @@
 
 from forec_jax.methods.foreground_segmentation import ForegroundSegmentation
 from forec_jax.methods.mean_teacher import MeanTeacher
+from forec_jax.methods.ps_mt import PsMt
 from forec_jax.methods.reconstruction import ForegroundReconstruction, ImageReconstruction
+from forec_jax.methods.s4gan import S4Gan
 from forec_jax.methods.student import Auxiliary
 from forec_jax.methods.supervised import Supervised
 
@@ -12,5 +14,7 @@ __all__ = [
     "ForegroundSegmentation",
     "ImageReconstruction",
     "MeanTeacher",
+    "PsMt",
+    "S4Gan",
     "Supervised",
 ]

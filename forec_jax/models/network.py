@@ -117,7 +117,7 @@ def deeplab_network(
     ) -> tuple[HeadOutput, PyTree]:
         size = (features.size.height, features.size.width)
         inputs = (features.low, features.high, size, features.valid)
-        key = None if rng is None else _named_key(rng, head)
+        key = None if rng is None else named_key(rng, head)
         (output, latent), stats = _apply(decoders[head](train=train), variables, head, inputs, train, key)
         return HeadOutput(output, latent), stats
 
@@ -125,11 +125,11 @@ def deeplab_network(
     def init(key: Array) -> Variables:
         image = jax.ShapeDtypeStruct((1, _INIT_SIZE, _INIT_SIZE, 3), jnp.float32)
         encoder_module = backbone(train=False)
-        parts = {"encoder": draw_variables(encoder_module, _named_key(key, "encoder"), image)}
+        parts = {"encoder": draw_variables(encoder_module, named_key(key, "encoder"), image)}
         low, high = jax.eval_shape(encoder_module.apply, parts["encoder"], image)
         for name, make in decoders.items():
             size = (_INIT_SIZE, _INIT_SIZE)
-            parts[name] = draw_variables(make(train=False), _named_key(key, name), low, high, size, None)
+            parts[name] = draw_variables(make(train=False), named_key(key, name), low, high, size, None)
         return Variables(
             params={name: part["params"] for name, part in parts.items()},
             batch_stats={name: part["batch_stats"] for name, part in parts.items()},
@@ -152,7 +152,8 @@ def _apply(
     return result, {**variables.batch_stats, part: moved["batch_stats"]}
 
 
-def _named_key(key: Array, name: str) -> Array:
+def named_key(key: Array, name: str) -> Array:
+    """The key of a part: of its name and not of its place, so that parts do not change each other's draws."""
     return jax.random.fold_in(key, crc32(name.encode()))
 
 
