@@ -19,7 +19,7 @@ from forec_jax.contracts import (
     Views,
 )
 from forec_jax.losses import mean_cross_entropy
-from forec_jax.methods.ramp import ramp
+from forec_jax.methods.ramp import ramp_up
 from forec_jax.methods.segmentation_terms import Normaliser, SupervisedLoss, supervised_terms, unsupervised_terms
 from forec_jax.methods.student import (
     SEGMENTATION,
@@ -47,15 +47,16 @@ class MeanTeacher:
 
     The teacher, an EMA of the student, labels the weak view in inference mode. Colour changes come first, on each
     image; then image, label, confidence and validity are mixed with the same boxes, unlabelled rows among themselves by
-    `mixing`, labelled rows among themselves by `labelled_mixing`. Student, BatchNorm and normalisers see the whole global batch at once.
+    `mixing`, labelled rows among themselves by `labelled_mixing`. Student, BatchNorm and normalisers see the whole
+    global batch at once.
     """
 
     network: Network
     colour: Colour
     mixing: Mixing
-    labelled_mixing: Mixing = NoMixing()
     auxiliary: tuple[Auxiliary, ...] = ()
     supervised_loss: SupervisedLoss = mean_cross_entropy
+    labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     threshold: float = 0.95
     unsupervised_weight: float = 1.0
     ramp: int = 0  # steps over which that weight rises from 0
@@ -92,7 +93,7 @@ class MeanTeacher:
             views,
             threshold=self.threshold,
             normaliser=self.normaliser,
-            weight=self.unsupervised_weight * ramp(state.step, self.ramp),
+            weight=self.unsupervised_weight * ramp_up(state.step, self.ramp),
         )
         task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
 

@@ -21,7 +21,7 @@ from forec_jax.contracts import (
     Views,
 )
 from forec_jax.losses import mean_cross_entropy
-from forec_jax.methods.ramp import ramp
+from forec_jax.methods.ramp import ramp_up
 from forec_jax.methods.segmentation_terms import (
     Normaliser,
     SupervisedLoss,
@@ -51,9 +51,9 @@ class PsMt:
     network: Network
     colour: Colour
     mixing: Mixing
-    labelled_mixing: Mixing = NoMixing()
     auxiliary: tuple[Auxiliary, ...] = ()
     supervised_loss: SupervisedLoss = mean_cross_entropy
+    labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     threshold: float = 0.6
     unsupervised_weight: float = 1.0
     ramp: int = 0  # steps after the warm-up over which that weight rises from 0
@@ -97,7 +97,7 @@ class PsMt:
             views,
             threshold=self.threshold,
             normaliser=self.normaliser,
-            weight=self.unsupervised_weight * ramp(state.step - self.warmup, self.ramp),
+            weight=self.unsupervised_weight * ramp_up(state.step - self.warmup, self.ramp),
         )
         task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
 
@@ -129,10 +129,8 @@ class PsMt:
 
     def mean_logits(self, variables: dict[str, Variables], features: PyTree) -> Array:
         """The mean over the networks of what their decoders say of the same features, f32[B,H,W,K]."""
-        heads = (
-            self.network.decode(v, SEGMENTATION, features, train=False, rng=None)[0] for v in variables.values()
-        )
-        return sum(head.output for head in heads) / len(variables)
+        heads = (self.network.decode(v, SEGMENTATION, features, train=False, rng=None)[0] for v in variables.values())
+        return sum((head.output for head in heads), start=jnp.zeros(())) / len(variables)
 
     def update_teacher(
         self,
@@ -170,4 +168,4 @@ class PsMt:
         for network in variables.values():
             features, _ = self.network.encode(network, image, valid=valid, train=False, rng=None)
             logits.append(self.mean_logits({STUDENT: network}, features))
-        return jax.nn.softmax(sum(logits) / len(logits), axis=-1)
+        return jax.nn.softmax(sum(logits, start=jnp.zeros(())) / len(logits), axis=-1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from forec_jax.contracts import Array
 
 
-def ramp(step: Array, length: int) -> Array:
+def ramp_up(step: Array, length: int) -> Array:
     """f32 in [0, 1]: 0 before step 0, then (1 - cos(pi t / length)) / 2, 1 from t = `length` on (PS-MT).
 
     A length of 0 is no ramp: 1 from step 0 on.

@@ -22,7 +22,7 @@ from forec_jax.contracts import (
     Views,
 )
 from forec_jax.losses import discrimination, feature_matching, mean_cross_entropy
-from forec_jax.methods.ramp import ramp
+from forec_jax.methods.ramp import ramp_up
 from forec_jax.methods.segmentation_terms import Normaliser, SupervisedLoss, supervised_terms, unsupervised_terms
 from forec_jax.methods.student import (
     SEGMENTATION,
@@ -34,9 +34,9 @@ from forec_jax.methods.student import (
 )
 from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
 from forec_jax.methods.views import Colour, labelled_rows, self_labelled, student_input, unlabelled_rows
+from forec_jax.models.discriminator import SCORE
 
 STUDENT, DISCRIMINATOR = "student", "discriminator"
-SCORE = "score"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +55,9 @@ class S4Gan:
     discriminator: Network
     colour: Colour
     mixing: Mixing
-    labelled_mixing: Mixing = NoMixing()
     auxiliary: tuple[Auxiliary, ...] = ()
     supervised_loss: SupervisedLoss = mean_cross_entropy
+    labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     threshold: float = 0.6
     unsupervised_weight: float = 1.0
     ramp: int = 0  # steps over which that weight rises from 0
@@ -109,7 +109,7 @@ class S4Gan:
             views._replace(confidence=trust),
             threshold=self.threshold,
             normaliser=self.normaliser,
-            weight=self.unsupervised_weight * ramp(state.step, self.ramp),
+            weight=self.unsupervised_weight * ramp_up(state.step, self.ramp),
         )
         adversarial = {
             "feature_matching_loss": Term(

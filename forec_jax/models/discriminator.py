@@ -1,6 +1,6 @@
 """S4GAN's discriminator (Mittal et al., TPAMI 2019), as the pure functions of `contracts.Network`."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -80,14 +80,15 @@ def discriminator_network(
             raise ValueError(f"the discriminator needs images of {MIN_SIZE} pixels a side, not {image.shape[1:3]}")
         rngs = {"dropout": named_key(rng, "encoder")} if train and rng is not None else None
         module = Strided(channels, dropout, train, dtype)
-        return module.apply({"params": variables.params["encoder"]}, image, rngs=rngs), variables.batch_stats
+        features = module.apply({"params": variables.params["encoder"]}, image, rngs=rngs)
+        return cast(Array, features), variables.batch_stats
 
     def decode(
         variables: Variables, head: str, features: Array, *, train: bool = False, rng: Array | None = None
     ) -> tuple[HeadOutput, PyTree]:
         del train, rng
         score = Linear().apply({"params": variables.params[head]}, features)
-        return HeadOutput(score, features), variables.batch_stats
+        return HeadOutput(cast(Array, score), features), variables.batch_stats
 
     @jax.jit
     def init(key: Array) -> Variables:
