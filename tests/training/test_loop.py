@@ -14,8 +14,9 @@ import optax
 import pytest
 
 from forec_jax.augment import NoMixing
-from forec_jax.contracts import Batch, Labelled, Mean, Term
-from forec_jax.methods import Supervised
+from forec_jax.contracts import Batch, Labelled, Mean, Term, Unlabelled
+from forec_jax.methods import PsMt, S4Gan, Supervised
+from forec_jax.models import discriminator_network
 from forec_jax.parallel import make_mesh, replicated
 from forec_jax.training import (
     CheckpointError,
@@ -27,6 +28,7 @@ from forec_jax.training import (
     compile_step,
     create_state,
     train,
+    with_own_optimizers,
 )
 from forec_jax.training.reporting import read_events
 
@@ -41,6 +43,14 @@ def batch_of(step):
     return Batch(
         Labelled(image, (image[..., 0] > 127).astype(np.int32), np.ones((4, 5, 5), bool), np.zeros(4, np.int32))
     )
+
+
+def larger_batch_of(step):
+    """Labelled and unlabelled rows, large enough for a discriminator."""
+    image = np.random.default_rng(step).integers(0, 256, (2, 2, 16, 16, 3), dtype=np.uint8)
+    label = (image[0, ..., 0] > 127).astype(np.int32)
+    valid, none = np.ones(label.shape, bool), np.zeros(2, np.int32)
+    return Batch(Labelled(image[0], label, valid, none), Unlabelled(image[1], valid, none))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +75,23 @@ def method(make_toy_network):
     return Supervised(network=make_toy_network(), colour=noisy_colour, mixing=NoMixing())
 
 
-def run(workdir, method, *, steps=STEPS, stop_at=None, signal_at=None, score=lambda step: step / 100):
+def run(
+    workdir,
+    method,
+    *,
+    steps=STEPS,
+    stop_at=None,
+    signal_at=None,
+    score=lambda step: step / 100,
+    tx=TX,
+    batch_of=batch_of,
+):
     """Trains in `workdir`, resuming; `stop_at` raises as a kill would, `signal_at` sends SIGTERM."""
     workdir.mkdir(exist_ok=True)
     mesh = make_mesh(devices=jax.devices()[:1])
     checkpoints = Checkpoints(workdir / "checkpoints")
-    state = checkpoints.restore_last(abstract_state(method, TX, SEED, replicated(mesh)))
-    state = create_state(method, TX, SEED, replicated(mesh)) if state is None else state
+    state = checkpoints.restore_last(abstract_state(method, tx, SEED, replicated(mesh)))
+    state = create_state(method, tx, SEED, replicated(mesh)) if state is None else state
     first = int(state.step)
     checkpoints.drop_after(first)
     reporter = Reporter(workdir, steps=steps, first_step=first, images_per_step=4)
@@ -89,7 +109,7 @@ def run(workdir, method, *, steps=STEPS, stop_at=None, signal_at=None, score=lam
         return train(
             state,
             first_step=first,
-            step=compile_step(method, TX, seed=SEED, accumulate=1, mesh=mesh),
+            step=compile_step(method, tx, seed=SEED, accumulate=1, mesh=mesh),
             batches=batches(),
             batch_ids=lambda step: f"batch {step}",
             evaluate=lambda state, step: {"teacher_miou": score(step)},
@@ -123,6 +143,31 @@ def test_killed_at_three_moments_and_resumed_is_bit_equal(tmp_path, method):
     # The first step of each part is not logged by its rule but once: compare the steps that every run logs.
     logged = [[e for e in part if e["step"] % 2 == 0 or e["event"] == "evaluation"] for part in events]
     assert logged[0] == logged[1]
+
+
+def two_teachers(network):
+    """Killed and resumed in the middle of a teacher's turn."""
+    return PsMt(network, noisy_colour, NoMixing(), threshold=0.0, ramp=6, warmup=2, epoch=4), TX
+
+
+def with_discriminator(network):
+    critic = discriminator_network(3, channels=2)
+    return S4Gan(network, critic, noisy_colour, NoMixing()), with_own_optimizers(
+        TX, {"discriminator": optax.adam(1e-3)}
+    )
+
+
+@pytest.mark.parametrize("make", [two_teachers, with_discriminator])
+def test_killed_and_resumed_is_bit_equal_with_any_networks(tmp_path, make_toy_network, make):
+    method, tx = make(make_toy_network())
+    whole, _ = run(tmp_path / "whole", method, tx=tx, batch_of=larger_batch_of)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", method, stop_at=8, tx=tx, batch_of=larger_batch_of)
+    resumed, _ = run(tmp_path / "killed", method, tx=tx, batch_of=larger_batch_of)
+    assert_equal(whole, resumed)
+    start = create_state(method, tx, SEED, replicated(make_mesh(devices=jax.devices()[:1])))
+    for name, first in start.params.items():
+        assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, first, whole.params[name]))), name
 
 
 def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, method):
