@@ -134,6 +134,7 @@ def test_other_methods_from_the_command_line(tmp_path, variant):
     assert cli.run(["evaluate", f"--workdir={tmp_path / 'run'}", "--split=tune", "--network=teacher"]) == 0
 
 
+@pytest.mark.slow
 def test_ohem_and_sliding_windows_from_the_command_line(tmp_path):
     """A run's windows serve its evaluations, `evaluate` and `predict`: the score is that of the written predictions."""
     options = [

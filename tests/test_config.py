@@ -119,6 +119,17 @@ def test_options_that_a_method_cannot_use_are_named(variant, key, value):
         build.build_method(c, LABELS)
 
 
+def test_an_epoch_is_the_unlabelled_images_over_the_batch():
+    data = build.TrainingData(dataset=None, split=None, labelled=range(8), unlabelled=range(101), validation=None)
+    c = config("ps_mt").lock()
+    c.batch.unlabelled = 10
+    resolved = build.with_epoch(c, data)
+    assert (resolved.method.ps_mt.epoch, c.method.ps_mt.epoch) == (11, 0)
+    assert build.build_method(resolved, LABELS).epoch == 11
+    c.method.ps_mt.epoch = 7
+    assert build.with_epoch(c, data).method.ps_mt.epoch == 7
+
+
 def test_the_discriminator_has_adam_and_its_own_rate():
     c = config("s4gan")
     c.optim.clip_norm, c.method.s4gan.lr = 1e-6, 0.25

@@ -14,9 +14,8 @@ import optax
 import pytest
 
 from forec_jax.augment import NoMixing
-from forec_jax.contracts import Batch, Labelled, Mean, Term, Unlabelled
+from forec_jax.contracts import Batch, HeadOutput, HeadSpec, Labelled, Mean, Network, Term, Unlabelled, Variables
 from forec_jax.methods import PsMt, S4Gan, Supervised
-from forec_jax.models import discriminator_network
 from forec_jax.parallel import make_mesh, replicated
 from forec_jax.training import (
     CheckpointError,
@@ -45,9 +44,9 @@ def batch_of(step):
     )
 
 
-def larger_batch_of(step):
-    """Labelled and unlabelled rows, large enough for a discriminator."""
-    image = np.random.default_rng(step).integers(0, 256, (2, 2, 16, 16, 3), dtype=np.uint8)
+def both_parts_of(step):
+    """Labelled and unlabelled rows."""
+    image = np.random.default_rng(step).integers(0, 256, (2, 2, 5, 5, 3), dtype=np.uint8)
     label = (image[0, ..., 0] > 127).astype(np.int32)
     valid, none = np.ones(label.shape, bool), np.zeros(2, np.int32)
     return Batch(Labelled(image[0], label, valid, none), Unlabelled(image[1], valid, none))
@@ -150,20 +149,35 @@ def two_teachers(network):
     return PsMt(network, noisy_colour, NoMixing(), threshold=0.0, ramp=6, warmup=2, epoch=4), TX
 
 
+def toy_critic():
+    """A linear discriminator of the mean pixel, without BatchNorm like the real one."""
+
+    def init(key):
+        params = {"encoder": {"w": jax.random.normal(key, (6, 4))}, "score": {"w": jnp.ones(4)}}
+        return Variables(params, {"encoder": {}, "score": {}})
+
+    def encode(variables, pair, *, train, rng):
+        return jnp.tanh(pair.mean((1, 2)) @ variables.params["encoder"]["w"]), variables.batch_stats
+
+    def decode(variables, head, features, *, train, rng):
+        return HeadOutput(features @ variables.params[head]["w"], features), variables.batch_stats
+
+    return Network(init, encode, decode, (HeadSpec("score", 1),))
+
+
 def with_discriminator(network):
-    critic = discriminator_network(3, channels=2)
-    return S4Gan(network, critic, noisy_colour, NoMixing()), with_own_optimizers(
-        TX, {"discriminator": optax.adam(1e-3)}
-    )
+    """A network without BatchNorm statistics, and an optimiser of its own."""
+    tx = with_own_optimizers(TX, {"discriminator": optax.adam(1e-3)})
+    return S4Gan(network, toy_critic(), noisy_colour, NoMixing()), tx
 
 
 @pytest.mark.parametrize("make", [two_teachers, with_discriminator])
 def test_killed_and_resumed_is_bit_equal_with_any_networks(tmp_path, make_toy_network, make):
     method, tx = make(make_toy_network())
-    whole, _ = run(tmp_path / "whole", method, tx=tx, batch_of=larger_batch_of)
+    whole, _ = run(tmp_path / "whole", method, tx=tx, batch_of=both_parts_of)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", method, stop_at=8, tx=tx, batch_of=larger_batch_of)
-    resumed, _ = run(tmp_path / "killed", method, tx=tx, batch_of=larger_batch_of)
+        run(tmp_path / "killed", method, stop_at=8, tx=tx, batch_of=both_parts_of)
+    resumed, _ = run(tmp_path / "killed", method, tx=tx, batch_of=both_parts_of)
     assert_equal(whole, resumed)
     start = create_state(method, tx, SEED, replicated(make_mesh(devices=jax.devices()[:1])))
     for name, first in start.params.items():
@@ -226,8 +240,6 @@ def test_checkpoints_that_are_all_damaged_are_an_error(tmp_path, method):
 
 def test_a_checkpoint_of_another_architecture_is_an_error(tmp_path, method, make_toy_network):
     run(tmp_path / "run", method, steps=3)
-    from forec_jax.contracts import HeadSpec
-
     other = dataclasses.replace(method, network=make_toy_network((HeadSpec("segmentation", 7),)))
     with pytest.raises(CheckpointError, match=r"another model.*segmentation.*expected float32\[4, 7\]"):
         run(tmp_path / "run", other, steps=3)
