@@ -24,6 +24,7 @@ from forec_jax.methods import (
     MeanTeacher,
     Supervised,
 )
+from forec_jax.methods.reconstruction import RECONSTRUCTION, PixelSpace
 from forec_jax.methods.student import SEGMENTATION
 from forec_jax.methods.teacher import BATCH_NORM_MODES
 from forec_jax.models import DeepLabOptions, deeplab_network, load_weights
@@ -151,6 +152,11 @@ def build_task(name: str, o: ConfigDict, labels: Labels) -> AuxiliaryTask:
             )
 
 
+def pixel_space(c: ConfigDict) -> PixelSpace:
+    """The space that the reconstruction head paints in; "unit" for a run without one."""
+    return c.auxiliary.reconstruction.pixel_space if RECONSTRUCTION in c.auxiliary else "unit"
+
+
 def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     """The network; its first encoder weights come from model.weights where that is set."""
     m = c.model
@@ -208,9 +214,9 @@ def build_colour(c: ConfigDict) -> Any:
     return lambda key, image, valid: photometric(key, image, options, valid)
 
 
-def build_method(c: ConfigDict, labels: Labels) -> Method:
-    """The method with its networks and auxiliary tasks."""
-    auxiliary = build_auxiliary(c, labels)
+def build_method(c: ConfigDict, labels: Labels, more: tuple[Auxiliary, ...] = ()) -> Method:
+    """The method with its networks and auxiliary tasks: those of the config, and `more`, which no config knows."""
+    auxiliary = (*build_auxiliary(c, labels), *more)
     heads = (HeadSpec(SEGMENTATION, len(labels.classes)), *(task.head for _, task in auxiliary))
     if len({head.name for head in heads}) < len(heads):
         raise ConfigError(f"two auxiliary tasks want the same head: {', '.join(head.name for head in heads)}")
@@ -219,6 +225,7 @@ def build_method(c: ConfigDict, labels: Labels) -> Method:
         "colour": build_colour(c),
         "mixing": build_mixing(c, len(labels.classes)),
         "auxiliary": auxiliary,
+        "supervised_weight": c.method.supervised_weight,
         "decay": c.ema.decay,
         "bn_mode": choose("ema.bn_mode", c.ema.bn_mode, BATCH_NORM_MODES),
     }
@@ -280,6 +287,7 @@ def protocol(c: ConfigDict) -> dict[str, Any]:
         "pad_label": c.data.pad_label,
         "threshold": c.method.threshold,
         "normaliser": c.method.normaliser,
+        "supervised_weight": c.method.supervised_weight,
         "unsupervised_weight": c.method.unsupervised_weight,
         "auxiliary": c.auxiliary.to_dict(),
         "evaluation_split": c.eval.split,

@@ -11,6 +11,8 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from forec_jax.config import config_path
+
 Command = Callable[[Sequence[str]], int]
 
 USAGE = """usage: forec-jax COMMAND [--flag=value ...]
@@ -23,16 +25,6 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
 
 FILE is for example configs/shapes.py or configs/voc.py; `forec-jax COMMAND --help` tells a command's flags.
 """
-
-
-def config_path(value: str) -> str:
-    """FILE[:VARIANT] with FILE looked up here, then among the configs that come with the library."""
-    file, colon, variant = value.partition(":")
-    package = Path(__file__).parent
-    for candidate in (Path(file), package / file, package.parent / file):
-        if candidate.is_file():
-            return f"{candidate}{colon}{variant}"
-    raise flags.Error(f"--config={value}: no file {file}; for example --config=configs/shapes.py:forec")
 
 
 def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:

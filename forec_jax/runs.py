@@ -15,6 +15,7 @@ from PIL import Image
 
 import forec_jax
 from forec_jax import build
+from forec_jax.config import defaults
 from forec_jax.contracts import Batch, Method, TrainState
 from forec_jax.data import Example, Source, batch_ids, train_batches
 from forec_jax.evaluation import Buckets, Evaluation, Evaluator, Predictor, image_files, read_image
@@ -55,9 +56,16 @@ def start(workdir: Path, c: ConfigDict, labels: build.Labels) -> None:
     stored = workdir / "config.json"
     content = json.loads(c.to_json())
     if stored.exists():
-        check_same_config(json.loads(stored.read_text(encoding="utf-8")), content, workdir)
+        check_same_config(json.loads(read_config(stored).to_json()), content, workdir)
     write_json(stored, content)
     write_json(workdir / "labels.json", labels._asdict())
+
+
+def read_config(path: Path) -> ConfigDict:
+    """The config that a run was trained with; an option that is younger than the run has its default."""
+    c = defaults()
+    c.update(ConfigDict(json.loads(path.read_text(encoding="utf-8"))))
+    return c
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -236,7 +244,7 @@ def load_run(workdir: Path, checkpoint: str) -> Run:
     stored = workdir / "config.json"
     if not stored.exists():
         raise WorkdirError(f"--workdir={workdir} holds no run (no config.json); train one there first")
-    c = ConfigDict(json.loads(stored.read_text(encoding="utf-8")))
+    c = read_config(stored)
     labels = read_labels(workdir / "labels.json")
     mesh = make_mesh()
     method = build.build_method(c, labels)

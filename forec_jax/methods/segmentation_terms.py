@@ -10,11 +10,11 @@ from forec_jax.losses import cross_entropy
 Normaliser = Literal["valid", "kept"]
 
 
-def supervised_terms(logits: Array, views: Views) -> Terms:
-    """L_s: cross-entropy's mean over the ground-truth pixels that are not IGNORE."""
+def supervised_terms(logits: Array, views: Views, weight: float = 1.0) -> Terms:
+    """L_s times `weight`: cross-entropy's mean over the ground-truth pixels that are not IGNORE."""
     included = views.is_ground_truth & (views.label != IGNORE)
     error = jnp.where(included, cross_entropy(logits, views.label), 0.0)
-    return {"supervised_loss": Term(Mean(jnp.sum(error), jnp.sum(included, dtype=jnp.float32)), 1.0)}
+    return {"supervised_loss": Term(Mean(jnp.sum(error), jnp.sum(included, dtype=jnp.float32)), weight)}
 
 
 def unsupervised_terms(
