@@ -20,6 +20,7 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
   train      --config=FILE[:VARIANT] --workdir=DIR [--config.key=value ...]   goes on where DIR holds a checkpoint
   evaluate   --workdir=DIR [--split=val] [--network=teacher|student] [--checkpoint=last|best]
   predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
+  visualize  --workdir=DIR[,DIR] --out=DIR --images=FILE|FOLDER|ID,ID [--class=NAME] [--k=4] [--correlate=SPLIT]
   table      --workdirs=DIR,DIR [--splits=val,...] [--network=...] [--checkpoint=...]       mIoU of several runs
   prepare    --dataset=voc --source=FOLDER [--prepared=DIR]
 
@@ -137,6 +138,33 @@ def predict(argv: Sequence[str]) -> int:
     return 0
 
 
+def visualize(argv: Sequence[str]) -> int:
+    """Shows what models make of images, and what their reconstruction decoders learned."""
+
+    def define(values: flags.FlagValues) -> None:
+        checkpoint_flags(values)
+        flags.DEFINE_string("images", None, "an image, a folder, or ids of the evaluation split", flag_values=values)
+        flags.DEFINE_string("out", None, "folder for the sheets and latents.json", flag_values=values)
+        flags.DEFINE_string("class", None, "whose mask; by default each image's largest object's", flag_values=values)
+        flags.DEFINE_integer("k", 4, "latent images on a sheet", lower_bound=0, flag_values=values)
+        flags.DEFINE_string("correlate", None, "split over which latents.json is measured", flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "workdir", "out")
+    if not values.images and not values.correlate:
+        raise flags.Error("--images or --correlate is missing: say what to show, or over which split to measure")
+    from forec_jax.inspection import correlate_runs, load_runs, visualize_runs
+
+    runs, out = load_runs([Path(w) for w in values.workdir.split(",")], values.checkpoint), Path(values.out)
+    if values.images:
+        options = {"network": values.network, "class_name": values["class"].value, "count": values.k}
+        print(f"{visualize_runs(runs, values.images, out, **options)} sheets in {out}")
+    if values.correlate:
+        for name, found in correlate_runs(runs, values.correlate, out)["runs"].items():
+            print(f"{name}: mean correlation {found['mean_correlation']}, by class in {out / 'latents.json'}")
+    return 0
+
+
 def prepare(argv: Sequence[str]) -> int:
     """Packs a raw data set into records ahead of its first use."""
 
@@ -161,6 +189,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate,
     "table": table,
     "predict": predict,
+    "visualize": visualize,
     "prepare": prepare,
 }
 

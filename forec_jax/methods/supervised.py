@@ -23,7 +23,10 @@ STUDENT = "student"
 
 @dataclasses.dataclass(frozen=True)
 class Supervised:
-    """L = supervised_weight * L_s + auxiliary terms, on labelled rows alone. The teacher is the student's EMA and teaches nothing."""
+    """L = supervised_weight * L_s + auxiliary terms, on labelled rows alone.
+
+    The teacher is the student's EMA and teaches nothing.
+    """
 
     network: Network
     colour: Colour

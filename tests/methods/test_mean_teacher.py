@@ -76,7 +76,9 @@ def test_with_both_segmentation_weights_0_no_class_is_learned(make_toy_network):
     other = batch._replace(labelled=batch.labelled._replace(label=(batch.labelled.label + 1) % 3))
 
     def gradients(batch):
-        return jax.grad(lambda p: objective(method.loss(p, state, batch, jax.random.key(0))[0]))(state.params)["student"]
+        return jax.grad(lambda p: objective(method.loss(p, state, batch, jax.random.key(0))[0]))(state.params)[
+            "student"
+        ]
 
     one, two = gradients(batch), gradients(other)
     np.testing.assert_array_equal(one["segmentation"]["w"], 0)
