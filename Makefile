@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test slow lint format clean
+.PHONY: setup quickstart test slow notebooks lint format clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,9 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+notebooks: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests/test_notebooks.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
