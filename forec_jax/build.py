@@ -152,11 +152,6 @@ def build_task(name: str, o: ConfigDict, labels: Labels) -> AuxiliaryTask:
             )
 
 
-def pixel_space(c: ConfigDict) -> PixelSpace:
-    """The space that the reconstruction head paints in; "unit" for a run without one."""
-    return c.auxiliary.reconstruction.pixel_space if RECONSTRUCTION in c.auxiliary else "unit"
-
-
 def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     """The network; its first encoder weights come from model.weights where that is set."""
     m = c.model
@@ -273,6 +268,11 @@ def network_variables(state: TrainState, network: str) -> dict[str, Variables]:
     if choose("--network", network, ("teacher", "student")) == "teacher":
         return state.teacher
     return {name: Variables(state.params[name], state.batch_stats[name]) for name in state.params}
+
+
+def pixel_space(c: ConfigDict) -> PixelSpace:
+    """The space that the reconstruction head paints in; "unit" for a run without one."""
+    return c.auxiliary.reconstruction.pixel_space if RECONSTRUCTION in c.auxiliary else "unit"
 
 
 def protocol(c: ConfigDict) -> dict[str, Any]:
