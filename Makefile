@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test slow parity lint format clean
+.PHONY: setup quickstart test slow parity notebooks lint format clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,9 @@ slow: $(STAMP)
 parity: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[parity]'
 	$(BIN)/python -m pytest tests/models/test_parity.py tests/models/test_convert.py tests/models/test_pretrained.py
+
+notebooks: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests/test_notebooks.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

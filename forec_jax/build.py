@@ -42,6 +42,7 @@ from forec_jax.methods import (
     S4Gan,
     Supervised,
 )
+from forec_jax.methods.reconstruction import RECONSTRUCTION, PixelSpace
 from forec_jax.methods.s4gan import DISCRIMINATOR
 from forec_jax.methods.segmentation_terms import SupervisedLoss
 from forec_jax.methods.student import SEGMENTATION
@@ -299,9 +300,9 @@ def build_supervised_loss(c: ConfigDict) -> SupervisedLoss:
     return functools.partial(ohem_cross_entropy, threshold=m.ohem_threshold, min_kept=m.ohem_min_kept)
 
 
-def build_method(c: ConfigDict, labels: Labels) -> Method:
-    """The method with its networks and auxiliary tasks."""
-    auxiliary = build_auxiliary(c, labels)
+def build_method(c: ConfigDict, labels: Labels, more: tuple[Auxiliary, ...] = ()) -> Method:
+    """The method with its networks and auxiliary tasks: those of the config, and `more`, which no config knows."""
+    auxiliary = (*build_auxiliary(c, labels), *more)
     heads = (HeadSpec(SEGMENTATION, len(labels.classes)), *(task.head for _, task in auxiliary))
     if len({head.name for head in heads}) < len(heads):
         raise ConfigError(f"two auxiliary tasks want the same head: {', '.join(head.name for head in heads)}")
@@ -312,6 +313,7 @@ def build_method(c: ConfigDict, labels: Labels) -> Method:
         "colour": build_colour(c),
         "supervised_loss": build_supervised_loss(c),
         "auxiliary": auxiliary,
+        "supervised_weight": c.method.supervised_weight,
         "decay": c.ema.decay,
         "bn_mode": choose("ema.bn_mode", c.ema.bn_mode, BATCH_NORM_MODES),
     }
@@ -430,6 +432,11 @@ def network_variables(state: TrainState, network: str) -> dict[str, Variables]:
     return {name: Variables(state.params[name], state.batch_stats[name]) for name in state.params}
 
 
+def pixel_space(c: ConfigDict) -> PixelSpace:
+    """The space that the reconstruction head paints in; "unit" for a run without one."""
+    return c.auxiliary.reconstruction.pixel_space if RECONSTRUCTION in c.auxiliary else "unit"
+
+
 def protocol(c: ConfigDict) -> dict[str, Any]:
     """The choices that the papers leave open, as every result states them."""
     return {
@@ -444,6 +451,7 @@ def protocol(c: ConfigDict) -> dict[str, Any]:
         "supervised_loss": c.method.supervised_loss,
         "threshold": c.method.threshold,
         "normaliser": c.method.normaliser,
+        "supervised_weight": c.method.supervised_weight,
         "unsupervised_weight": c.method.unsupervised_weight,
         "ramp": c.method.ramp,
         "mixing": c.augment.mixing,

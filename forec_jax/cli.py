@@ -11,6 +11,8 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import config_flags
 
+from forec_jax.config import config_path
+
 Command = Callable[[Sequence[str]], int]
 
 USAGE = """usage: forec-jax COMMAND [--flag=value ...]
@@ -18,6 +20,7 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
   train      --config=FILE[:VARIANT] --workdir=DIR [--config.key=value ...]   goes on where DIR holds a checkpoint
   evaluate   --workdir=DIR [--split=val] [--network=teacher|student] [--checkpoint=last|best]
   predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
+  visualize  --workdir=DIR[,DIR] --out=DIR --images=FILE|FOLDER|ID,ID [--class=NAME] [--k=4] [--correlate=SPLIT]
   table      --workdirs=DIR,DIR [--splits=val,...] [--network=...] [--checkpoint=...]       mIoU of several runs
   prepare    --dataset=voc|camvid|cityscapes|folder --source=FOLDER [--prepared=DIR]
   voc-masks  --source=VOCdevkit --sbd=FOLDER --out=FOLDER       VOC-Aug's masks from VOC's and SBD's own files
@@ -26,16 +29,6 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
 FILE is for example configs/shapes.py, configs/voc.py or, for your own images, configs/folder.py;
 `forec-jax COMMAND --help` tells a command's flags.
 """
-
-
-def config_path(value: str) -> str:
-    """FILE[:VARIANT] with FILE looked up here, then among the configs that come with the library."""
-    file, colon, variant = value.partition(":")
-    package = Path(__file__).parent
-    for candidate in (Path(file), package / file, package.parent / file):
-        if candidate.is_file():
-            return f"{candidate}{colon}{variant}"
-    raise flags.Error(f"--config={value}: no file {file}; for example --config=configs/shapes.py:forec")
 
 
 def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
@@ -148,6 +141,33 @@ def predict(argv: Sequence[str]) -> int:
     return 0
 
 
+def visualize(argv: Sequence[str]) -> int:
+    """Shows what models make of images, and what their reconstruction decoders learned."""
+
+    def define(values: flags.FlagValues) -> None:
+        checkpoint_flags(values)
+        flags.DEFINE_string("images", None, "an image, a folder, or ids of the evaluation split", flag_values=values)
+        flags.DEFINE_string("out", None, "folder for the sheets and latents.json", flag_values=values)
+        flags.DEFINE_string("class", None, "whose mask; by default each image's largest object's", flag_values=values)
+        flags.DEFINE_integer("k", 4, "latent images on a sheet", lower_bound=0, flag_values=values)
+        flags.DEFINE_string("correlate", None, "split over which latents.json is measured", flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "workdir", "out")
+    if not values.images and not values.correlate:
+        raise flags.Error("--images or --correlate is missing: say what to show, or over which split to measure")
+    from forec_jax.inspection import correlate_runs, load_runs, visualize_runs
+
+    runs, out = load_runs([Path(w) for w in values.workdir.split(",")], values.checkpoint), Path(values.out)
+    if values.images:
+        options = {"network": values.network, "class_name": values["class"].value, "count": values.k}
+        print(f"{visualize_runs(runs, values.images, out, **options)} sheets in {out}")
+    if values.correlate:
+        for name, found in correlate_runs(runs, values.correlate, out)["runs"].items():
+            print(f"{name}: mean correlation {found['mean_correlation']}, by class in {out / 'latents.json'}")
+    return 0
+
+
 def prepare(argv: Sequence[str]) -> int:
     """Packs a raw data set into records ahead of its first use."""
 
@@ -218,6 +238,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate,
     "table": table,
     "predict": predict,
+    "visualize": visualize,
     "prepare": prepare,
     "voc-masks": voc_masks,
     "convert": convert,

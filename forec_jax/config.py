@@ -4,7 +4,10 @@ A file of configs/ starts from `defaults()`, sets what its data set needs, and a
 names. Keys cannot be added from the command line: an unknown key is an error.
 """
 
+import runpy
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -81,6 +84,7 @@ def defaults() -> ConfigDict:
     c.method.ohem_threshold = 0.7  # ohem: a pixel is hard where its true class has at most this probability
     c.method.ohem_min_kept = 100_000  # ohem: at least so many pixels a labelled row; UniMatch 100,000, U2PL 50,000
     c.method.threshold = 0.95  # confidence above which a pseudo-label counts; s4gan: the discriminator's, in an image
+    c.method.supervised_weight = 1.0  # of L_s; 0 trains by the auxiliary tasks alone
     c.method.unsupervised_weight = 1.0  # of L_u; s4gan: of the self-training
     c.method.ramp = 0.0  # rise of that weight from 0, by a cosine: steps, or a fraction of `steps` below 1; 0: none
     c.method.normaliser = "valid"  # what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident)
@@ -202,6 +206,11 @@ def _use_reconstruction(target: str) -> Change:
     return change
 
 
+def _reconstruction_only(c: ConfigDict) -> None:
+    c.method.supervised_weight = c.method.unsupervised_weight = 0.0
+    c.auxiliary.reconstruction = _reconstruction("image")
+
+
 def _use_foreground_segmentation(c: ConfigDict) -> None:
     c.auxiliary.foreground_segmentation = _foreground_segmentation()
 
@@ -231,6 +240,7 @@ VARIANTS: Mapping[str, Change] = {
     "classmix": _use_mixing("classmix"),
     "reconstruction": _use_reconstruction("image"),
     "forec": _use_reconstruction("foreground"),
+    "reconstruction_only": _reconstruction_only,  # no segmentation loss: the autoencoder of the paper's Figure 1
     "foreground_segmentation": _use_foreground_segmentation,
     "other_lambdas": _other_lambdas,  # L = L_s + 0.5 L_u + 1 L_rec, the other reading of the paper's two lambdas
     "u2pl_model": _u2pl_decoder,  # DeepLabV3+ as in U2PL
@@ -245,4 +255,27 @@ def apply_variant(c: ConfigDict, variant: str, more: Mapping[str, Change] | None
         if part not in known:
             raise ValueError(f"unknown variant {part!r} in {variant!r}; the parts are: {', '.join(sorted(known))}")
         known[part](c)
+    return c
+
+
+def config_path(value: str) -> str:
+    """FILE[:VARIANT] with FILE looked up here, then among the configs that come with the library."""
+    file, colon, variant = value.partition(":")
+    package = Path(__file__).parent
+    for candidate in (Path(file), package / file, package.parent / file):
+        if candidate.is_file():
+            return f"{candidate}{colon}{variant}"
+    raise ValueError(f"--config={value}: no file {file}; for example --config=configs/shapes.py:forec")
+
+
+def load_config(value: str, options: Mapping[str, Any]) -> ConfigDict:
+    """The config FILE[:VARIANT] with `options` by dotted key: in Python what --config and --config.key=value are.
+
+    Raises ValueError for an unknown file or variant, KeyError for an unknown key, TypeError for a value of another type.
+    """
+    file, _, variant = config_path(value).partition(":")
+    get_config = runpy.run_path(file)["get_config"]
+    c: ConfigDict = get_config(variant) if variant else get_config()
+    c.lock()
+    c.update_from_flattened_dict(options)
     return c

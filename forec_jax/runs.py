@@ -116,7 +116,8 @@ def run_training(c: ConfigDict, workdir: Path) -> int | None:
         workdir, steps=c.steps, first_step=first_step, images_per_step=c.batch.labelled + c.batch.unlabelled
     )
     stream = build.build_stream(c, data)
-    pictures = Panel(method, palette_of(labels), pictured(data.validation, c.eval.pictures), c.eval.bucket)
+    examples = pictured(data.validation, c.eval.pictures)
+    pictures = Panel(method, palette_of(labels), examples, c.eval.bucket, build.pixel_space(c))
     try:
         state, stopped_by = train(
             state,
@@ -294,13 +295,17 @@ def compare_runs(workdirs: Sequence[Path], splits: Sequence[str], network: str, 
     return "\n".join(lines)
 
 
+def file_examples(images: Path) -> Iterator[Example]:
+    """An image file, or those of a folder, by their paths inside it, read as they are asked for."""
+    root = images if images.is_dir() else images.parent
+    return (Example(str(file.relative_to(root)), read_image(file)) for file in image_files(images))
+
+
 def predict_run(run: Run, images: Path, out: Path, network: str) -> int:
     """Writes index PNGs and overlays of every image to `out`; returns their number."""
-    root = images if images.is_dir() else images.parent
-    examples = (Example(str(file.relative_to(root)), read_image(file)) for file in image_files(images))
     predictor = Predictor(build.build_predicts(run.config, run.method), Buckets(run.config.eval.bucket, batch=1))
     written: set[str] = set()
-    for prediction in predictor(build.network_variables(run.state, network), examples):
+    for prediction in predictor(build.network_variables(run.state, network), file_examples(images)):
         target = unused_stem(Path(prediction.example.id), written)
         for folder in ("index", "overlay"):
             (out / folder / target).parent.mkdir(parents=True, exist_ok=True)

@@ -165,6 +165,39 @@ def test_table_compares_runs(trained, capsys):
     assert capsys.readouterr().out.count("forec") == 2
 
 
+def test_visualize_draws_a_sheet_an_image_and_measures_a_split(trained, tmp_path, capsys):
+    images = "tune_00000,tune_00003"
+    arguments = ["visualize", f"--workdir={trained},{trained}/../forec", f"--out={tmp_path}", "--k=2"]
+    assert cli.run([*arguments, f"--images={images}", "--correlate=tune"]) == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"tune_00000.png", "tune_00003.png", "latents.json"}
+    found = json.loads((tmp_path / "latents.json").read_text())
+    assert found["split"] == "tune"
+    first, second = found["runs"].values()  # one run under two paths
+    assert first == second
+    assert (first["step"], first["network"]) == (6, "student")
+    foreground = [k["correlation"] for name, k in first["classes"].items() if name != "background"]
+    assert first["mean_correlation"] == pytest.approx(np.mean(foreground))
+    assert first["classes"]["background"]["images"] == 96
+    assert str(first["mean_correlation"]) in capsys.readouterr().out
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "own.png")
+    assert cli.run([*arguments, f"--images={tmp_path / 'own.png'}", f"--out={tmp_path / 'own'}"]) == 0
+    # Two rows of a wide picture at 160x128, each with its caption, below the titles.
+    assert Image.open(tmp_path / "own" / "own.png").size[1] == 18 + 2 * (128 + 18 + 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--images=val_00000"], "val_00000 is neither a file nor a folder, nor an id of the run's split tune"),
+        (["--images=tune_00000", "--class=dog"], "--class='dog': choose one of 'background', 'disc'"),
+        (["--correlate=test"], "no split 'test'"),
+        ([], "--images or --correlate is missing"),
+    ],
+)
+def test_visualize_explains_what_it_cannot_show(trained, tmp_path, capsys, options, message):
+    assert message in error_of(capsys, cli.run(["visualize", f"--workdir={trained}", f"--out={tmp_path}", *options]))
+
+
 def test_an_unknown_key_is_an_error(tmp_path, capsys):
     message = error_of(capsys, train(tmp_path / "run", "--config.optim.lrr=1"))
     assert "lrr" in message

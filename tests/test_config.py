@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ from forec_jax import build
 from forec_jax.augment import BetaBox, ClassMix, CutMix, CutOut, HalfAreaBox, NoMixing, Photometric
 from forec_jax.build import ConfigError
 from forec_jax.cli import config_path
-from forec_jax.config import VARIANTS, apply_variant, defaults
+from forec_jax.config import VARIANTS, apply_variant, defaults, load_config
 from forec_jax.contracts import HeadSpec
 from forec_jax.losses import ohem_cross_entropy
 from forec_jax.methods import ForegroundReconstruction, ImageReconstruction, MeanTeacher, PsMt, S4Gan, Supervised
+from forec_jax.runs import read_config
 
 LABELS = build.Labels(("background", "a", "b"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), (0,))
 
@@ -242,3 +244,22 @@ def test_the_defaults_hold_every_key_that_everyone_may_rely_on():
             assert part in node, key
             node = node[part]
     assert isinstance(c.auxiliary, ConfigDict)
+
+
+def test_a_config_is_loaded_in_python_as_on_the_command_line():
+    c = load_config("configs/shapes.py:supervised", {"optim.lr": 5e-4, "data.scale": (0.5, 1.0), "steps": 7})
+    assert (c.method.name, c.optim.lr, c.data.scale, c.steps) == ("supervised", 5e-4, (0.5, 1.0), 7)
+    with pytest.raises(KeyError, match="lrr"):
+        load_config("configs/shapes.py", {"optim.lrr": 1.0})
+    with pytest.raises(ValueError, match=r"no file configs/none\.py"):
+        load_config("configs/none.py", {})
+
+
+def test_an_option_younger_than_a_run_has_its_default(tmp_path):
+    content = json.loads(config("forec").to_json())
+    del content["method"]["supervised_weight"]
+    content["optim"]["lr"], content["data"]["scale"] = 0.25, [0.5, 3.0]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    c = read_config(tmp_path / "config.json")
+    assert (c.method.supervised_weight, c.optim.lr, c.data.scale) == (1.0, 0.25, (0.5, 3.0))
+    assert c.auxiliary.reconstruction.target == "foreground"

@@ -43,7 +43,7 @@ STUDENT = "student"
 
 @dataclasses.dataclass(frozen=True)
 class MeanTeacher:
-    """L = L_s + unsupervised_weight * ramp * L_u + auxiliary terms.
+    """L = supervised_weight * L_s + unsupervised_weight * ramp * L_u + auxiliary terms.
 
     The teacher, an EMA of the student, labels the weak view in inference mode. Colour changes come first, on each
     image; then image, label, confidence and validity are mixed with the same boxes, unlabelled rows among themselves by
@@ -56,6 +56,7 @@ class MeanTeacher:
     mixing: Mixing
     auxiliary: tuple[Auxiliary, ...] = ()
     supervised_loss: SupervisedLoss = mean_cross_entropy
+    supervised_weight: float = 1.0
     labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     threshold: float = 0.95
     unsupervised_weight: float = 1.0
@@ -87,7 +88,7 @@ class MeanTeacher:
             self.network, student, image, head_names(self.auxiliary), train=True, rng=dropout_key
         )
         logits = outputs[SEGMENTATION].output
-        terms = supervised_terms(logits, views, self.supervised_loss)
+        terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         unsupervised, metrics = unsupervised_terms(
             logits,
             views,

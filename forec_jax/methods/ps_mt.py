@@ -39,7 +39,7 @@ TEACHERS = ("teacher_1", "teacher_2")
 
 @dataclasses.dataclass(frozen=True)
 class PsMt:
-    """L = L_s + unsupervised_weight * ramp * L_u + auxiliary terms, after `warmup` steps without L_u.
+    """L = supervised_weight * L_s + unsupervised_weight * ramp * L_u + auxiliary terms, after `warmup` steps without L_u.
 
     Each teacher is an EMA of the student over every other epoch; their mean logits label the weak view. L_u is the
     cross-entropy against labels above the threshold, each weighted by its confidence. The student's segmentation is
@@ -53,6 +53,7 @@ class PsMt:
     mixing: Mixing
     auxiliary: tuple[Auxiliary, ...] = ()
     supervised_loss: SupervisedLoss = mean_cross_entropy
+    supervised_weight: float = 1.0
     labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     threshold: float = 0.6
     unsupervised_weight: float = 1.0
@@ -91,7 +92,7 @@ class PsMt:
             self.network, student._replace(batch_stats=stats), features_of, train=True, rng=dropout_key
         )
         logits = outputs[SEGMENTATION].output
-        terms = supervised_terms(logits, views, self.supervised_loss)
+        terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         unsupervised, metrics = confidence_weighted_terms(
             logits,
             views,

@@ -13,6 +13,9 @@ from forec_jax.methods.background import is_background, is_known
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+RECONSTRUCTION = "reconstruction"
+"""The head's name, of both tasks: a network paints the one or the other."""
+
 Void = Literal["exclude", "zero"]
 PixelSpace = Literal["unit", "imagenet"]
 
@@ -37,6 +40,13 @@ def target_pixels(image: Array, space: PixelSpace) -> Array:
     return (image - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
 
 
+def unit_pixels(output: Array, space: PixelSpace) -> Array:
+    """The inverse of `target_pixels`: what a head painted, f32[B,H,W,3], in [0,1] where it paints colours that exist."""
+    if space == "unit":
+        return output
+    return output * jnp.asarray(IMAGENET_STD) + jnp.asarray(IMAGENET_MEAN)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageReconstruction:
     """Standard reconstruction (FOrec, section 4.3): every valid pixel of the clean view."""
@@ -48,7 +58,7 @@ class ImageReconstruction:
     @property
     def head(self) -> HeadSpec:
         """A decoder like the segmentation's, ending in the three colours."""
-        return HeadSpec("reconstruction", 3)
+        return HeadSpec(RECONSTRUCTION, 3)
 
     def loss(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> tuple[Terms, Metrics]:
         """The labelled and the unlabelled rows' mean squared error."""
@@ -76,7 +86,7 @@ class ForegroundReconstruction:
     @property
     def head(self) -> HeadSpec:
         """A decoder like the segmentation's, ending in the three colours."""
-        return HeadSpec("reconstruction", 3)
+        return HeadSpec(RECONSTRUCTION, 3)
 
     def target(self, views: Views) -> tuple[Array, Array]:
         """The pixels to paint, f32[B,H,W,3], and which of them count, bool[B,H,W]."""

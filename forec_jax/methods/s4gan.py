@@ -41,7 +41,7 @@ STUDENT, DISCRIMINATOR = "student", "discriminator"
 
 @dataclasses.dataclass(frozen=True)
 class S4Gan:
-    """L = L_s + feature_matching_weight * L_fm + unsupervised_weight * ramp * L_st + L_D + auxiliary terms.
+    """L = supervised_weight * L_s + unsupervised_weight * ramp * L_st + feature_matching_weight * L_fm + L_D + tasks.
 
     The discriminator D sees [image, truth] of the labelled and [image, softmax] of the unlabelled rows. L_D teaches it
     to tell them apart and reaches no other network; L_fm asks the student for predictions with the features of truth,
@@ -57,6 +57,7 @@ class S4Gan:
     mixing: Mixing
     auxiliary: tuple[Auxiliary, ...] = ()
     supervised_loss: SupervisedLoss = mean_cross_entropy
+    supervised_weight: float = 1.0
     labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     threshold: float = 0.6
     unsupervised_weight: float = 1.0
@@ -118,12 +119,17 @@ class S4Gan:
             "discriminator_real_loss": Term(real, 0.5),
             "discriminator_fake_loss": Term(fake, 0.5),
         }
-        terms = supervised_terms(logits, views, self.supervised_loss) | unsupervised | adversarial
+        terms = (
+            supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
+            | unsupervised
+            | adversarial
+        )
         task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
 
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
         new_stats = {STUDENT: stats, DISCRIMINATOR: state.batch_stats[DISCRIMINATOR]}
-        return terms | task_terms, Aux(new_stats, {STUDENT: teacher_stats}, state.memory, metrics | task_metrics)
+        terms |= unsupervised | adversarial | task_terms
+        return terms, Aux(new_stats, {STUDENT: teacher_stats}, state.memory, metrics | task_metrics)
 
     def views(self, labelled: Labelled, unlabelled: Unlabelled, key: Array) -> tuple[Array, Views]:
         """The student's images and what is known of them before it has seen them."""

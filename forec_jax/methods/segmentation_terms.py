@@ -13,10 +13,12 @@ SupervisedLoss = Callable[[Array, Array, Array], Mean]
 """(logits f32[B,H,W,K], label i32[B,H,W], included bool[B,H,W]) -> the loss over (some of) the included pixels."""
 
 
-def supervised_terms(logits: Array, views: Views, loss: SupervisedLoss = mean_cross_entropy) -> Terms:
-    """L_s: a loss over the ground-truth pixels that are not IGNORE."""
+def supervised_terms(
+    logits: Array, views: Views, *, loss: SupervisedLoss = mean_cross_entropy, weight: float = 1.0
+) -> Terms:
+    """L_s times `weight`: a loss over the ground-truth pixels that are not IGNORE."""
     included = views.is_ground_truth & (views.label != IGNORE)
-    return {"supervised_loss": Term(loss(logits, views.label, included), 1.0)}
+    return {"supervised_loss": Term(loss(logits, views.label, included), weight)}
 
 
 def unsupervised_terms(

@@ -24,13 +24,17 @@ STUDENT = "student"
 
 @dataclasses.dataclass(frozen=True)
 class Supervised:
-    """L = L_s + auxiliary terms, on labelled rows alone. The teacher is the student's EMA and teaches nothing."""
+    """L = supervised_weight * L_s + auxiliary terms, on labelled rows alone.
+
+    The teacher is the student's EMA and teaches nothing.
+    """
 
     network: Network
     colour: Colour
     mixing: Mixing
     auxiliary: tuple[Auxiliary, ...] = ()
     supervised_loss: SupervisedLoss = mean_cross_entropy
+    supervised_weight: float = 1.0
     decay: float = 0.99
     bn_mode: BatchNormMode = "ema"
 
@@ -57,7 +61,8 @@ class Supervised:
         outputs, stats = run_heads(
             self.network, student, image, head_names(self.auxiliary), train=True, rng=dropout_key
         )
-        terms = supervised_terms(outputs[SEGMENTATION].output, views, self.supervised_loss)
+        logits = outputs[SEGMENTATION].output
+        terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         task_terms, metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
         return terms | task_terms, Aux({STUDENT: stats}, {STUDENT: teacher_stats}, state.memory, metrics)

@@ -1,17 +1,37 @@
 """Pictures of labels, predictions, confidence and latent images, in NumPy and Pillow alone."""
 
-from forec_jax.visualize.latents import channel_correlation, latent_image, latent_sheet, top_channels
+from forec_jax.visualize.compare import Legend, Model, compare, mean_correlations
+from forec_jax.visualize.latents import (
+    BestChannel,
+    best_channels,
+    channel_correlation,
+    class_correlations,
+    latent_image,
+    top_channels,
+)
+from forec_jax.visualize.painter import Painted, Painter, painter_of
 from forec_jax.visualize.palettes import IGNORE_COLOUR, colourise, overlay, save_index_png
-from forec_jax.visualize.sheets import heatmap, sheet
+from forec_jax.visualize.sheets import captioned, fit, heatmap, sheet
 
 __all__ = [
     "IGNORE_COLOUR",
+    "BestChannel",
+    "Legend",
+    "Model",
+    "Painted",
+    "Painter",
+    "best_channels",
+    "captioned",
     "channel_correlation",
+    "class_correlations",
     "colourise",
+    "compare",
+    "fit",
     "heatmap",
     "latent_image",
-    "latent_sheet",
+    "mean_correlations",
     "overlay",
+    "painter_of",
     "save_index_png",
     "sheet",
     "top_channels",

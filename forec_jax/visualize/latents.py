@@ -1,12 +1,27 @@
-"""Latent images: what single channels before a head's last convolution look like, and which of them know a class."""
+"""Latent images: what single channels before a head's last convolution look like, and which of them know a class.
+
+A reconstruction is a weighted sum of the channels that enter the decoder's last 1x1 convolution (FOrec, section 4.3.1).
+How well a channel knows a class is its Pearson correlation with the class's mask over an image's pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from forec_jax.visualize.sheets import sheet
+from forec_jax.contracts import IGNORE
+
+
+class BestChannel(NamedTuple):
+    """The channel that follows a class most, over several images."""
+
+    correlation: float  # in [-1, 1], on images that had no part in choosing the channel
+    channels: tuple[int, int]  # as chosen on the first half of the images and on the second
+    images: int  # that show the class
 
 
 def channel_correlation(latent: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """f64[D]: Pearson correlation of each channel of float[h,w,D] with bool[h,w], in [-1, 1].
+    """f64[D]: Pearson correlation of each channel of float[...,D] with bool[...], in [-1, 1].
 
     0 where a channel or the mask is constant.
     """
@@ -14,6 +29,48 @@ def channel_correlation(latent: np.ndarray, mask: np.ndarray) -> np.ndarray:
     target = _centred(np.asarray(mask, np.float64).reshape(-1, 1))[:, 0]
     scale = np.linalg.norm(channels, axis=0) * np.linalg.norm(target)
     return np.where(scale > 0, target @ channels / np.where(scale > 0, scale, 1.0), 0.0)
+
+
+def class_correlations(latent: np.ndarray, label: np.ndarray) -> dict[int, np.ndarray]:
+    """The correlation f64[D] of the channels of float[h,w,D] with each class that a label [H,W] shows a part of.
+
+    The label is read where the latent's pixels have their centres; IGNORE is left out. A class that fills the whole image,
+    or none of those pixels, is not there.
+    """
+    sampled = sample_label(label, *latent.shape[:2])
+    known = sampled != IGNORE
+    present = np.unique(sampled[known])
+    if len(present) < 2:
+        return {}
+    return {int(k): channel_correlation(latent[known], sampled[known] == k) for k in present}
+
+
+def sample_label(label: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[height,width]: the label [H,W] at the centres of a coarser grid's cells."""
+    y = (2 * np.arange(height) + 1) * label.shape[0] // (2 * height)
+    x = (2 * np.arange(width) + 1) * label.shape[1] // (2 * width)
+    return label[y][:, x]
+
+
+def best_channels(images: Sequence[Mapping[int, np.ndarray]]) -> dict[int, BestChannel]:
+    """For each class that at least two images show: how strongly its best channel follows it, without hindsight.
+
+    `images` holds `class_correlations` image by image. The images that show a class are split into two halves, by turns.
+    The channel of the largest mean correlation (by size) on one half is scored on the other: its mean there, times
+    the sign it had where it was chosen; the two directions are averaged. The best of D channels on the very images that
+    are scored would look good by chance alone; this is about 0 for channels that know nothing, and it may be negative.
+    """
+    classes = sorted({k for image in images for k in image})
+    found = {k: np.stack([image[k] for image in images if k in image]) for k in classes}
+    return {k: _crossed(rows) for k, rows in found.items() if len(rows) > 1}
+
+
+def _crossed(rows: np.ndarray) -> BestChannel:
+    """Chooses on one half of f64[n,D] and scores on the other, both ways."""
+    halves = rows[::2].mean(axis=0), rows[1::2].mean(axis=0)
+    first, second = (int(top_channels(half, 1)[0]) for half in halves)
+    scores = np.sign(halves[0][first]) * halves[1][first], np.sign(halves[1][second]) * halves[0][second]
+    return BestChannel(float(np.mean(scores)), (first, second), len(rows))
 
 
 def top_channels(correlation: np.ndarray, count: int) -> np.ndarray:
@@ -29,20 +86,6 @@ def latent_image(channel: np.ndarray, height: int, width: int) -> np.ndarray:
     y = np.arange(height) * channel.shape[0] // height
     x = np.arange(width) * channel.shape[1] // width
     return np.repeat(grey[y][:, x, None], 3, axis=-1)
-
-
-def latent_sheet(latent: np.ndarray, mask: np.ndarray, count: int = 4, size: int = 128) -> np.ndarray:
-    """u8[...,3]: a mask bool[h,w] and the `count` channels of float[h,w,D] that follow it most, with correlations.
-
-    The longer side of each picture is `size` pixels.
-    """
-    scale = size / max(mask.shape)
-    height, width = (max(1, round(n * scale)) for n in mask.shape)
-    correlation = channel_correlation(latent, mask)
-    best = top_channels(correlation, count)
-    pictures = [mask, *(latent[..., c] for c in best)]
-    titles = ["class", *(f"{c}: {correlation[c]:+.2f}" for c in best)]
-    return sheet([[latent_image(picture, height, width) for picture in pictures]], titles)
 
 
 def _centred(values: np.ndarray) -> np.ndarray:

@@ -1,41 +1,34 @@
 """The picture shown at every evaluation: what the networks make of a few examples."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from forec_jax.contracts import IGNORE, Array, Method, Network, TrainState, Variables
+from forec_jax.contracts import IGNORE, Method, TrainState, Variables
 from forec_jax.data import Example
 from forec_jax.evaluation import Buckets, Prediction, Predictor
+from forec_jax.methods.reconstruction import PixelSpace
+from forec_jax.visualize.painter import painter_of
 from forec_jax.visualize.palettes import colourise
 from forec_jax.visualize.sheets import heatmap, sheet
 
 COLUMNS = ("input", "truth", "prediction", "confidence", "reconstruction")
-RECONSTRUCTION = "reconstruction"
-
-Painter = Callable[[Variables, np.ndarray, np.ndarray], Array]
 
 
 class Panel:
     """Draws a sheet of examples: input, truth, prediction and confidence of the teacher (else the student).
 
-    Where a student has a reconstruction head, what it paints is the last column.
+    Where a student has a reconstruction head, what it paints is the last column; of several students, the first's.
     """
 
-    def __init__(self, method: Method, palette: np.ndarray, examples: Sequence[Example], bucket: int) -> None:
+    def __init__(
+        self, method: Method, palette: np.ndarray, examples: Sequence[Example], bucket: int, space: PixelSpace
+    ) -> None:
         self._palette, self._examples = palette, list(examples)
-        self._buckets = Buckets(bucket, batch=1)
-        self._predictor = Predictor(method, self._buckets)
-        self._painters = {
-            name: jax.jit(functools.partial(paint, network))
-            for name, network in method.networks.items()
-            if any(head.name == RECONSTRUCTION for head in network.heads)
-        }
+        self._predictor = Predictor(method, Buckets(bucket, batch=1))
+        self._painter = painter_of(method, bucket, space)
 
     def draw(self, state: TrainState) -> np.ndarray | None:
         """u8[H,W,3], or None where there are no examples to show."""
@@ -56,18 +49,7 @@ class Panel:
         example = prediction.example
         truth = np.full_like(prediction.label, IGNORE) if example.label is None else example.label
         maps = [colourise(truth, self._palette), colourise(prediction.label, self._palette)]
-        painted = [self._painted(painter, student[name], example) for name, painter in self._painters.items()]
-        return [example.image, *maps, heatmap(prediction.confidence), *painted[:1]]
-
-    def _painted(self, painter: Painter, student: Variables, example: Example) -> np.ndarray:
-        height, width = example.image.shape[:2]
-        _, padded = next(self._buckets.batches([example]))
-        colours = np.asarray(painter(student, padded.image, padded.valid))[0, :height, :width]
-        return (255 * np.clip(colours, 0, 1)).round().astype(np.uint8)
-
-
-def paint(network: Network, student: Variables, image: Array, valid: Array) -> Array:
-    """The reconstruction head's output f32[B,H,W,3] for images u8[B,H,W,3]."""
-    features, _ = network.encode(student, image.astype(jnp.float32) / 255.0, valid=valid, train=False, rng=None)
-    head, _ = network.decode(student, RECONSTRUCTION, features, train=False, rng=None)
-    return head.output
+        row = [example.image, *maps, heatmap(prediction.confidence)]
+        if self._painter is not None:
+            row.append(self._painter(student, example).image)
+        return row

@@ -10,6 +10,8 @@ _TITLE_HEIGHT = 18
 # From low to high: every step is lighter than the last, so that the map survives grayscale print.
 _HEAT = np.array([(12, 10, 40), (60, 25, 110), (135, 40, 115), (205, 75, 80), (245, 145, 50), (255, 240, 170)], float)
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 def heatmap(values: np.ndarray) -> np.ndarray:
     """u8[H,W,3]: float[H,W] in [0, 1] from dark violet to light yellow; values outside are clipped, nan is 0."""
@@ -17,6 +19,21 @@ def heatmap(values: np.ndarray) -> np.ndarray:
     anchors = np.linspace(0.0, 1.0, len(_HEAT))
     channels = [np.interp(position, anchors, _HEAT[:, c]) for c in range(3)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def fit(picture: np.ndarray, side: int) -> np.ndarray:
+    """u8[h,w,3]: the picture u8[H,W,3] with its longer side `side` pixels; enlarged without smoothing, shrunk with."""
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    return np.asarray(Image.fromarray(picture).resize(size, resample))
+
+
+def captioned(picture: np.ndarray, text: str) -> np.ndarray:
+    """u8[H+18,W,3]: the picture u8[H,W,3] with a line of text below it, as large as fits."""
+    width = picture.shape[1]
+    return np.concatenate([picture, _line(text, width, _font([text], width))])
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> np.ndarray:
@@ -43,17 +60,21 @@ def _titles(titles: Sequence[str], width: int) -> np.ndarray:
     strip = np.full((_TITLE_HEIGHT, _MARGIN + len(titles) * (width + _MARGIN), 3), 255, np.uint8)
     font = _font(titles, width)
     for j, title in enumerate(titles):
-        # Drawn on a piece of its own, so that a title too long at any size is cut and does not run into the next.
-        piece = Image.new("RGB", (width, _TITLE_HEIGHT), "white")
-        ImageDraw.Draw(piece).text((width / 2, _TITLE_HEIGHT / 2), title, fill="black", font=font, anchor="mm")
         left = _MARGIN + j * (width + _MARGIN)
-        strip[:, left : left + width] = np.asarray(piece)
+        strip[:, left : left + width] = _line(title, width, font)
     return strip
 
 
-def _font(titles: Sequence[str], width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _line(text: str, width: int, font: Font) -> np.ndarray:
+    """u8[18,width,3]: centred text; one too long at any size is cut, so that it does not run into the next cell."""
+    piece = Image.new("RGB", (width, _TITLE_HEIGHT), "white")
+    ImageDraw.Draw(piece).text((width / 2, _TITLE_HEIGHT / 2), text, fill="black", font=font, anchor="mm")
+    return np.asarray(piece)
+
+
+def _font(texts: Sequence[str], width: int) -> Font:
     for size in range(13, 7, -1):
         font = ImageFont.load_default(size)
-        if all(font.getlength(title) <= width for title in titles):
+        if all(font.getlength(text) <= width for text in texts):
             break
     return font

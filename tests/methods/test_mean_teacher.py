@@ -6,7 +6,7 @@ import pytest
 
 from forec_jax.augment import NoMixing
 from forec_jax.contracts import IGNORE, Batch, HeadSpec, Labelled, Mean, Unlabelled, Variables, Views
-from forec_jax.methods import Auxiliary, ForegroundReconstruction, MeanTeacher, Supervised
+from forec_jax.methods import Auxiliary, ForegroundReconstruction, ImageReconstruction, MeanTeacher, Supervised
 from forec_jax.methods.segmentation_terms import supervised_terms, unsupervised_terms
 from forec_jax.methods.teacher import ema_decay, first_teacher, updated_teacher
 from forec_jax.methods.views import interleave
@@ -43,9 +43,9 @@ def numpy_softmax(x):
 
 
 def test_the_loss_equals_a_numpy_oracle(make_toy_network):
-    """L = L_s + L_u + w (L_rec labelled + 0.5 L_rec unlabelled), worked out anew from the paper's equations."""
+    """L = w_s L_s + w_u L_u + w (L_rec labelled + 0.5 L_rec unlabelled), worked out anew from the paper's equations."""
     network = make_toy_network(HEADS, normalise=False)
-    method, batch = make_method(network, unsupervised_weight=0.7), make_batch()
+    method, batch = make_method(network, supervised_weight=0.3, unsupervised_weight=0.7), make_batch()
     state = first_state(method, optax.sgd(0.1), seed=3)
     terms, _ = method.loss(state.params, state, batch, jax.random.key(0))
 
@@ -58,7 +58,7 @@ def test_the_loss_equals_a_numpy_oracle(make_toy_network):
     picked = {
         k: np.take_along_axis(p, np.where(valid, label[k], 0)[..., None], -1)[..., 0] for k, p in probabilities.items()
     }
-    expected = -np.log(picked["l"][valid]).mean() + 0.7 * -np.log(picked["u"][valid]).mean()
+    expected = 0.3 * -np.log(picked["l"][valid]).mean() + 0.7 * -np.log(picked["u"][valid]).mean()
     for part, weight in (("l", 1.0), ("u", 0.5)):
         target = np.where((label[part] > 0)[..., None], images[part], 0.0)
         error = (features[part] @ params["reconstruction"]["w"] - target) ** 2
@@ -79,6 +79,26 @@ def test_the_supervised_loss_is_the_methods_own_and_sees_ground_truth_alone(make
         state = first_state(method, optax.sgd(0.1), seed=0)
         terms, _ = method.loss(state.params, state, batch, jax.random.key(0))
         assert float(terms["supervised_loss"].mean.total) == known.sum() + 1000 * excluded
+
+
+def test_with_both_segmentation_weights_0_no_class_is_learned(make_toy_network):
+    """The autoencoder of the paper's Figure 1: labels reach neither the encoder nor the segmentation head."""
+    network = make_toy_network(HEADS)
+    tasks = (Auxiliary(1.0, ImageReconstruction()),)
+    weights = {"supervised_weight": 0.0, "unsupervised_weight": 0.0}
+    method = MeanTeacher(network=network, colour=same_colour, mixing=NoMixing(), auxiliary=tasks, **weights)
+    batch, state = make_batch(), first_state(method, optax.sgd(0.1), seed=0)
+    other = batch._replace(labelled=batch.labelled._replace(label=(batch.labelled.label + 1) % 3))
+
+    def gradients(batch):
+        return jax.grad(lambda p: objective(method.loss(p, state, batch, jax.random.key(0))[0]))(state.params)[
+            "student"
+        ]
+
+    one, two = gradients(batch), gradients(other)
+    np.testing.assert_array_equal(one["segmentation"]["w"], 0)
+    np.testing.assert_array_equal(one["encoder"]["w"], two["encoder"]["w"])
+    assert np.abs(one["encoder"]["w"]).max() > 0
 
 
 def test_the_teacher_gets_no_gradient(make_toy_network):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from forec_jax.visualize import heatmap, sheet
+from forec_jax.visualize import captioned, fit, heatmap, sheet
 
 
 def plain(height: int, width: int, value: int) -> np.ndarray:
@@ -45,3 +45,18 @@ def test_sheet_refuses_columns_without_titles():
         sheet([[plain(4, 4, 0), plain(4, 4, 0)]], ["one"])
     with pytest.raises(ValueError, match="at least one row"):
         sheet([], ["one"])
+
+
+def test_fit_keeps_the_proportions_and_enlarges_without_smoothing():
+    picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    enlarged = fit(picture, 9)
+    np.testing.assert_array_equal(enlarged, picture.repeat(3, axis=0).repeat(3, axis=1))
+    assert fit(enlarged, 3).shape == (2, 3, 3)
+    assert fit(plain(1, 500, 7), 10).shape == (1, 10, 3)
+
+
+def test_captioned_adds_a_line_below():
+    result = captioned(plain(20, 60, 10), "channel 3")
+    assert result.shape == (38, 60, 3)
+    np.testing.assert_array_equal(result[:20], 10)
+    assert (result[20:] < 128).any()

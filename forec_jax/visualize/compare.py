@@ -1,0 +1,149 @@
+"""Trained models side by side on the same images: the sheets of FOrec's Figures 1 and 4, and the number behind them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from forec_jax.contracts import IGNORE, Method, Variables
+from forec_jax.data import Example
+from forec_jax.evaluation import Buckets, Prediction, Predictor
+from forec_jax.methods.reconstruction import RECONSTRUCTION, PixelSpace
+from forec_jax.visualize.latents import (
+    BestChannel,
+    best_channels,
+    class_correlations,
+    latent_image,
+    top_channels,
+)
+from forec_jax.visualize.painter import Painted, Painter, painter_of
+from forec_jax.visualize.palettes import colourise
+from forec_jax.visualize.sheets import captioned, fit, heatmap, sheet
+
+CELL_SIDE = 160
+"""The longer side of a sheet's pictures, in pixels."""
+
+
+class Model(NamedTuple):
+    """A trained model as a sheet shows it."""
+
+    name: str  # of its row
+    method: Method
+    network: str  # "teacher" or "student": whose variables these are
+    variables: dict[str, Variables]
+    student: dict[str, Variables]  # has the heads that a teacher does not keep
+    bucket: int  # see evaluation.Buckets
+    space: PixelSpace  # that the reconstruction head paints in
+
+
+class Finding(NamedTuple):
+    """What a model makes of one image."""
+
+    prediction: Prediction
+    painted: Painted | None  # None where the model has no reconstruction head
+    painted_by: str  # "teacher" or "student"
+
+
+class Legend(NamedTuple):
+    """What is the same on every sheet."""
+
+    classes: Sequence[str]
+    palette: np.ndarray  # u8[K,3]
+    background: Sequence[int]  # classes that a sheet is not about unless it is told to be
+
+
+def compare(
+    models: Sequence[Model], examples: Iterable[Example], legend: Legend, *, class_index: int | None, count: int
+) -> Iterator[tuple[Example, np.ndarray]]:
+    """Each example with its sheet u8[h,w,3], a row a model, made as it is asked for.
+
+    A row is input, truth (where it is known), prediction, confidence, and, from a model with a reconstruction head, the
+    reconstruction, the class's mask and the `count` latent images that follow it most, each with its correlation.
+    The class is `class_index`, or the one that covers most of the image besides the background; its mask is the truth's,
+    or else the prediction's. Where it is not in the image, its mask and the latent images are left out.
+    """
+    examiners = [_Examiner(model) for model in models]
+    latents = [f"latent image {rank}" for rank in range(1, count + 1)]
+    titles = ["input", "truth", "prediction", "confidence", "reconstruction", "class", *latents]
+    for example in examples:
+        rows = [_row(examine.model, examine(example), legend, class_index, count) for examine in examiners]
+        yield example, sheet(rows, titles[: max(map(len, rows))])
+
+
+def mean_correlations(model: Model, examples: Iterable[Example]) -> dict[int, BestChannel]:
+    """How strongly the best latent image follows each class over examples with masks (see `best_channels`).
+
+    Empty for a model without a reconstruction head.
+    """
+    painter = painter_of(model.method, model.bucket, model.space)
+    if painter is None:
+        return {}
+    variables, _ = painting_variables(model, painter)
+    labelled = ((example, example.label) for example in examples)
+    images = [
+        class_correlations(painter(variables, example).latent, label)
+        for example, label in labelled
+        if label is not None
+    ]
+    return best_channels(images)
+
+
+def painting_variables(model: Model, painter: Painter) -> tuple[dict[str, Variables], str]:
+    """The variables to paint with and whose they are: the model's own where they have the head, else the student's."""
+    if RECONSTRUCTION in model.variables[painter.name].params:
+        return model.variables, model.network
+    return model.student, "student"
+
+
+class _Examiner:
+    """Finds what a model makes of one image after the other."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._predictor = Predictor(model.method, Buckets(model.bucket, batch=1))
+        self._painter = painter_of(model.method, model.bucket, model.space)
+
+    def __call__(self, example: Example) -> Finding:
+        prediction = next(self._predictor(self.model.variables, [example]))
+        if self._painter is None:
+            return Finding(prediction, None, "")
+        variables, painted_by = painting_variables(self.model, self._painter)
+        return Finding(prediction, self._painter(variables, example), painted_by)
+
+
+def _row(model: Model, found: Finding, legend: Legend, class_index: int | None, count: int) -> list[np.ndarray]:
+    prediction, painted = found.prediction, found.painted
+    example = prediction.example
+    truth = np.full_like(prediction.label, IGNORE) if example.label is None else example.label
+    row = [
+        _cell(example.image, model.name),
+        _cell(colourise(truth, legend.palette), "unknown" if example.label is None else ""),
+        _cell(colourise(prediction.label, legend.palette), model.network),
+        _cell(heatmap(prediction.confidence), f"mean {prediction.confidence.mean():.2f}"),
+    ]
+    if painted is None:
+        return row
+    row.append(_cell(painted.image, found.painted_by))
+    label, origin = (prediction.label, "predicted") if example.label is None else (example.label, "truth")
+    shown = _main_class(label, legend.background) if class_index is None else class_index
+    correlations = class_correlations(painted.latent, label)
+    if shown not in correlations:
+        return row
+    height, width = example.image.shape[:2]
+    row.append(_cell(latent_image(label == shown, height, width), f"{legend.classes[shown]} ({origin})"))
+    correlation = correlations[shown]
+    for channel in top_channels(correlation, count):
+        picture = latent_image(painted.latent[..., channel], height, width)
+        row.append(_cell(picture, f"channel {channel}: {correlation[channel]:+.2f}"))
+    return row
+
+
+def _cell(picture: np.ndarray, text: str) -> np.ndarray:
+    return captioned(fit(picture, CELL_SIDE), text)
+
+
+def _main_class(label: np.ndarray, background: Sequence[int]) -> int:
+    """The class of most pixels that is not the background's; IGNORE where there is none."""
+    pixels = np.bincount(label.ravel(), minlength=IGNORE + 1)
+    pixels[[*background, IGNORE]] = 0
+    return int(pixels.argmax()) if pixels.any() else IGNORE
