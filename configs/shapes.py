@@ -2,7 +2,7 @@
 
     forec-jax train --config=configs/shapes.py:forec --workdir=runs/forec
 
-Variants: supervised, mean_teacher, reconstruction, forec, foreground_segmentation and sums of them ("+").
+Variants: the methods and tasks of docs/methods.md and sums of them ("+").
 Two CPU cores are enough; docs/results.md has what was measured.
 """
 
