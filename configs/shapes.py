@@ -15,7 +15,7 @@ def get_config(variant: str = "forec") -> ConfigDict:
     """The config of a variant."""
     c = defaults()
     c.data.name = "shapes"
-    c.data.labelled = "32:0"
+    c.data.labelled = "16:0"
     c.data.crop = 64
     c.data.scale = (0.8, 1.2)
     c.steps = 800
@@ -33,6 +33,7 @@ def get_config(variant: str = "forec") -> ConfigDict:
     c.augment.grayscale_probability = 0.0
     c.method.threshold = 0.8  # a short run from scratch is seldom surer
     c.method.unsupervised_weight = 2.0
+    c.method.ramp = 0.4  # first labels, then pseudo-labels: those of a network from scratch mislead
     c.optim.name = "adamw"
     c.optim.lr = 2e-3
     c.optim.head_lr_multiplier = 1.0
