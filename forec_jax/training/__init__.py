@@ -4,8 +4,8 @@ from forec_jax.training.checkpoint import CheckpointError, Checkpoints
 from forec_jax.training.loop import NotFiniteError, Schedule, train
 from forec_jax.training.optimizer import make_optimizer
 from forec_jax.training.reporting import Reporter
-from forec_jax.training.state import abstract_state, create_state, first_state
-from forec_jax.training.step import compile_step, objective, train_step
+from forec_jax.training.state import abstract_state, create_state, first_state, state_sharding
+from forec_jax.training.step import compile_step, drop_not_finite, objective, train_step
 
 __all__ = [
     "CheckpointError",
@@ -16,9 +16,11 @@ __all__ = [
     "abstract_state",
     "compile_step",
     "create_state",
+    "drop_not_finite",
     "first_state",
     "make_optimizer",
     "objective",
+    "state_sharding",
     "train",
     "train_step",
 ]
