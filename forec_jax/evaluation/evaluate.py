@@ -105,9 +105,7 @@ class Evaluator:
     def __call__(self, variables: dict[str, Variables], source: Source) -> Evaluation:
         """The mIoU of the networks' prediction over every example of a source."""
         variables = on_local_devices(self._mesh, variables)
-        examples = evaluation_examples(
-            source, process_index=jax.process_index(), process_count=jax.process_count()
-        )
+        examples = evaluation_examples(source, process_index=jax.process_index(), process_count=jax.process_count())
         if self._mode == "center_crop":
             examples = (center_crop(example, self._crop) for example in examples)
         total = np.zeros((self._classes, self._classes), np.int64)

@@ -50,7 +50,9 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat())
         return
     if coordinator is None or processes is None or process is None:
-        raise DistributedError("--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together; one is missing")
+        raise DistributedError(
+            "--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together; one is missing"
+        )
     if not 0 <= process < processes:
         raise DistributedError(f"--process={process} must be from 0 to {processes - 1}, as --processes={processes}")
     if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:

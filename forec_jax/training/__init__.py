@@ -3,7 +3,7 @@
 from forec_jax.training.checkpoint import CheckpointError, Checkpoints
 from forec_jax.training.loop import NotFiniteError, Schedule, train
 from forec_jax.training.optimizer import make_optimizer
-from forec_jax.training.reporting import Reporter
+from forec_jax.training.reporting import Onlooker, Reporter
 from forec_jax.training.state import abstract_state, create_state, first_state, state_sharding
 from forec_jax.training.step import compile_step, drop_not_finite, objective, train_step
 
@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "Checkpoints",
     "NotFiniteError",
+    "Onlooker",
     "Reporter",
     "Schedule",
     "abstract_state",

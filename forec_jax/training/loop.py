@@ -127,7 +127,9 @@ class DroppedUpdates:
             self._in_a_row = 0
             return {**metrics, DROPPED: self.number}
         self.number, self._in_a_row = self.number + 1, self._in_a_row + 1
-        log.warning("step %d: %s; the update is dropped. The batch was %s", step + 1, not_finite(metrics), batch_ids(step))
+        log.warning(
+            "step %d: %s; the update is dropped. The batch was %s", step + 1, not_finite(metrics), batch_ids(step)
+        )
         if self._in_a_row == DROPPED_IN_A_ROW:
             raise NotFiniteError(
                 f"step {step + 1}: the {DROPPED_IN_A_ROW}th update in a row that is not finite ({not_finite(metrics)}); rerun "

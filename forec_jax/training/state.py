@@ -60,6 +60,4 @@ def state_sharding(
     shapes = jax.eval_shape(lambda: first_state(method, tx, seed))
     state: TrainState = jax.tree.map(lambda _: whole, shapes)
     split = functools.partial(jax.tree.map, lambda leaf: shape_sharding(mesh, leaf.shape))
-    return state._replace(
-        params=split(shapes.params), teacher=split(shapes.teacher), opt_state=split(shapes.opt_state)
-    )
+    return state._replace(params=split(shapes.params), teacher=split(shapes.teacher), opt_state=split(shapes.opt_state))
