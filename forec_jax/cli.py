@@ -299,7 +299,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def fail(command: str, message: str) -> int:
-    """Tells what went wrong; returns the exit code. One of several processes ends here: tidying up would wait for the others."""
+    """Tells what went wrong; returns the exit code. One of several processes ends here: to tidy up is to wait for others."""
     print(f"forec-jax {command}: {message}", file=sys.stderr, flush=True)
     if several_processes():
         os._exit(2)

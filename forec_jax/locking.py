@@ -30,7 +30,7 @@ def only_run_in(workdir: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise LockedError(
-                    f"--workdir={workdir} is in use by {holder(workdir)}; wait for it or stop it, or choose another --workdir"
+                    f"--workdir={workdir} is in use by {holder(workdir)}; wait for it, stop it, or choose another --workdir"
                 ) from error
             log.warning("%s: cannot be locked (%s); take care that no other run uses it", workdir, error.strerror)
         file.truncate(0)

@@ -92,8 +92,8 @@ def read_config(path: Path) -> ConfigDict:
         raise WorkdirError(f"{path} is damaged ({error}); restore it, or start anew in another --workdir") from error
     if unknown := sorted(key for key in stored - known if not key.startswith("auxiliary.")):
         raise WorkdirError(
-            f"{path} has options that forec_jax {forec_jax.__version__} does not know ({', '.join(unknown)}): it was written by "
-            "another version; go on with that one, or start anew in another --workdir"
+            f"{path} has options that forec_jax {forec_jax.__version__} does not know ({', '.join(unknown)}): it was "
+            "written by another version; go on with that one, or start anew in another --workdir"
         )
     c.update(content)
     return c
@@ -208,7 +208,7 @@ def meet(workdir: Path) -> None:
     barrier("workdir")
     if not (workdir / "config.json").exists():
         raise WorkdirError(
-            f"--workdir={workdir} is not there on {socket.gethostname()}: it must be on a file system that all machines share"
+            f"--workdir={workdir} is not there on {socket.gethostname()}: it must be on a disk that all machines share"
         )
 
 

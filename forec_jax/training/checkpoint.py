@@ -118,7 +118,7 @@ class Checkpoints:
     def _restore(self, manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState | None:
         steps = sorted(manager.all_steps(), reverse=True)
         for step in steps:
-            if agreed(lambda step=step: self._is_damaged(manager, step)):
+            if agreed(functools.partial(self._is_damaged, manager, step)):
                 continue
             try:
                 return self._restore_step(manager, step, abstract)
@@ -171,7 +171,7 @@ class Checkpoints:
         if self._failure is not None:
             newest = self._last.latest_step()
             raise CheckpointError(
-                f"{self._last.directory}: the last checkpoint could not be written ({short(self._failure)}); free some space "
+                f"{self._last.directory}: the last checkpoint could not be written ({short(self._failure)}); free space "
                 f"and rerun the command: it goes on from {'the start' if newest is None else f'step {newest}'}"
             ) from self._failure
 

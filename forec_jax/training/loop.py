@@ -101,8 +101,9 @@ def check_finite(step: int, metrics: Mapping[str, float], batch_ids: Callable[[i
     """Raises NotFiniteError where a metric of `step` (counted from 0) is not finite."""
     if found := not_finite(metrics):
         raise NotFiniteError(
-            f"step {step + 1}: {found}. The batch was {batch_ids(step)}. No checkpoint of this step was written: rerun the "
-            'command to go on from the last one with a lower optim.lr, set optim.clip_norm, or drop such updates: on_nan="skip"'
+            f"step {step + 1}: {found}. The batch was {batch_ids(step)}. No checkpoint of this step was written: rerun "
+            "the command to go on from the last one with a lower optim.lr, set optim.clip_norm, or drop such updates: "
+            'on_nan="skip"'
         )
 
 
@@ -132,8 +133,8 @@ class DroppedUpdates:
         )
         if self._in_a_row == DROPPED_IN_A_ROW:
             raise NotFiniteError(
-                f"step {step + 1}: the {DROPPED_IN_A_ROW}th update in a row that is not finite ({not_finite(metrics)}); rerun "
-                "the command to go on from the last checkpoint with a lower optim.lr, or set optim.clip_norm"
+                f"step {step + 1}: the {DROPPED_IN_A_ROW}th update in a row that is not finite ({not_finite(metrics)}); "
+                "rerun the command to go on from the last checkpoint with a lower optim.lr, or set optim.clip_norm"
             )
         return {name: value for name, value in metrics.items() if math.isfinite(value)} | {DROPPED: self.number}
 

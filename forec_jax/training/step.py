@@ -137,9 +137,9 @@ def compile_step(
     mesh: Mesh,
     wrap: Callable[[Step], Step] = lambda step: step,
 ) -> Step:
-    """The jitted step over a mesh: the state lies as `state_sharding` says and is donated, the batch is split over the devices.
+    """The jitted step over a mesh: the batch is split over the devices, the state lies as `state_sharding` says.
 
-    `wrap` is around the step before it is compiled (`drop_not_finite`).
+    The state is donated. `wrap` is around the step before it is compiled (`drop_not_finite`).
     """
     step = functools.partial(
         train_step, method=method, tx=tx, seed=seed, accumulate=accumulate, gather=functools.partial(gathered, mesh)
