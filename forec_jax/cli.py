@@ -20,6 +20,7 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
 
   train      --config=FILE[:VARIANT] --workdir=DIR [--config.key=value ...]   goes on where DIR holds a checkpoint
              [--coordinator=HOST:PORT --processes=N --process=I]             one of several processes (launch/README.md)
+  plan       --config=FILE[:VARIANT] [--devices=N] [--rate=IMAGES/S]          parameters, FLOPs, memory, hours; runs nothing
   evaluate   --workdir=DIR [--split=val] [--network=teacher|student] [--checkpoint=last|best]
   predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
   visualize  --workdir=DIR[,DIR] --out=DIR --images=FILE|FOLDER|ID,ID [--class=NAME] [--k=4] [--correlate=SPLIT]
@@ -89,6 +90,29 @@ def train(argv: Sequence[str]) -> int:
     if stopped_by is not None:
         print(f"stopped by signal {stopped_by}; the same command goes on from here", file=sys.stderr)
         return 128 + stopped_by
+    return 0
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Tells what a training needs, without running it."""
+
+    argv = resolve_config(argv)
+
+    def define(values: flags.FlagValues) -> None:
+        config_flags.DEFINE_config_file("config", None, "FILE[:VARIANT]", flag_values=values, sys_argv=list(argv))
+        flags.DEFINE_integer("devices", None, "virtual CPU devices, not the machine's own", 1, flag_values=values)
+        flags.DEFINE_float("rate", None, "images a second, for the hours", 1e-9, flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "config")
+    import jax
+
+    if values.devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", values.devices)
+    from forec_jax.planning import describe, plan_training
+
+    print(describe(plan_training(values.config), values.config.steps, values.rate))
     return 0
 
 
@@ -247,6 +271,7 @@ def convert(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Command] = {
     "train": train,
+    "plan": plan,
     "evaluate": evaluate,
     "table": table,
     "predict": predict,
