@@ -141,7 +141,7 @@ def describe(plan: Plan, steps: int, rate: float | None) -> str:
         "devices": plan.devices,
         "parameters": f"{total / 1e6:.2f} M ({parts})",
         "work": f"{plan.flops / 1e12:.3f} TFLOP a step of {plan.images} images",
-        "memory": f"{plan.peak_bytes / 2**30:.2f} GiB a device at most, {plan.state_bytes / 2**30:.2f} of it state and batch",
+        "memory": f"{plan.peak_bytes / 2**30:.2f} GiB a device at most, {plan.state_bytes / 2**30:.2f} of it state",
         "collectives": f"{moved or 'none'} a step and device",
         "steps": f"{steps}, {steps * plan.images} images",
     }
