@@ -21,7 +21,6 @@ from forec_jax.data.decode import MaskRule, decode_mask
 from forec_jax.data.folder import read_classes
 from forec_jax.data.splits import read_list
 from forec_jax.evaluation import read_image
-from forec_jax.models.convert import choose_network, guess_source
 from forec_jax.models.pretrained import load_weights
 from forec_jax.models.weightfile import WeightsError, read_tensors
 
@@ -167,8 +166,8 @@ def test_weights(tmp_path, cases):
         file = tmp_path / f"a.{suffix}"
         file.write_bytes(content)
         with allowed(WeightsError, str(file)):
-            tensors = read_tensors(file)
-            guess_source(choose_network(tensors, None))
+            read_tensors(file)
+        with allowed(WeightsError, ""):  # what does not fit is told by the tensors' names
             load_weights(file, "resnet18")
         assert not marker.exists()
 
