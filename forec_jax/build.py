@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +56,9 @@ from forec_jax.models import (
     fitting_weights,
     load_weights,
 )
-from forec_jax.parallel import global_batch, make_mesh
-from forec_jax.training import Schedule, make_optimizer, poly_schedule, with_own_optimizers
+from forec_jax.parallel import global_batch, local_mesh, make_mesh
+from forec_jax.training import Schedule, drop_not_finite, make_optimizer, poly_schedule, with_own_optimizers
+from forec_jax.training.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -391,6 +393,11 @@ def build_schedule(c: ConfigDict) -> Schedule:
     return Schedule(c.steps, c.log_every, c.evaluate_every, c.checkpoint_every)
 
 
+def build_guard(c: ConfigDict) -> Callable[[Step], Step]:
+    """What on_nan puts around the step: nothing, as the loop stops by itself, or what drops an update."""
+    return drop_not_finite if choose("on_nan", c.on_nan, ("stop", "skip")) == "skip" else lambda step: step
+
+
 def build_mesh(c: ConfigDict) -> Mesh:
     """The device mesh; checks that the batch spreads evenly over it."""
     mesh = make_mesh(c.mesh.fsdp)
@@ -405,7 +412,8 @@ def build_mesh(c: ConfigDict) -> Mesh:
 
 def build_evaluator(c: ConfigDict, method: Method, labels: Labels, mesh: Mesh) -> Evaluator:
     """Scores the method on a source."""
-    rows = -(-c.eval.batch // mesh.size) * mesh.size
+    devices = local_mesh(mesh).size
+    rows = -(-c.eval.batch // mesh.size) * devices
     seen: Mode = "center_crop" if c.eval.mode == "center_crop" else "whole"
     return Evaluator(
         build_predicts(c, method), len(labels.classes), mesh, Buckets(c.eval.bucket, rows), seen, c.eval.crop

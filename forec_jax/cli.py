@@ -1,6 +1,7 @@
 """The command `forec-jax`: one short function a subcommand."""
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -18,6 +19,8 @@ Command = Callable[[Sequence[str]], int]
 USAGE = """usage: forec-jax COMMAND [--flag=value ...]
 
   train      --config=FILE[:VARIANT] --workdir=DIR [--config.key=value ...]   goes on where DIR holds a checkpoint
+             [--coordinator=HOST:PORT --processes=N --process=I]             one of several processes (launch/README.md)
+  plan       --config=FILE[:VARIANT] [--devices=N] [--rate=IMAGES/S]          parameters, FLOPs, memory, hours; runs nothing
   evaluate   --workdir=DIR [--split=val] [--network=teacher|student] [--checkpoint=last|best]
   predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
   visualize  --workdir=DIR[,DIR] --out=DIR --images=FILE|FOLDER|ID,ID [--class=NAME] [--k=4] [--correlate=SPLIT]
@@ -59,6 +62,13 @@ def checkpoint_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
 
 
+def process_flags(values: flags.FlagValues) -> None:
+    """The flags that join processes to one run; Slurm, Open MPI and TPU pods need none of them."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+    flags.DEFINE_integer("processes", None, "how many processes", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("process", None, "which one this is, from 0", lower_bound=0, flag_values=values)
+
+
 def train(argv: Sequence[str]) -> int:
     """Trains."""
 
@@ -68,15 +78,41 @@ def train(argv: Sequence[str]) -> int:
         # ml_collections reads the overrides from the process's arguments unless it is told otherwise.
         config_flags.DEFINE_config_file("config", None, "FILE[:VARIANT]", flag_values=values, sys_argv=list(argv))
         flags.DEFINE_string("workdir", None, "where everything of the run goes", flag_values=values)
+        process_flags(values)
 
     values = parse(argv, define)
     required(values, "workdir", "config")
+    from forec_jax.parallel import join
     from forec_jax.runs import run_training
 
+    join(values.coordinator, values.processes, values.process)
     stopped_by = run_training(values.config, Path(values.workdir))
     if stopped_by is not None:
         print(f"stopped by signal {stopped_by}; the same command goes on from here", file=sys.stderr)
         return 128 + stopped_by
+    return 0
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Tells what a training needs, without running it."""
+
+    argv = resolve_config(argv)
+
+    def define(values: flags.FlagValues) -> None:
+        config_flags.DEFINE_config_file("config", None, "FILE[:VARIANT]", flag_values=values, sys_argv=list(argv))
+        flags.DEFINE_integer("devices", None, "virtual CPU devices, not the machine's own", 1, flag_values=values)
+        flags.DEFINE_float("rate", None, "images a second, for the hours", 1e-9, flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "config")
+    import jax
+
+    if values.devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", values.devices)
+    from forec_jax.planning import describe, plan_training
+
+    print(describe(plan_training(values.config), values.config.steps, values.rate))
     return 0
 
 
@@ -235,6 +271,7 @@ def convert(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Command] = {
     "train": train,
+    "plan": plan,
     "evaluate": evaluate,
     "table": table,
     "predict": predict,
@@ -269,13 +306,35 @@ def run(argv: Sequence[str]) -> int:
         print(USAGE, file=sys.stderr)
         return 0 if argv and argv[0] in ("-h", "--help", "help") else 2
     use_compilation_cache()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the locale cannot spell, as on stderr
     try:
         return COMMANDS[argv[0]](argv)
     except (ValueError, AttributeError, TypeError, KeyError, OSError, FloatingPointError, flags.Error) as error:
         if os.environ.get("FOREC_JAX_TRACEBACK"):
             raise
-        print(f"forec-jax {argv[0]}: {explain(error)}", file=sys.stderr)
-        return 2
+        return fail(argv[0], explain(error))
+    except RuntimeError as error:
+        if not several_processes() or os.environ.get("FOREC_JAX_TRACEBACK"):
+            raise
+        reason = str(error).partition("\n")[0]
+        return fail(
+            argv[0], f"another process of the run has ended ({reason}); the same command on all goes on from here"
+        )
+
+
+def fail(command: str, message: str) -> int:
+    """Tells what went wrong; returns the exit code. One of several processes ends here: to tidy up is to wait for others."""
+    print(f"forec-jax {command}: {message}", file=sys.stderr, flush=True)
+    if several_processes():
+        os._exit(2)
+    return 2
+
+
+def several_processes() -> bool:
+    """Whether this process has joined others."""
+    jax = sys.modules.get("jax")  # nothing here imports it early (use_compilation_cache)
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def main() -> NoReturn:

@@ -23,6 +23,7 @@ def defaults() -> ConfigDict:
     c.evaluate_every = 500  # steps between two evaluations on eval.split
     c.checkpoint_every = 500  # steps between two checkpoints of the last state
     c.compute_dtype = "float32"  # or "bfloat16": activations of the student; weights, teacher and losses stay float32
+    c.on_nan = "stop"  # a loss, gradient or metric that is not finite: "stop", or "skip" the update, warn and count
     c.accumulate = 1  # parts into which a batch is taken, for less memory; must divide the rows of each device
 
     c.batch = ConfigDict()
@@ -118,7 +119,9 @@ def defaults() -> ConfigDict:
     c.optim.clip_norm = 0.0  # bound on the gradient's norm; 0: none
 
     c.mesh = ConfigDict()
-    c.mesh.fsdp = 1  # devices on the mesh's second axis; must divide their number
+    c.mesh.fsdp = (
+        1  # devices over which weights, teacher and optimiser are split (docs/scaling.md); divides their number
+    )
 
     c.eval = ConfigDict()
     c.eval.split = "val"

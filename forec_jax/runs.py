@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +22,18 @@ from forec_jax.contracts import Batch, Method, TrainState
 from forec_jax.data import Example, Source, batch_ids, train_batches
 from forec_jax.data.published import published_name
 from forec_jax.evaluation import Buckets, Evaluation, Evaluator, Predictor, image_files, read_image
-from forec_jax.parallel import make_mesh, replicated
-from forec_jax.training import Checkpoints, Reporter, abstract_state, compile_step, create_state, train
+from forec_jax.locking import only_run_in
+from forec_jax.parallel import barrier, is_primary, make_mesh, on_local_devices, replicated
+from forec_jax.training import (
+    Checkpoints,
+    Onlooker,
+    Reporter,
+    abstract_state,
+    compile_step,
+    create_state,
+    state_sharding,
+    train,
+)
 from forec_jax.training.reporting import write_json
 from forec_jax.visualize import overlay, save_index_png
 from forec_jax.visualize.panel import Panel
@@ -45,8 +57,8 @@ class Run(NamedTuple):
     mesh: Mesh
 
 
-def start(workdir: Path, c: ConfigDict, labels: build.Labels) -> None:
-    """Makes the work directory and writes the config, or checks that it is the one already there."""
+def make_workdir(workdir: Path) -> None:
+    """Makes the work directory where there is none. Raises WorkdirError where it cannot be written to."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"
@@ -54,6 +66,10 @@ def start(workdir: Path, c: ConfigDict, labels: build.Labels) -> None:
         probe.unlink()
     except OSError as error:
         raise WorkdirError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from error
+
+
+def start(workdir: Path, c: ConfigDict, labels: build.Labels) -> None:
+    """Writes the config to the work directory, or checks that it is the one already there."""
     stored = workdir / "config.json"
     content = json.loads(c.to_json())
     if stored.exists():
@@ -63,9 +79,23 @@ def start(workdir: Path, c: ConfigDict, labels: build.Labels) -> None:
 
 
 def read_config(path: Path) -> ConfigDict:
-    """The config of a run. Options that came with a later version have their defaults, which keep to what was done."""
+    """The config of a run. Options that came with a later version have their defaults, which keep to what was done.
+
+    Raises WorkdirError where it cannot be read, or has options that this version does not know.
+    """
     c = defaults()
-    c.update(json.loads(path.read_text(encoding="utf-8")))
+    known = set(flat(c.to_dict()))
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stored = set(flat(content))
+    except (ValueError, AttributeError) as error:
+        raise WorkdirError(f"{path} is damaged ({error}); restore it, or start anew in another --workdir") from error
+    if unknown := sorted(key for key in stored - known if not key.startswith("auxiliary.")):
+        raise WorkdirError(
+            f"{path} has options that forec_jax {forec_jax.__version__} does not know ({', '.join(unknown)}): it was "
+            "written by another version; go on with that one, or start anew in another --workdir"
+        )
+    c.update(content)
     return c
 
 
@@ -87,6 +117,8 @@ REPORTING_KEYS = (
     "eval.batch",
     "eval.bucket",
     "eval.pictures",
+    "mesh.fsdp",
+    "on_nan",
 )
 """Keys that may change between the parts of a resumed run: they do not change what is trained."""
 
@@ -103,49 +135,95 @@ def check_same_config(stored: dict[str, Any], given: dict[str, Any], workdir: Pa
 
 
 def run_training(c: ConfigDict, workdir: Path) -> int | None:
-    """Trains by the config in `workdir`, going on from its last checkpoint; returns the signal that ended it, if any."""
+    """Trains by the config in `workdir`, going on from its last checkpoint; returns the signal that ended it, if any.
+
+    Raises LockedError where another run is using `workdir`. Of several processes the first one writes everything but the
+    checkpoints, which all write.
+    """
+    with ExitStack() as stack:
+        if is_primary():
+            make_workdir(workdir)
+            stack.enter_context(only_run_in(workdir))
+        return train_in(workdir, c)
+
+
+def train_in(workdir: Path, c: ConfigDict) -> int | None:
+    """`run_training` in a work directory that is there, and is this run's alone."""
     mesh = build.build_mesh(c)
     data = build.build_training_data(c)
     c, labels = build.with_epoch(c, data), build.labels_of(data.dataset)
     method = build.build_method(c, labels)
-    start(workdir, c, labels)
+    if is_primary():
+        start(workdir, c, labels)
+    meet(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = first_or_resumed(c, method, checkpoints, mesh)
     first_step = int(jax.device_get(state.step))
-    reporter = Reporter(
+    reporter = (Reporter if is_primary() else Onlooker)(
         workdir, steps=c.steps, first_step=first_step, images_per_step=c.batch.labelled + c.batch.unlabelled
     )
     stream = build.build_stream(c, data)
     examples = pictured(data.validation, c.eval.pictures)
     pictures = Panel(method, palette_of(labels), examples, c.eval.bucket, build.pixel_space(c))
+    evaluator = build.build_evaluator(c, method, labels, mesh)
     try:
         state, stopped_by = train(
             state,
             first_step=first_step,
-            step=compile_step(method, build.build_optimizer(c), seed=c.seed, accumulate=c.accumulate, mesh=mesh),
+            step=compile_step(
+                method,
+                build.build_optimizer(c),
+                seed=c.seed,
+                accumulate=c.accumulate,
+                mesh=mesh,
+                wrap=build.build_guard(c),
+            ),
             batches=build_batches(c, stream, first_step),
             batch_ids=lambda step: batch_ids(**stream, step=step),
-            evaluate=make_evaluate(build.build_evaluator(c, method, labels, mesh), data.validation, pictures, reporter),
+            evaluate=make_evaluate(evaluator, data.validation, pictures, reporter, mesh),
             is_best=lambda results: is_best(results, reporter.events),
             schedule=build.build_schedule(c),
             checkpoints=checkpoints,
             reporter=reporter,
             mesh=mesh,
         )
-        pictures.save(state, workdir / "pictures" / "last.png")
+    except BaseException:
+        if jax.process_count() == 1:  # of several, one that is gone would be waited for
+            checkpoints.close()
+        raise
     finally:
         reporter.close()
-        checkpoints.close()
-    write_json(workdir / "summary.json", summary(c, data, labels, reporter.events))
+    checkpoints.close()
+    shown = shown_state(mesh, state)
+    if is_primary() and stopped_by is None:
+        pictures.save(shown, workdir / "pictures" / "last.png")
+        write_json(workdir / "summary.json", summary(c, data, labels, reporter.events))
     return stopped_by
+
+
+def meet(workdir: Path) -> None:
+    """Waits for process 0 to have made the work directory. Raises WorkdirError where this process does not see it."""
+    if jax.process_count() == 1:
+        return
+    barrier("workdir")
+    if not (workdir / "config.json").exists():
+        raise WorkdirError(
+            f"--workdir={workdir} is not there on {socket.gethostname()}: it must be on a disk that all machines share"
+        )
+
+
+def shown_state(mesh: Mesh, state: TrainState) -> TrainState:
+    """What pictures need of a state, on this process's devices; every process must call it."""
+    return on_local_devices(mesh, state._replace(opt_state=(), memory=()))
 
 
 def first_or_resumed(c: ConfigDict, method: Method, checkpoints: Checkpoints, mesh: Mesh) -> TrainState:
     """The last checkpoint's state, or a new one."""
     tx = build.build_optimizer(c)
-    state = checkpoints.restore_last(abstract_state(method, tx, c.seed, replicated(mesh)))
+    lies = state_sharding(method, tx, c.seed, mesh)
+    state = checkpoints.restore_last(abstract_state(method, tx, c.seed, lies))
     if state is None:
-        return create_state(method, tx, c.seed, replicated(mesh))
+        return create_state(method, tx, c.seed, lies)
     step = int(jax.device_get(state.step))
     log.info("going on from step %d of %s", step, checkpoints.folder)
     checkpoints.drop_after(step)
@@ -166,12 +244,13 @@ def build_batches(c: ConfigDict, stream: Mapping[str, Any], first_step: int) -> 
 
 
 def make_evaluate(
-    evaluator: Evaluator, source: Source, pictures: Panel, reporter: Reporter
+    evaluator: Evaluator, source: Source, pictures: Panel, reporter: Reporter, mesh: Mesh
 ) -> Callable[[TrainState, int], dict[str, Any]]:
     """What the loop calls to evaluate: scores both networks on `source`, and shows the pictures."""
 
     def evaluate(state: TrainState, step: int) -> dict[str, Any]:
-        if (picture := pictures.draw(state)) is not None:
+        shown = shown_state(mesh, state)
+        if is_primary() and (picture := pictures.draw(shown)) is not None:
             reporter.picture(step, "examples", picture)
         return evaluate_networks(evaluator, state, source)
 

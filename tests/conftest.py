@@ -11,15 +11,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 TOY_CHANNELS = 4
 
 
-def toy_network(heads=(HeadSpec("segmentation", 3),), normalise=True):
+def toy_network(heads=(HeadSpec("segmentation", 3),), normalise=True, channels=TOY_CHANNELS):
     """A network of two matrices a head, with a BatchNorm-like mean in the encoder if `normalise`."""
 
     def init(key):
-        params = {"encoder": {"w": jax.random.normal(key, (3, TOY_CHANNELS))}}
+        params = {"encoder": {"w": jax.random.normal(key, (3, channels))}}
         for number, head in enumerate(heads):
             head_key = jax.random.fold_in(key, number)
-            params[head.name] = {"w": jax.random.normal(head_key, (TOY_CHANNELS, head.channels))}
-        return Variables(params, {part: {"mean": jnp.zeros(TOY_CHANNELS)} for part in params})
+            params[head.name] = {"w": jax.random.normal(head_key, (channels, head.channels))}
+        return Variables(params, {part: {"mean": jnp.zeros(channels)} for part in params})
 
     def encode(variables, image, *, valid=None, train, rng):
         features = image @ variables.params["encoder"]["w"]

@@ -15,8 +15,11 @@ import pytest
 from PIL import Image
 
 from forec_jax import cli
+from forec_jax.config import load_config
 from forec_jax.data import shapes_dataset
 from forec_jax.evaluation import mean_iou
+from forec_jax.locking import LockedError
+from forec_jax.runs import run_training
 
 TINY = [
     "--config.steps=6",
@@ -275,10 +278,28 @@ def test_a_full_disk_is_explained():
     assert "free some space" in message
 
 
-def start(workdir):
+def start(workdir, *options, environment=None):
     command = [sys.executable, "-m", "forec_jax", "train", "--config=configs/shapes.py:forec", f"--workdir={workdir}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([*command, *TINY, "--config.steps=40", "--config.eval.pictures=0"], **quiet)
+    options = [*TINY, "--config.steps=40", "--config.eval.pictures=0", *options]
+    return subprocess.Popen([*command, *options], env=environment, stdin=subprocess.DEVNULL, **quiet)
+
+
+def test_a_run_in_odd_surroundings_holds_its_workdir_and_stops_when_asked(tmp_path):
+    """A locale that is not UTF-8, no terminal, a path with a space and an umlaut; a second run; then SIGTERM."""
+    workdir = tmp_path / "my läufe"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    process = start(workdir, "--config.steps=100000", "--config.evaluate_every=100000", environment=environment)
+    while last_step(workdir) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    with pytest.raises(LockedError, match=f"process {process.pid} "):
+        run_training(load_config("configs/shapes.py:forec", {}), workdir)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert not (workdir / "summary.json").exists()
+    saved = max(int(f.name.removeprefix("step_")) for f in (workdir / "checkpoints" / "last").glob("step_*"))
+    assert saved == last_step(workdir)
 
 
 def last_step(workdir):

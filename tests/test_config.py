@@ -15,7 +15,7 @@ from forec_jax.config import VARIANTS, apply_variant, defaults, load_config
 from forec_jax.contracts import HeadSpec
 from forec_jax.losses import ohem_cross_entropy
 from forec_jax.methods import ForegroundReconstruction, ImageReconstruction, MeanTeacher, PsMt, S4Gan, Supervised
-from forec_jax.runs import read_config
+from forec_jax.runs import WorkdirError, read_config
 
 LABELS = build.Labels(("background", "a", "b"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), (0,))
 
@@ -253,6 +253,21 @@ def test_a_config_is_loaded_in_python_as_on_the_command_line():
         load_config("configs/shapes.py", {"optim.lrr": 1.0})
     with pytest.raises(ValueError, match=r"no file configs/none\.py"):
         load_config("configs/none.py", {})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"clip_norm"', '"clipping"'), r"does not know \(optim.clipping\).*another version"),
+        (lambda text: text[: len(text) // 2], "config.json is damaged"),
+        (lambda text: "[1]", "config.json is damaged"),
+    ],
+)
+def test_a_config_of_another_version_or_half_of_one_is_refused(tmp_path, change, message):
+    file = tmp_path / "config.json"
+    file.write_text(change(config("forec").to_json()))
+    with pytest.raises(WorkdirError, match=message):
+        read_config(file)
 
 
 def test_an_option_younger_than_a_run_has_its_default(tmp_path):

@@ -203,7 +203,20 @@ def _iterate(batches: "grain.MapDataset[Batch]", workers: int, threads: int) -> 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain passes absl flags on to its workers, and a notebook has none
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return map(_owned, _until_closed(iter(batches.to_iter_dataset(_read_options(1)).mp_prefetch(options))))
+    return _from_workers(_until_closed(iter(batches.to_iter_dataset(_read_options(1)).mp_prefetch(options))))
+
+
+def _from_workers(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches of worker processes, owned. Raises DataError where a worker was killed."""
+    try:
+        yield from map(_owned, batches)
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise DataError(
+            f"a process that decodes images was killed ({error}), most often for want of memory; rerun to go on, "
+            "with a smaller data.workers, or 0 for threads"
+        ) from error
 
 
 def _owned(batch: Batch) -> Batch:

@@ -102,6 +102,8 @@ def read_list(path: str | Path, known: Collection[str]) -> tuple[str, ...]:
     ids = tuple(_parse_line(line.strip(), known) for line in lines if line.strip())
     if not ids:
         raise DataError(f"{path}: the list is empty; put an id on each line")
+    if "" in ids:
+        raise DataError(f"{path}: a line holds nothing but slashes and dots; put an id on each line")
     if len(frozenset(ids)) < len(ids):
         seen: set[str] = set()
         twice = {name for name in ids if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
@@ -114,7 +116,7 @@ def _parse_line(line: str, known: Collection[str]) -> str:
     readings: list[str] = []
     for text in (line, line.split()[0]):
         path = PurePosixPath(text.lstrip("/"))
-        readings += [text, str(path), str(path.with_suffix("")), path.name, path.stem]
+        readings += [text, str(path), str(path.parent / path.stem), path.name, path.stem]
         readings.append(path.stem.removesuffix(_CITYSCAPES_IMAGE))
     return next((reading for reading in readings if reading in known), readings[-1])
 

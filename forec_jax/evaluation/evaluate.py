@@ -12,7 +12,7 @@ from forec_jax.contracts import IGNORE, Array, Variables
 from forec_jax.data import Example, Source, evaluation_examples
 from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
 from forec_jax.evaluation.sliding import Predicts
-from forec_jax.parallel import batch_sharding, replicated
+from forec_jax.parallel import batch_sharding, local_mesh, on_local_devices, replicated, summed
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean; the network masks the padding, so the colour has no effect
 Mode = Literal["whole", "center_crop"]
@@ -88,29 +88,31 @@ def center_crop(example: Example, size: int) -> Example:
 
 
 class Evaluator:
-    """Scores a method's predictions. Compiles once for each bucket of shapes, whatever the number of calls."""
+    """Scores a method's predictions. Compiles once for each bucket of shapes, whatever the number of calls.
+
+    Each process scores every count-th example on its own devices, so that processes need not meet images of one size at
+    one time, and the counts are added up. `buckets.batch` is the rows of a process, a multiple of its devices.
+    """
 
     def __init__(self, method: Predicts, classes: int, mesh: Mesh, buckets: Buckets, mode: Mode, crop: int) -> None:
         self._classes, self._mesh, self._buckets, self._mode, self._crop = classes, mesh, buckets, mode, crop
-        rows, whole = batch_sharding(mesh), replicated(mesh)
+        self._rows, whole = batch_sharding(local_mesh(mesh)), replicated(local_mesh(mesh))
+        rows = self._rows
         self._confusion = jax.jit(
             _confusion_of(method, classes), in_shardings=(whole, rows, rows, rows), out_shardings=whole
         )
 
     def __call__(self, variables: dict[str, Variables], source: Source) -> Evaluation:
         """The mIoU of the networks' prediction over every example of a source."""
-        examples = evaluation_examples(source)
+        variables = on_local_devices(self._mesh, variables)
+        examples = evaluation_examples(source, process_index=jax.process_index(), process_count=jax.process_count())
         if self._mode == "center_crop":
             examples = (center_crop(example, self._crop) for example in examples)
         total = np.zeros((self._classes, self._classes), np.int64)
         for _, padded in self._buckets.batches(examples):
-            # Every process reads the same examples in the same order, and gives its own rows of each batch.
-            total += np.asarray(self._confusion(variables, *self._global(padded))).astype(np.int64)
+            total += np.asarray(self._confusion(variables, *jax.device_put(tuple(padded), self._rows))).astype(np.int64)
+        total = summed(total)
         return Evaluation(mean_iou(total), class_iou(total), total)
-
-    def _global(self, padded: Padded) -> tuple[Array, ...]:
-        sharding = batch_sharding(self._mesh)
-        return tuple(jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__) for rows in padded)
 
 
 def _confusion_of(method: Predicts, classes: int) -> Callable[..., Array]:

@@ -4,6 +4,10 @@ The axes' types are Auto: the compiler chooses the collectives, and batch-wide o
 the same on one device and on many.
 """
 
+import functools
+import math
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -11,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from forec_jax.contracts import PyTree
 
 BATCH_AXES = ("data", "fsdp")
+SHARDED_FROM = 1024  # elements; splitting a smaller array saves nothing and costs a collective
 
 
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
@@ -27,6 +32,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def shape_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """The largest axis that the mesh's fsdp axis divides is split over it (the last of equals); a small array is whole."""
+    parts = mesh.shape["fsdp"]
+    divisible = [axis for axis, size in enumerate(shape) if size and size % parts == 0]
+    if parts == 1 or not divisible or math.prod(shape) < SHARDED_FROM:
+        return replicated(mesh)
+    split = max(divisible, key=lambda axis: (shape[axis], axis))
+    return NamedSharding(mesh, PartitionSpec(*("fsdp" if axis == split else None for axis in range(len(shape)))))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis split over every device."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
@@ -39,6 +54,35 @@ def shard_batch(mesh: Mesh, batch: PyTree) -> PyTree:
     """
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch)
+
+
+def local_mesh(mesh: Mesh) -> Mesh:
+    """A mesh over this process's devices alone; the mesh itself where there is one process and no fsdp axis."""
+    if jax.process_count() == 1 and mesh.shape["fsdp"] == 1:
+        return mesh
+    return make_mesh(devices=list(mesh.local_devices))
+
+
+def on_local_devices(mesh: Mesh, tree: PyTree) -> PyTree:
+    """A tree of global arrays, each whole on every device of `local_mesh`, for work that a process does by itself.
+
+    Every process must call it: what is sharded over several is gathered.
+    """
+    own = local_mesh(mesh)
+    if own is mesh:
+        return tree
+    whole = _gather(mesh)(tree)
+    return jax.tree.map(lambda array: _shards_as_array(array, replicated(own)), whole)
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[PyTree], PyTree]:
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
+def _shards_as_array(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    shards = [shard.data for shard in array.addressable_shards]
+    return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
 
 
 def global_batch(mesh: Mesh, rows: int, name: str) -> int:

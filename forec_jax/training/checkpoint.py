@@ -1,10 +1,13 @@
 """Checkpoints: the last ones, and the best by validation mIoU. The only file that imports orbax.
 
 A state is stored flat, path by path, beside its layout (path -> shape and type), so that a checkpoint of another
-architecture is told apart from a damaged one before any array is read.
+architecture is told apart from a damaged one before any array is read. Checksums of the files are written beside them,
+before the checkpoint appears under its name.
 """
 
+import functools
 import logging
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,14 @@ import jax
 import orbax.checkpoint as ocp
 
 from forec_jax.contracts import TrainState
+from forec_jax.parallel import agreed
+from forec_jax.training.checksums import first_damage, write_checksums
 
 log = logging.getLogger(__name__)
 
 Layout = dict[str, str]
 KEPT = 2  # the last one, and the one before it in case the last turns out to be damaged
+UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 
 class CheckpointError(ValueError):
@@ -36,16 +42,25 @@ def layout(state: TrainState) -> Layout:
 
 
 class Checkpoints:
-    """The checkpoints of a run, in `folder`/last and `folder`/best. Saving is asynchronous; `close` waits for it."""
+    """The checkpoints of a run, in `folder`/last and `folder`/best. Saving is asynchronous; `close` waits for it.
+
+    With one process a save that fails (a full disk) is a warning, and training goes on: the checkpoints before it stay, and
+    the next save is the retry. With several processes it is an error, as the others would wait for this one.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self._last = self._manager("last", keep=KEPT)
         self._best = self._manager("best", keep=KEPT)
+        self._failure: Exception | None = None  # of the newest save of the last state
 
     def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True, step_prefix="step"
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=True,
+            step_prefix="step",
+            async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(seal, self.folder / name)),
         )
         return ocp.CheckpointManager(self.folder / name, item_names=("state", "layout"), options=options)
 
@@ -60,8 +75,34 @@ class Checkpoints:
     def _save(self, manager: ocp.CheckpointManager, state: TrainState, step: int) -> None:
         if step in manager.all_steps():
             return
+        self._finish(manager)
         items = ocp.args.Composite(state=ocp.args.StandardSave(flatten(state)), layout=ocp.args.JsonSave(layout(state)))
-        manager.save(step, args=items, force=True)
+        try:
+            manager.save(step, args=items, force=True)
+        except (OSError, ValueError) as error:
+            self._failed(manager, error)
+
+    def _finish(self, manager: ocp.CheckpointManager) -> None:
+        """Waits for the manager's save, if there is one."""
+        if manager is self._last:
+            self._failure = None
+        try:
+            manager.wait_until_finished()
+        except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
+            self._failed(manager, error)
+
+    def _failed(self, manager: ocp.CheckpointManager, error: Exception) -> None:
+        if jax.process_count() > 1:
+            raise CheckpointError(f"{manager.directory}: a checkpoint cannot be written ({short(error)})") from error
+        if manager is self._last:
+            self._failure = error
+        for unfinished in Path(manager.directory).glob(UNFINISHED):  # it holds space that the next save needs
+            shutil.rmtree(unfinished, ignore_errors=True)
+        log.warning(
+            "%s: a checkpoint cannot be written (%s); training goes on, and the next save tries again. Free some space",
+            manager.directory,
+            short(error),
+        )
 
     def restore_last(self, abstract: TrainState) -> TrainState | None:
         """The newest readable state, or None where there is no checkpoint at all.
@@ -77,17 +118,29 @@ class Checkpoints:
     def _restore(self, manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState | None:
         steps = sorted(manager.all_steps(), reverse=True)
         for step in steps:
+            if agreed(functools.partial(self._is_damaged, manager, step)):
+                continue
             try:
                 return self._restore_step(manager, step, abstract)
             except CheckpointError:
                 raise
             except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                log.warning("checkpoint %s is damaged (%s); trying the one before", self._path(manager, step), reason)
+                if jax.process_count() > 1:  # the other processes may have read it: they cannot be told
+                    raise
+                self._warn_of_damage(manager, step, short(error))
         if steps:
             where = ", ".join(str(self._path(manager, step)) for step in steps)
             raise CheckpointError(f"no checkpoint can be read ({where}); start anew in another --workdir")
         return None
+
+    def _is_damaged(self, manager: ocp.CheckpointManager, step: int) -> bool:
+        """Whether a file of the checkpoint is not as it was written; warns of it."""
+        if damage := first_damage(self._path(manager, step)):
+            self._warn_of_damage(manager, step, damage)
+        return damage is not None
+
+    def _warn_of_damage(self, manager: ocp.CheckpointManager, step: int, reason: str) -> None:
+        log.warning("checkpoint %s is damaged (%s); trying the one before", self._path(manager, step), reason)
 
     def _restore_step(self, manager: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
         stored = manager.restore(step, args=ocp.args.Composite(layout=ocp.args.JsonRestore()))["layout"]
@@ -106,14 +159,33 @@ class Checkpoints:
                 manager.delete(newer)
 
     def wait(self) -> None:
-        """Returns when every save is on the disk."""
+        """Returns when every save has ended."""
         for manager in (self._last, self._best):
-            manager.wait_until_finished()
+            self._finish(manager)
 
     def close(self) -> None:
-        """Waits for the saves and ends the background threads."""
+        """Waits for the saves and ends the background threads. Raises CheckpointError where the last state was not saved."""
+        self.wait()
         for manager in (self._last, self._best):
             manager.close()
+        if self._failure is not None:
+            newest = self._last.latest_step()
+            raise CheckpointError(
+                f"{self._last.directory}: the last checkpoint could not be written ({short(self._failure)}); free space "
+                f"and rerun the command: it goes on from {'the start' if newest is None else f'step {newest}'}"
+            ) from self._failure
+
+
+def seal(folder: Path) -> None:
+    """Writes the checksums of the checkpoint that is about to appear in `folder` under its name."""
+    for unfinished in folder.glob(UNFINISHED):
+        write_checksums(unfinished)
+
+
+def short(error: Exception) -> str:
+    """An error's first line, without the specification that tensorstore appends; its type where it says nothing."""
+    line = str(error).partition("\n")[0].partition(" [tensorstore_spec")[0]
+    return line or type(error).__name__
 
 
 def check_layout(stored: Layout, expected: Layout, where: Path) -> None:

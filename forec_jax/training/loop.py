@@ -1,6 +1,7 @@
 """The training loop: the host's side of a run."""
 
 import dataclasses
+import logging
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -11,9 +12,14 @@ import jax
 from jax.sharding import Mesh
 
 from forec_jax.contracts import Array, Batch, TrainState
-from forec_jax.parallel import shard_batch
+from forec_jax.parallel import largest, shard_batch
 from forec_jax.training.checkpoint import Checkpoints
 from forec_jax.training.reporting import Reporter
+from forec_jax.training.step import DROPPED
+
+log = logging.getLogger(__name__)
+
+DROPPED_IN_A_ROW = 20  # updates, after which a run ends even with on_nan="skip": what follows would change nothing
 
 
 class NotFiniteError(FloatingPointError):
@@ -50,7 +56,8 @@ class Interruption:
     """Notes SIGINT and SIGTERM while it is entered, so that the loop can end between two steps; a second one is not held."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self._received = 0
+        self._asked: Array | int = 0
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -64,8 +71,19 @@ class Interruption:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
+    def heard(self, mesh: Mesh) -> int:
+        """The signal that this process received, 0 for none; to be asked once a step.
+
+        Of several processes each hears what any of them received up to the step before, so that all end after the same step
+        and none waits for a device to know.
+        """
+        if jax.process_count() == 1:
+            return self._received
+        heard, self._asked = int(self._asked), largest(mesh, self._received)
+        return heard
+
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = number
+        self._received = number
         self._restore()
 
     def _restore(self) -> None:
@@ -74,17 +92,51 @@ class Interruption:
         self._handlers = {}
 
 
-def check_finite(pending: Pending, batch_ids: Callable[[int], Any]) -> dict[str, float]:
-    """Reads a step's metrics; raises NotFiniteError where one is not finite."""
-    metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
-    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if broken:
-        values = ", ".join(f"{name}={metrics[name]}" for name in broken)
+def read_metrics(pending: Pending) -> dict[str, float]:
+    """A step's metrics on the host; waits for the step."""
+    return {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+
+
+def check_finite(step: int, metrics: Mapping[str, float], batch_ids: Callable[[int], Any]) -> None:
+    """Raises NotFiniteError where a metric of `step` (counted from 0) is not finite."""
+    if found := not_finite(metrics):
         raise NotFiniteError(
-            f"step {pending.step + 1}: {values}. The batch was {batch_ids(pending.step)}. No checkpoint of this step was "
-            "written: rerun the command to go on from the last one with a lower optim.lr, or set optim.clip_norm"
+            f"step {step + 1}: {found}. The batch was {batch_ids(step)}. No checkpoint of this step was written: rerun "
+            "the command to go on from the last one with a lower optim.lr, set optim.clip_norm, or drop such updates: "
+            'on_nan="skip"'
         )
-    return metrics
+
+
+def not_finite(metrics: Mapping[str, float]) -> str:
+    """The metrics that are not finite, in words; empty where all are."""
+    return ", ".join(f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value))
+
+
+class DroppedUpdates:
+    """Counts the updates that on_nan="skip" dropped, since the process started."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._in_a_row = 0
+
+    def count(self, step: int, metrics: Mapping[str, float], batch_ids: Callable[[int], Any]) -> dict[str, float]:
+        """The metrics of `step` (counted from 0) without those that are not finite, and the number of dropped updates.
+
+        Warns of a dropped one; raises NotFiniteError where too many follow one another.
+        """
+        if not metrics[DROPPED]:
+            self._in_a_row = 0
+            return {**metrics, DROPPED: self.number}
+        self.number, self._in_a_row = self.number + 1, self._in_a_row + 1
+        log.warning(
+            "step %d: %s; the update is dropped. The batch was %s", step + 1, not_finite(metrics), batch_ids(step)
+        )
+        if self._in_a_row == DROPPED_IN_A_ROW:
+            raise NotFiniteError(
+                f"step {step + 1}: the {DROPPED_IN_A_ROW}th update in a row that is not finite ({not_finite(metrics)}); "
+                "rerun the command to go on from the last checkpoint with a lower optim.lr, or set optim.clip_norm"
+            )
+        return {name: value for name, value in metrics.items() if math.isfinite(value)} | {DROPPED: self.number}
 
 
 def train(
@@ -107,12 +159,16 @@ def train(
     before an evaluation or a checkpoint they are read at once: neither ever sees a state that was not found finite.
     """
     pending: Pending | None = None
+    dropped = DroppedUpdates()
 
     def settle() -> None:
         nonlocal pending
         if pending is None:
             return
-        metrics, done = check_finite(pending, batch_ids), pending.step + 1
+        metrics, done = read_metrics(pending), pending.step + 1
+        if DROPPED in metrics:
+            metrics = dropped.count(pending.step, metrics, batch_ids)
+        check_finite(pending.step, metrics, batch_ids)
         reporter.advance(done)
         if schedule.is_due(schedule.log_every, done) or done == 1:
             reporter.train(done, metrics)
@@ -125,8 +181,8 @@ def train(
                 state, metrics = step(state, batch)
             settle()
             pending, done = Pending(index, metrics), index + 1
-            stop, best = interruption.received is not None, False
-            if schedule.is_due(schedule.evaluate_every, done) and not stop:
+            stopped_by, best = interruption.heard(mesh), False
+            if schedule.is_due(schedule.evaluate_every, done) and not stopped_by:
                 settle()
                 results = evaluate(state, done)
                 best = is_best(results)
@@ -134,9 +190,9 @@ def train(
                 if best:
                     checkpoints.save_best(state, done)
             # Beside a best checkpoint goes a last one, so that a resumed run never starts before the best it knows of.
-            if schedule.is_due(schedule.checkpoint_every, done) or best or stop:
+            if schedule.is_due(schedule.checkpoint_every, done) or best or stopped_by:
                 settle()
                 checkpoints.save_last(state, done)
-            if stop:
-                return state, interruption.received
+            if stopped_by:
+                return state, stopped_by
     return state, None

@@ -1,8 +1,10 @@
 """What a run tells: metrics.jsonl, TensorBoard, the progress bar, summary.json."""
 
 import json
+import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +14,10 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm.auto import tqdm
 
+log = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
+ROOM = 2**22  # free bytes on the disk below which no more TensorBoard events are written
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -42,6 +47,62 @@ def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
     return events
 
 
+class Lines:
+    """A file that grows by whole lines. Where the disk is full, they wait in memory for the next one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+
+    def write(self, line: str) -> None:
+        """Appends a line."""
+        self._waiting += line.encode() + b"\n"
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            log.warning(
+                "%s cannot be written (%s); what is new in it is kept until it can", self._file.name, error.strerror
+            )
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()
+
+
+class Board:
+    """TensorBoard events, for as long as they can be written: without them a run loses nothing.
+
+    A queue to a thread lies in between, and blocks for ever once that thread has met a full disk.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=first_step)
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Adds a number."""
+        if writer := self._alive():
+            writer.add_scalar(name, value, step)
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """Adds u8[H,W,3]."""
+        if writer := self._alive():
+            writer.add_image(name, picture, step, dataformats="HWC")
+
+    def _alive(self) -> SummaryWriter | None:
+        """The writer while its thread lives and the disk has room; afterwards None."""
+        if self._writer is not None and shutil.disk_usage(self._folder).free < ROOM:
+            log.warning("%s: the disk is full; TensorBoard's events end here", self._folder)
+            self._writer = None
+        return self._writer
+
+    def close(self) -> None:
+        """Ends the events."""
+        if writer := self._alive():
+            writer.close()
+
+
 class Reporter:
     """Writes a run's events to `workdir` and to the terminal.
 
@@ -50,8 +111,8 @@ class Reporter:
 
     def __init__(self, workdir: Path, *, steps: int, first_step: int, images_per_step: int) -> None:
         self.events = cut_back(workdir / METRICS_FILE, first_step)
-        self._file = (workdir / METRICS_FILE).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._file = Lines(workdir / METRICS_FILE)
+        self._board = Board(workdir / "tensorboard", first_step)
         self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=0.5)
         self._images_per_step = images_per_step
         self._mark = (time.monotonic(), first_step)
@@ -74,7 +135,7 @@ class Reporter:
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Adds u8[H,W,3] to TensorBoard."""
-        self._board.add_image(name, picture, step, dataformats="HWC")
+        self._board.picture(name, picture, step)
 
     def advance(self, step: int) -> None:
         """Moves the bar to `step`."""
@@ -92,12 +153,37 @@ class Reporter:
 
     def _write(self, event: dict[str, Any]) -> None:
         self.events.append(event)
-        self._file.write(json.dumps(event) + "\n")
-        self._file.flush()
+        self._file.write(json.dumps(event))
         for name, value in event.items():
             if isinstance(value, int | float) and name != "step" and math.isfinite(value):
-                self._board.add_scalar(f"{event['event']}/{name}", value, event["step"])
+                self._board.scalar(f"{event['event']}/{name}", value, event["step"])
 
     def _show(self, values: Mapping[str, str]) -> None:
         self._shown |= values
         self._bar.set_postfix(self._shown, refresh=False)
+
+
+class Onlooker(Reporter):
+    """The reporter of a process that is not the first: it knows the run's events and writes nothing."""
+
+    def __init__(self, workdir: Path, *, steps: int, first_step: int, images_per_step: int) -> None:
+        self.events = [event for event in read_events(workdir / METRICS_FILE) if event["step"] <= first_step]
+
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
+        """Keeps the event: the best of them decides what is saved."""
+        self.events.append({"event": "evaluation", "step": step, **results})
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Nothing."""
+
+    def advance(self, step: int) -> None:
+        """Nothing."""
+
+    def message(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""

@@ -1,11 +1,14 @@
 """The first train state."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from forec_jax.contracts import Method, TrainState
+from forec_jax.parallel import replicated, shape_sharding
 
 INIT_STREAM, STEP_STREAM = 0, 1
 
@@ -24,12 +27,37 @@ def first_state(method: Method, tx: optax.GradientTransformation, seed: int) -> 
     )
 
 
-def create_state(method: Method, tx: optax.GradientTransformation, seed: int, sharding: NamedSharding) -> TrainState:
-    """`first_state`, made on the devices."""
+def create_state(
+    method: Method, tx: optax.GradientTransformation, seed: int, sharding: NamedSharding | TrainState
+) -> TrainState:
+    """`first_state`, made on the devices; `sharding` is one for all arrays, or a tree of them (`state_sharding`)."""
     return jax.jit(lambda: first_state(method, tx, seed), out_shardings=sharding)()
 
 
-def abstract_state(method: Method, tx: optax.GradientTransformation, seed: int, sharding: NamedSharding) -> TrainState:
+def abstract_state(
+    method: Method, tx: optax.GradientTransformation, seed: int, sharding: NamedSharding | TrainState
+) -> TrainState:
     """The shapes, types and shardings of the state, without making it."""
     shapes = jax.eval_shape(lambda: first_state(method, tx, seed))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+    return jax.tree.map(
+        lambda leaf, lies: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies),
+        shapes,
+        jax.tree.broadcast(sharding, shapes),
+    )
+
+
+def state_sharding(
+    method: Method, tx: optax.GradientTransformation, seed: int, mesh: Mesh
+) -> NamedSharding | TrainState:
+    """How the state lies on a mesh: parameters, teacher and optimiser state are split over "fsdp" by their shapes.
+
+    The rest (statistics, memory, step) is small or belongs to the method, and is whole on every device; so is everything
+    on a mesh whose fsdp axis is 1.
+    """
+    whole = replicated(mesh)
+    if mesh.shape["fsdp"] == 1:
+        return whole
+    shapes = jax.eval_shape(lambda: first_state(method, tx, seed))
+    state: TrainState = jax.tree.map(lambda _: whole, shapes)
+    split = functools.partial(jax.tree.map, lambda leaf: shape_sharding(mesh, leaf.shape))
+    return state._replace(params=split(shapes.params), teacher=split(shapes.teacher), opt_state=split(shapes.opt_state))

@@ -10,9 +10,11 @@ from jax.sharding import Mesh
 
 from forec_jax.contracts import Array, Aux, Batch, Method, Metrics, PyTree, Terms, TrainState
 from forec_jax.parallel import batch_sharding, replicated
-from forec_jax.training.state import STEP_STREAM
+from forec_jax.training.state import STEP_STREAM, state_sharding
 
 StepMetrics = dict[str, Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+DROPPED = "dropped_updates"
 
 
 def step_key(seed: int, step: Array) -> Array:
@@ -72,19 +74,28 @@ def skipped(batch: Batch) -> Array:
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, method: Method, tx: optax.GradientTransformation, seed: int, accumulate: int = 1
+    state: TrainState,
+    batch: Batch,
+    *,
+    method: Method,
+    tx: optax.GradientTransformation,
+    seed: int,
+    accumulate: int = 1,
+    gather: Callable[[PyTree], PyTree] = lambda tree: tree,
 ) -> tuple[TrainState, StepMetrics]:
     """One update of student and teacher.
 
-    The metrics are those of the state before the update: every term unweighted, the loss, the gradient's norm.
+    The metrics are those of the state before the update: every term unweighted, the loss, the gradient's norm. `gather`
+    makes whole what is sharded between steps, where the networks use it.
     """
     key = step_key(seed, state.step)
+    seen = state._replace(teacher=gather(state.teacher))
 
     def loss(params: dict[str, PyTree]) -> tuple[Array, tuple[Terms, Aux]]:
         if accumulate == 1:
-            terms, aux = method.loss(params, state, batch, key)
+            terms, aux = method.loss(gather(params), seen, batch, key)
         else:
-            terms, aux = accumulated_terms(params, state, batch, key, method, accumulate)
+            terms, aux = accumulated_terms(gather(params), seen, batch, key, method, accumulate)
         return objective(terms), (terms, aux)
 
     (value, (terms, aux)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
@@ -102,10 +113,41 @@ def step_metrics(loss: Array, terms: Terms, metrics: Metrics, gradient_norm: Arr
     return scalars | {name: mean.value() for name, mean in metrics.items()}
 
 
+def drop_not_finite(step: Step) -> Step:
+    """A step whose update is dropped where the loss, the gradient or another metric is not finite.
+
+    Only `state.step` moves then, so that the next batch follows. The metrics say DROPPED: 1 where that happened, else 0.
+    """
+
+    def guarded(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        new_state, metrics = step(state, batch)
+        finite = functools.reduce(jnp.logical_and, (jnp.isfinite(value) for value in metrics.values()))
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+        return kept._replace(step=new_state.step), metrics | {DROPPED: 1 - finite.astype(jnp.int32)}
+
+    return guarded
+
+
 def compile_step(
-    method: Method, tx: optax.GradientTransformation, *, seed: int, accumulate: int, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """The jitted step over a mesh: the state is replicated and donated, the batch is split over the devices."""
-    step = functools.partial(train_step, method=method, tx=tx, seed=seed, accumulate=accumulate)
-    whole = replicated(mesh)
-    return jax.jit(step, in_shardings=(whole, batch_sharding(mesh)), out_shardings=(whole, whole), donate_argnums=0)
+    method: Method,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    accumulate: int,
+    mesh: Mesh,
+    wrap: Callable[[Step], Step] = lambda step: step,
+) -> Step:
+    """The jitted step over a mesh: the batch is split over the devices, the state lies as `state_sharding` says.
+
+    The state is donated. `wrap` is around the step before it is compiled (`drop_not_finite`).
+    """
+    step = functools.partial(
+        train_step, method=method, tx=tx, seed=seed, accumulate=accumulate, gather=functools.partial(gathered, mesh)
+    )
+    lies, whole = state_sharding(method, tx, seed, mesh), replicated(mesh)
+    return jax.jit(wrap(step), in_shardings=(lies, batch_sharding(mesh)), out_shardings=(lies, whole), donate_argnums=0)
+
+
+def gathered(mesh: Mesh, tree: PyTree) -> PyTree:
+    """The tree with every array whole on every device, inside a compiled function."""
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh)) if mesh.shape["fsdp"] > 1 else tree

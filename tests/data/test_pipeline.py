@@ -234,6 +234,38 @@ def test_evaluation_reads_in_order_and_in_parts():
     assert len(parts[0]) == 4
 
 
+def test_a_killed_worker_process_is_a_named_error(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import multiprocessing, os, signal
+            from forec_jax.data import DataError, Geometry, shapes_dataset, train_batches
+
+            if __name__ == "__main__":
+                source = shapes_dataset(size=48, counts={"train": 20}).source("train")
+                batches = train_batches(
+                    labelled=source, batch_labelled=2, geometry=Geometry(48), seed=0, workers=1
+                )
+                next(batches)
+                (worker,) = multiprocessing.active_children()
+                os.kill(worker.pid, signal.SIGKILL)
+                try:
+                    for _ in range(20):
+                        next(batches)
+                except DataError as error:
+                    print(error)
+            """
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "a process that decodes images was killed" in done.stdout, done.stderr
+    assert "data.workers" in done.stdout
+
+
 def test_worker_processes_change_nothing_and_leave_quietly(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(

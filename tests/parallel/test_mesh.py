@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from forec_jax.parallel import global_batch, make_mesh, replicated, shard_batch
+from forec_jax.parallel import global_batch, make_mesh, on_local_devices, replicated, shape_sharding, shard_batch
 
 
 def test_the_mesh_has_two_axes_of_type_auto():
@@ -28,3 +28,32 @@ def test_a_batch_that_does_not_spread_evenly_is_an_error():
     assert global_batch(make_mesh(), 16, "batch.labelled") == 16
     with pytest.raises(ValueError, match=r"batch\.labelled=12 must be a multiple .* 8"):
         global_batch(make_mesh(), 12, "batch.labelled")
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((3, 3, 64, 128), (None, None, None, "fsdp")),  # the largest axis that 4 divides
+        ((3, 3, 128, 21), (None, None, "fsdp", None)),
+        ((64, 64), (None, "fsdp")),  # the last of equals
+        ((1023, 3), ()),  # nothing that 4 divides
+        ((512,), ()),  # too small to be worth it
+        ((), ()),
+    ],
+)
+def test_an_array_is_split_over_its_largest_divisible_axis(shape, spec):
+    assert shape_sharding(make_mesh(fsdp=4), shape).spec == jax.sharding.PartitionSpec(*spec)
+
+
+def test_without_an_fsdp_axis_nothing_is_split():
+    assert shape_sharding(make_mesh(), (64, 64)).is_fully_replicated
+
+
+def test_what_is_split_comes_back_whole_on_local_devices():
+    mesh = make_mesh(fsdp=4)
+    values = np.arange(4096, dtype=np.float32).reshape(64, 64)
+    split = jax.device_put(values, shape_sharding(mesh, values.shape))
+    assert split.addressable_shards[0].data.shape == (64, 16)
+    whole = on_local_devices(mesh, split)
+    assert whole.sharding.is_fully_replicated
+    np.testing.assert_array_equal(whole, values)

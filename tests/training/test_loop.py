@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import logging
+import resource
 import shutil
 import signal
 import threading
@@ -14,7 +16,18 @@ import optax
 import pytest
 
 from forec_jax.augment import NoMixing
-from forec_jax.contracts import Batch, HeadOutput, HeadSpec, Labelled, Mean, Network, Term, Unlabelled, Variables
+from forec_jax.contracts import (
+    Batch,
+    HeadOutput,
+    HeadSpec,
+    Labelled,
+    Mean,
+    Network,
+    Term,
+    TrainState,
+    Unlabelled,
+    Variables,
+)
 from forec_jax.methods import PsMt, S4Gan, Supervised
 from forec_jax.parallel import make_mesh, replicated
 from forec_jax.training import (
@@ -26,6 +39,7 @@ from forec_jax.training import (
     abstract_state,
     compile_step,
     create_state,
+    drop_not_finite,
     train,
     with_own_optimizers,
 )
@@ -74,6 +88,10 @@ def method(make_toy_network):
     return Supervised(network=make_toy_network(), colour=noisy_colour, mixing=NoMixing())
 
 
+def unchanged(step):
+    return step
+
+
 def run(
     workdir,
     method,
@@ -84,6 +102,7 @@ def run(
     score=lambda step: step / 100,
     tx=TX,
     batch_of=batch_of,
+    wrap=unchanged,
 ):
     """Trains in `workdir`, resuming; `stop_at` raises as a kill would, `signal_at` sends SIGTERM."""
     workdir.mkdir(exist_ok=True)
@@ -108,7 +127,7 @@ def run(
         return train(
             state,
             first_step=first,
-            step=compile_step(method, tx, seed=SEED, accumulate=1, mesh=mesh),
+            step=compile_step(method, tx, seed=SEED, accumulate=1, mesh=mesh, wrap=wrap),
             batches=batches(),
             batch_ids=lambda step: f"batch {step}",
             evaluate=lambda state, step: {"teacher_miou": score(step)},
@@ -207,6 +226,105 @@ def test_nan_stops_with_step_and_term_and_leaves_the_checkpoint_before(tmp_path,
         run(tmp_path / "nan", broken)
     assert "supervised_loss" not in str(error.value)
     assert sorted(p.name for p in (tmp_path / "nan" / "checkpoints" / "last").iterdir()) == ["step_3"]
+
+
+def test_updates_that_are_not_finite_are_dropped_and_counted(tmp_path, method, caplog):
+    broken = BreaksAt(network=method.network, colour=noisy_colour, mixing=NoMixing(), step=5)
+    state, _ = run(tmp_path / "nan", broken, wrap=drop_not_finite)
+    assert "step 6: broken_loss=nan, loss=nan; the update is dropped. The batch was batch 5" in caplog.text
+    assert int(state.step) == STEPS
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    events = {e["step"]: e for e in read_events(tmp_path / "nan" / "metrics.jsonl") if e["event"] == "train"}
+    assert [events[step]["dropped_updates"] for step in (4, 6, 12)] == [0, 1, 1]
+    assert "loss" not in events[6]
+
+
+def test_a_run_ends_when_nothing_but_dropped_updates_follow(tmp_path, method):
+    @dataclasses.dataclass(frozen=True)
+    class BreaksFrom(Supervised):
+        def loss(self, params, state, batch, key):
+            terms, aux = super().loss(params, state, batch, key)
+            broken = jnp.where(state.step >= 2, jnp.inf, 0.0)
+            return terms | {"broken_loss": Term(Mean(broken, jnp.ones(())), 1.0)}, aux
+
+    broken = BreaksFrom(network=method.network, colour=noisy_colour, mixing=NoMixing())
+    with pytest.raises(NotFiniteError, match=r"step 22: the 20th update in a row"):
+        run(tmp_path / "nan", broken, steps=50, wrap=drop_not_finite)
+
+
+def damage(file, how):
+    content = bytearray(file.read_bytes())
+    if how == "deleted":
+        file.unlink()
+    elif how == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+
+
+def small_state(step):
+    values = np.random.default_rng(step).normal(size=4096).astype(np.float32)
+    return TrainState(jnp.asarray(step), {"w": jnp.asarray(values)}, {}, {}, (), {})
+
+
+def restored(folder):
+    checkpoints = Checkpoints(folder)
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), small_state(0)
+    )
+    state = checkpoints.restore_last(like)
+    checkpoints.close()
+    return state
+
+
+@pytest.mark.parametrize("how", ["deleted", "truncated", "one bit flipped"])
+def test_any_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, caplog, how):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save_last(small_state(step), step)
+    checkpoints.close()
+    assert_equal(restored(tmp_path), small_state(2))
+    assert not caplog.text
+    largest = max((f for f in (tmp_path / "last" / "step_2").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    damage(largest, how)
+    assert_equal(restored(tmp_path), small_state(1))
+    assert str(largest) in caplog.text
+    assert "is damaged" in caplog.text
+
+
+@pytest.fixture
+def files_of_at_most():
+    """Limits the size that a file can grow to, as a full disk does; the limit ends with the test."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_for_a_while_costs_only_the_checkpoints_of_that_while(tmp_path, caplog, files_of_at_most):
+    caplog.set_level(logging.WARNING, "forec_jax")
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_last(small_state(1), 1)
+    checkpoints.wait()
+    files_of_at_most(4000)  # the state has 16 KB
+    checkpoints.save_last(small_state(2), 2)
+    checkpoints.wait()
+    assert "a checkpoint cannot be written" in caplog.text
+    assert [p.name for p in (tmp_path / "last").iterdir()] == ["step_1"]
+    files_of_at_most(None)
+    checkpoints.save_last(small_state(3), 3)
+    checkpoints.close()
+    assert_equal(restored(tmp_path), small_state(3))
+
+
+def test_a_run_whose_last_checkpoint_is_missing_does_not_end_in_silence(tmp_path, files_of_at_most):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_last(small_state(1), 1)
+    checkpoints.wait()
+    files_of_at_most(4000)
+    checkpoints.save_last(small_state(2), 2)
+    with pytest.raises(CheckpointError, match=r"could not be written.*goes on from step 1"):
+        checkpoints.close()
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, method, caplog):

@@ -1,0 +1,150 @@
+"""What a training step needs, from the compiler alone: nothing is run and no data is read."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from forec_jax import build
+from forec_jax.contracts import Batch, Labelled, TrainState, Unlabelled
+from forec_jax.data import cityscapes, shapes, voc
+from forec_jax.data.camvid import PALETTE as CAMVID
+from forec_jax.data.folder import CLASS_FILE, read_classes
+from forec_jax.parallel import batch_sharding
+from forec_jax.training import abstract_state, compile_step, state_sharding
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+}
+
+
+class Plan(NamedTuple):
+    """The needs of one step; bytes are those of one device."""
+
+    devices: str
+    parameters: dict[str, int]  # by part of the networks that are trained
+    images: int  # a step, over all devices
+    flops: float  # a step, over all devices
+    state_bytes: int  # weights, teacher, optimiser and batch
+    temporary_bytes: int  # activations, gradients and the compiler's own
+    collective_bytes: dict[str, int]  # of the results of the collectives in the program, by kind
+
+    @property
+    def peak_bytes(self) -> int:
+        """The compiler's estimate of the most memory that a device needs."""
+        return self.state_bytes + self.temporary_bytes
+
+
+def plan_training(c: ConfigDict) -> Plan:
+    """Compiles a config's step for the devices that are there, and reads off what it needs."""
+    mesh = build.build_mesh(c)
+    compiled = lowered_step(c, mesh, c.accumulate).compile()
+    memory = compiled.memory_analysis()
+    # The cost analysis counts a scan's body once: FLOPs are those of the batch taken whole.
+    cost: Mapping[str, float] = lowered_step(c, mesh, 1).cost_analysis() or {}
+    params = abstract_training_state(c, mesh).params
+    parts = {part: tree for network in params.values() for part, tree in network.items()}
+    return Plan(
+        devices=f"{mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
+        parameters={part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for part, tree in parts.items()},
+        images=c.batch.labelled + c.batch.unlabelled,
+        flops=float(cost.get("flops", math.nan)),
+        state_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        collective_bytes=collective_bytes(compiled.as_text() or ""),
+    )
+
+
+def lowered_step(c: ConfigDict, mesh: Mesh, accumulate: int) -> Any:
+    """The step of a config, ready to be compiled, taken in `accumulate` parts."""
+    method, tx = build.build_method(c, planned_labels(c)), build.build_optimizer(c)
+    step: Any = compile_step(method, tx, seed=c.seed, accumulate=accumulate, mesh=mesh, wrap=build.build_guard(c))
+    return step.lower(abstract_training_state(c, mesh), abstract_batch(c, mesh))
+
+
+def abstract_training_state(c: ConfigDict, mesh: Mesh) -> TrainState:
+    """The shapes and shardings of a config's state."""
+    method, tx = build.build_method(c, planned_labels(c)), build.build_optimizer(c)
+    return abstract_state(method, tx, c.seed, state_sharding(method, tx, c.seed, mesh))
+
+
+def planned_labels(c: ConfigDict) -> build.Labels:
+    """As many classes as the data set has; only their number changes what a step needs."""
+    build.choose("data.name", c.data.name, ("shapes", *build.ROOTS))
+    if c.data.name == "folder":
+        names = read_classes(Path(c.data.root) / CLASS_FILE).names
+    else:
+        known = {"shapes": shapes.CLASSES, "voc": voc.CLASSES, "camvid": CAMVID, "cityscapes": cityscapes.PALETTE}
+        names = tuple(known[c.data.name])
+    return build.Labels(names, ((0, 0, 0),) * len(names), (0,))
+
+
+def abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:
+    """The shapes and shardings of a config's batch."""
+
+    def leaf(dtype: Any, rows: int, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_sharding(mesh))
+
+    side, rows, more = c.data.crop, c.batch.labelled, c.batch.unlabelled
+    labelled = Labelled(
+        leaf(jnp.uint8, rows, side, side, 3),
+        leaf(jnp.int32, rows, side, side),
+        leaf(jnp.bool, rows, side, side),
+        leaf(jnp.int32, rows),
+    )
+    unlabelled = Unlabelled(
+        leaf(jnp.uint8, more, side, side, 3), leaf(jnp.bool, more, side, side), leaf(jnp.int32, more)
+    )
+    return Batch(labelled if rows else None, unlabelled if more else None)
+
+
+def collective_bytes(program: str) -> dict[str, int]:
+    """Bytes of the results of each kind of collective in a compiled program's text (HLO), as one device sees them.
+
+    An instruction in a loop counts once. What the wires carry depends on the algorithm: a ring moves about twice an
+    all-reduce's result through each device, and an all-gather's once.
+    """
+    total: dict[str, int] = {}
+    for result, kind in re.findall(rf"= (\(?[^=]*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", program):
+        total[kind] = total.get(kind, 0) + sum(_size(*array) for array in re.findall(r"(\w+)\[([\d,]*)\]", result))
+    return total
+
+
+def _size(dtype: str, shape: str) -> int:
+    return BYTES.get(dtype, 4) * math.prod(int(side) for side in shape.split(",") if side)
+
+
+def describe(plan: Plan, steps: int, rate: float | None) -> str:
+    """A plan in lines of text; `rate` is in images a second, and None leaves the time out."""
+    total = sum(plan.parameters.values())
+    parts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in plan.parameters.items())
+    moved = ", ".join(f"{kind} {size / 2**20:.1f} MiB" for kind, size in sorted(plan.collective_bytes.items()))
+    lines = {
+        "devices": plan.devices,
+        "parameters": f"{total / 1e6:.2f} M ({parts})",
+        "work": f"{plan.flops / 1e12:.3f} TFLOP a step of {plan.images} images",
+        "memory": f"{plan.peak_bytes / 2**30:.2f} GiB a device at most, {plan.state_bytes / 2**30:.2f} of it state",
+        "collectives": f"{moved or 'none'} a step and device",
+        "steps": f"{steps}, {steps * plan.images} images",
+    }
+    if rate is not None:
+        lines["time"] = f"{steps * plan.images / rate / 3600:.1f} hours at {rate:g} images a second"
+    return "\n".join(f"{name:<12} {text}" for name, text in lines.items())

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# One run in N processes on this machine:
+#
+#   launch/local.sh N forec-jax train --config=configs/shapes.py:forec --workdir=runs/two
+#
+# A real multi-process run that needs no cluster: on CPUs with virtual devices (DEVICES a process, 1 by default), on a
+# machine with N GPUs with one GPU a process. When one process fails the others are stopped, and its exit code is returned.
+set -euo pipefail
+
+usage() { echo "usage: $0 PROCESSES COMMAND [ARGUMENT ...]" >&2; exit 2; }
+[[ $# -ge 2 && $1 =~ ^[1-9][0-9]*$ ]] || usage
+processes=$1; shift
+
+port=${PORT:-$((20000 + RANDOM % 20000))}
+export JAX_NUM_CPU_DEVICES=${DEVICES:-1}
+
+pids=()
+stop_all() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
+trap stop_all INT TERM
+
+for ((process = 0; process < processes; process++)); do
+    environment=()
+    if command -v nvidia-smi >/dev/null 2>&1 && [[ -z ${CUDA_VISIBLE_DEVICES:-} ]]; then
+        environment=("CUDA_VISIBLE_DEVICES=$process")
+    fi
+    env "${environment[@]}" "$@" --coordinator="localhost:$port" --processes="$processes" --process="$process" &
+    pids+=($!)
+done
+
+# The first failure decides; a process that is waiting for the one that failed must not keep the others.
+code=0
+for ((left = processes; left > 0; left--)); do
+    wait -n && status=0 || status=$?
+    if ((status != 0 && code == 0)); then
+        code=$status
+        ((status > 128)) || stop_all
+    fi
+done
+exit "$code"

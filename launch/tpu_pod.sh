@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# One run on a TPU pod slice, started from a workstation with gcloud:
+#
+#   launch/tpu_pod.sh create  NAME ZONE v5litepod-16
+#   launch/tpu_pod.sh install NAME ZONE
+#   launch/tpu_pod.sh train   NAME ZONE --config=configs/voc.py:paper+forec --workdir=/mnt/shared/runs/voc ...
+#   launch/tpu_pod.sh delete  NAME ZONE
+#
+# The pod's metadata tells each host who it is. --workdir must be on a disk that all hosts mount (Filestore, a gcsfuse mount).
+set -euo pipefail
+
+usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[[ $# -ge 3 ]] || usage
+action=$1 name=$2 zone=$3; shift 3
+
+on_all_hosts() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
+
+case $action in
+    create)
+        [[ $# -eq 1 ]] || usage
+        gcloud compute tpus tpu-vm create "$name" --zone="$zone" --accelerator-type="$1" --version=tpu-ubuntu2204-base
+        ;;
+    install)
+        here=$(cd "$(dirname "$0")/.." && pwd)
+        gcloud compute tpus tpu-vm scp --recurse "$here" "$name:~/forec_jax" --zone="$zone" --worker=all
+        on_all_hosts "python3 -m venv ~/venv && ~/venv/bin/pip install --quiet -e ~/forec_jax 'jax[tpu]'"
+        ;;
+    train)
+        on_all_hosts "cd ~/forec_jax && ~/venv/bin/forec-jax train$(printf ' %q' "$@")"
+        ;;
+    delete)
+        gcloud compute tpus tpu-vm delete "$name" --zone="$zone"
+        ;;
+    *)
+        usage
+        ;;
+esac

@@ -1,0 +1,128 @@
+"""Real processes on this machine that are one run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from forec_jax.parallel import DistributedError, join
+from forec_jax.parallel.distributed import launcher, summed
+from forec_jax.training.reporting import read_events
+
+PROGRAM = Path(__file__).with_name("one_of_two.py")
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "n[1-4]"}, "slurm"),
+        ({"SLURM_NTASKS": "4"}, None),  # a batch script's own shell, before srun
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n1"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "openmpi"),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "tpu"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+    ],
+)
+def test_what_started_the_processes_is_read_from_the_environment(environ, expected):
+    assert launcher(environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("node:1", 2, None), "go together; one is missing"),
+        (("node:1", 2, 2), r"--process=2 must be from 0 to 1"),
+        (("node", 2, 0), r"--coordinator=node must be HOST:PORT"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_errors(given, message):
+    with pytest.raises(DistributedError, match=message):
+        join(*given)
+
+
+def test_one_process_sums_by_itself():
+    np.testing.assert_array_equal(summed(np.array([2**40, 3])), [2**40, 3])
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start(workdir, processes, *, fsdp=1, signal_at=-1, environ=None):
+    workdir.mkdir(exist_ok=True)
+    port = free_port()
+    quiet = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+        "env": {**os.environ, **(environ or {})},
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, PROGRAM, workdir, *map(str, (port, processes, process, fsdp, signal_at))], **quiet
+        )
+        for process in range(processes)
+    ]
+
+
+def run(workdir, processes, **options):
+    """What each process found."""
+    for process in start(workdir, processes, **options):
+        output, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, output
+    return [json.loads((workdir / f"found{process}.json").read_text()) for process in range(processes)]
+
+
+def losses(workdir):
+    return {e["step"]: e["loss"] for e in read_events(workdir / "metrics.jsonl") if e["event"] == "train"}
+
+
+def test_two_processes_are_one_run_that_stops_resumes_and_scores_as_one_process_does(tmp_path):
+    """FSDP over two processes, SIGTERM to one of them, then on with one process and none: the numbers are the same."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    (alone,) = run(one, 1)
+    stopped = run(two, 2, fsdp=4, signal_at=2)
+    # Process 1 got the signal before step 3; both know one step later.
+    assert [(f["step"], f["stopped_by"]) for f in stopped] == [(4, signal.SIGTERM), (4, signal.SIGTERM)]
+    (resumed,) = run(two, 1)
+    assert (resumed["first"], resumed["step"]) == (4, 6)
+    assert resumed["confusions"] == alone["confusions"]
+    assert losses(one).keys() == losses(two).keys()
+    for step, loss in losses(one).items():
+        assert losses(two)[step] == pytest.approx(loss, rel=1e-5), step
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_as_two_and_each_scores_its_share(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    (alone,) = run(one, 1)
+    run(two, 1, fsdp=2, signal_at=3)
+    resumed = run(two, 2, fsdp=2)
+    assert [(f["first"], f["step"]) for f in resumed] == [(4, 6), (4, 6)]
+    assert [f["confusions"] for f in resumed] == [alone["confusions"]] * 2
+    for step, loss in losses(one).items():
+        assert losses(two)[step] == pytest.approx(loss, rel=1e-5), step
+
+
+@pytest.mark.slow
+def test_when_a_process_dies_the_other_ends(tmp_path):
+    first, second = start(tmp_path / "run", 2, environ={"FOREC_JAX_HEARTBEAT": "10"})
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.1)
+        assert first.poll() is None
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    output, _ = first.communicate(timeout=300)
+    assert first.returncode != 0
+    assert "peer" in output or "heartbeat" in output or "task" in output, output

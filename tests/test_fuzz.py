@@ -1,0 +1,177 @@
+"""Malformed files: every reader says what is wrong with which file, and does nothing else.
+
+Each test has a few cases here and thousands with -m slow. Whole files are damaged where random bytes would end at the first
+check: bytes overwritten, cut off, inserted.
+"""
+
+import io
+import os
+import pickle
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import save_file
+
+from forec_jax.data import DataError
+from forec_jax.data.decode import MaskRule, decode_mask
+from forec_jax.data.folder import read_classes
+from forec_jax.data.splits import read_list
+from forec_jax.evaluation import read_image
+from forec_jax.models.pretrained import load_weights
+from forec_jax.models.weightfile import WeightsError, read_tensors
+
+FEW, MANY = 40, 2_000
+few_or_many = pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+
+
+def fuzz(cases, strategy, check):
+    """Runs `check` on so many draws."""
+    quiet = settings(
+        max_examples=cases, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    quiet(given(strategy)(check))()
+
+
+@contextmanager
+def allowed(kind, name):
+    """Passes over errors of a kind whose message has a name in it, and over no others."""
+    try:
+        yield
+    except kind as error:
+        if name not in str(error):
+            raise AssertionError(f"a message without {name}: {error}") from error
+
+
+@st.composite
+def damaged(draw, whole):
+    """One of some files' bytes with a few bytes overwritten, inserted or cut off."""
+    content = bytearray(draw(st.sampled_from(whole)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(content)))
+        match draw(st.integers(0, 2)):
+            case 0:
+                content[at : at + 4] = draw(st.binary(min_size=1, max_size=4))
+            case 1:
+                content[at:at] = draw(st.binary(min_size=1, max_size=8))
+            case _:
+                del content[at : at + draw(st.integers(1, 40))]
+    return bytes(content)
+
+
+def encoded(kind, mode, **options):
+    """An image file of random pixels."""
+    pixels = np.random.default_rng(0).integers(0, 3, (9, 7, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+IMAGES = [
+    encoded("PNG", "RGB"),
+    encoded("PNG", "P"),
+    encoded("PNG", "L"),
+    encoded("JPEG", "RGB"),
+    encoded("WEBP", "RGB"),
+]
+IMAGES += [encoded("BMP", "RGB"), encoded("TIFF", "RGB", compression="tiff_lzw"), encoded("PNG", "RGBA")]
+
+
+@few_or_many
+def test_images_for_prediction(tmp_path, cases):
+    def check(content):
+        file = tmp_path / "a.png"
+        file.write_bytes(content)
+        with allowed(DataError, str(file)):
+            image = read_image(file)
+            assert image.dtype == np.uint8
+            assert image.shape[2] == 3
+
+    fuzz(cases, damaged(IMAGES), check)
+
+
+@few_or_many
+def test_masks(cases):
+    def check(content):
+        with allowed(DataError, "mask.png"):
+            label = decode_mask(content, "mask.png", (9, 7, 3), MaskRule(3))
+            assert label.shape == (9, 7)
+
+    fuzz(cases, damaged(IMAGES[:3]), check)
+
+
+LINES = st.one_of(st.text(max_size=30), st.sampled_from(["/", ".", "..", "a.jpg b.png", "/JPEGImages/a.jpg", "a", " "]))
+
+
+@few_or_many
+def test_lists(tmp_path, cases):
+    def check(content):
+        file = tmp_path / "list.txt"
+        file.write_bytes(content)
+        with allowed(DataError, str(file)):
+            ids = read_list(file, {"a", "b"})
+            assert all(ids)
+
+    texts = st.lists(LINES, max_size=5).map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass"))
+    fuzz(cases, st.one_of(texts, st.binary(max_size=60)), check)
+
+
+CLASSES = (
+    b'names = ["background", "cat"]\ncolours = [[0, 0, 0], [255, 0, 0]]\nbackground = "background"\nvoid = [9, 9, 9]\n'
+)
+VALUES = st.one_of(st.integers(), st.text(max_size=5), st.lists(st.integers(-1, 256), max_size=4))
+
+
+@few_or_many
+def test_class_files(tmp_path, cases):
+    def check(content):
+        file = tmp_path / "classes.toml"
+        file.write_bytes(content)
+        with allowed(DataError, str(file)):
+            assert len(read_classes(file).names) >= 2
+
+    keys = st.dictionaries(st.sampled_from(["names", "colours", "background", "void"]), VALUES)
+    typed = keys.map(
+        lambda content: "\n".join(f"{key} = {value!r}" for key, value in content.items()).encode("utf-8", "replace")
+    )
+    fuzz(cases, st.one_of(damaged([CLASSES]), typed), check)
+
+
+class Opens:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@few_or_many
+def test_weights(tmp_path, cases):
+    trap, marker = tmp_path / "trap.npz", tmp_path / "executed"
+    np.savez(trap, a=np.array([Opens(marker)], dtype=object))
+    np.savez(tmp_path / "whole.npz", a=np.zeros(3), b=np.ones((2, 2)))
+    save_file(
+        {"layer1.0.conv1.weight": np.zeros((2, 2), np.float32), "b": np.ones(2, np.int64)}, tmp_path / "w.safetensors"
+    )
+    files = [(tmp_path / name).read_bytes() for name in ("trap.npz", "whole.npz", "w.safetensors")]
+    files.append(pickle.dumps({"a": Opens(marker)}))
+
+    def check(drawn):
+        content, suffix = drawn
+        file = tmp_path / f"a.{suffix}"
+        file.write_bytes(content)
+        with allowed(WeightsError, str(file)):
+            read_tensors(file)
+        with allowed(WeightsError, ""):  # what does not fit is told by the tensors' names
+            load_weights(file, "resnet18")
+        assert not marker.exists()
+
+    fuzz(cases, st.tuples(damaged(files), st.sampled_from(["npz", "safetensors", "pth"])), check)
+    with pytest.raises(WeightsError):
+        read_tensors(trap)
+    assert not marker.exists()

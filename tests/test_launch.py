@@ -1,0 +1,61 @@
+"""The launch scripts: checked by shellcheck, local.sh run, the Kubernetes file held to what JAX and JobSet need."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_pod.sh")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_clean_and_have_a_section(name):
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    subprocess.run([shellcheck, LAUNCH / name], check=True)
+    assert f"## {name}:" in (LAUNCH / "README.md").read_text()
+
+
+def local(tmp_path, processes, body):
+    """Runs local.sh on a small program that sees its flags as sys.argv[1:]."""
+    program = tmp_path / "program.py"
+    program.write_text("import os, pathlib, sys, time\nhere = pathlib.Path(__file__).parent\n" + body)
+    command = ["bash", LAUNCH / "local.sh", str(processes), sys.executable, program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).returncode
+
+
+def test_local_starts_every_process_with_its_flags(tmp_path):
+    body = "me = sys.argv[3].partition('=')[2]\n(here / me).write_text(' '.join(sys.argv[1:]))\n"
+    assert local(tmp_path, 3, body) == 0
+    flags = [(tmp_path / str(process)).read_text().split() for process in range(3)]
+    assert len({f[0] for f in flags}) == 1
+    assert flags[0][0].startswith("--coordinator=localhost:")
+    assert [f[1:] for f in flags] == [["--processes=3", f"--process={process}"] for process in range(3)]
+
+
+def test_local_stops_the_others_and_returns_the_failures_code(tmp_path):
+    assert local(tmp_path, 2, "sys.exit(7) if sys.argv[3] == '--process=1' else time.sleep(100)\n") == 7
+
+
+def test_the_jobset_starts_as_many_processes_as_it_says():
+    (content,) = yaml.safe_load_all((LAUNCH / "jobset.yaml").read_text())
+    assert (content["apiVersion"], content["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (replicated,) = content["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    flags = dict(argument.lstrip("-").split("=", 1) for argument in container["args"])
+    assert job["completionMode"] == "Indexed"
+    assert int(flags["processes"]) == job["parallelism"] == job["completions"]
+    # Pod 0 of job 0 is NAME-JOB-0-0.NAME, and $(JOB_COMPLETION_INDEX) needs its variable.
+    host, port = flags["coordinator"].split(":")
+    assert host == f"{content['metadata']['name']}-{replicated['name']}-0-0.{content['metadata']['name']}"
+    assert int(port) in [p["containerPort"] for p in container["ports"]]
+    assert [variable["name"] for variable in container["env"]] == ["JOB_COMPLETION_INDEX"]
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in job["template"]["spec"]["volumes"]}
+    assert content["spec"]["failurePolicy"]["maxRestarts"] > 0
+    assert content["spec"]["network"]["enableDNSHostnames"]

@@ -1,0 +1,57 @@
+import pytest
+
+from forec_jax import cli
+from forec_jax.config import load_config
+from forec_jax.planning import Plan, collective_bytes, describe, plan_training
+
+PROGRAM = """
+  %all-reduce.1 = f32[128,64]{1,0} all-reduce(%a), channel_id=1, to_apply=%add
+  %g = (bf16[10]{0}, f32[3]{0}) all-gather(%b, %c), dimensions={0}
+  %r = s32[] all-reduce(%d), to_apply=%max
+  %s = f32[8]{0} reduce-scatter-start(%e), dimensions={0}
+  %fused = f32[9]{0} fusion(%all-reduce.1), kind=kLoop
+"""
+
+
+def test_collectives_are_counted_by_the_bytes_of_their_results():
+    assert collective_bytes(PROGRAM) == {"all-reduce": 128 * 64 * 4 + 4, "all-gather": 32, "reduce-scatter": 32}
+
+
+def tiny(options):
+    return load_config(
+        "configs/shapes.py:supervised",
+        {"data.crop": 33, "model.width": 0.125, "model.decoder.channels": 8, "batch.labelled": 8} | options,
+    )
+
+
+def test_a_plan_counts_what_the_config_builds():
+    """On the tests' eight devices; every number follows from the sizes or bounds what the compiler may say."""
+    whole, split = plan_training(tiny({})), plan_training(tiny({"mesh.fsdp": 8}))
+    assert whole.parameters == split.parameters
+    weights = 4 * sum(whole.parameters.values())
+    batch = 33 * 33 * (3 + 4 + 1) + 4
+    # Weights, the teacher and two moments of AdamW; the rest is BatchNorm's statistics and the step.
+    assert 4 * weights + batch <= whole.state_bytes <= 1.1 * 4 * weights + batch
+    assert split.state_bytes < 0.5 * whole.state_bytes
+    assert whole.collective_bytes["all-reduce"] >= weights
+    assert split.collective_bytes["all-gather"] > 0
+    assert whole.flops > 0
+    assert whole.peak_bytes > whole.state_bytes
+
+
+def test_the_hours_follow_from_the_rate():
+    plan = Plan("1 x cpu", {"encoder": 2_000_000, "segmentation": 500_000}, 16, 3e12, 2**30, 2**31, {})
+    text = describe(plan, steps=4500, rate=20.0)
+    assert "2.50 M (encoder 2.00 M, segmentation 0.50 M)" in text
+    assert "3.00 GiB a device at most, 1.00 of it" in text
+    assert "1.0 hours at 20 images a second" in text
+    assert "hours" not in describe(plan, steps=4500, rate=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [([], "--config is missing"), (["--config=configs/voc.py:magic"], "unknown variant 'magic'")],
+)
+def test_a_plan_that_cannot_be_made_is_explained(capsys, options, message):
+    assert cli.run(["plan", *options]) == 2
+    assert message in capsys.readouterr().err

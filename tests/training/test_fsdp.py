@@ -1,0 +1,78 @@
+"""Weights, teacher and optimiser state that are split over devices: the same numbers, and checkpoints either way."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from forec_jax.augment import NoMixing
+from forec_jax.contracts import Batch, Labelled, Unlabelled
+from forec_jax.methods import MeanTeacher
+from forec_jax.parallel import make_mesh, shard_batch
+from forec_jax.training import Checkpoints, abstract_state, compile_step, create_state, state_sharding
+
+ROWS, SIZE, THRESHOLD = 8, 6, 0.4
+TX = optax.adamw(1e-2)
+
+
+def no_colour(key, image, valid):
+    return image
+
+
+@pytest.fixture
+def method(make_toy_network):
+    return MeanTeacher(make_toy_network(channels=512), no_colour, NoMixing(), (), threshold=THRESHOLD)
+
+
+@functools.cache
+def batch_of(step):
+    rng = np.random.default_rng(step)
+    image = rng.integers(0, 256, (2, ROWS, SIZE, SIZE, 3), dtype=np.uint8)
+    valid, none = np.ones((ROWS, SIZE, SIZE), bool), np.zeros(ROWS, np.int32)
+    return Batch(
+        Labelled(image[0], (image[0, ..., 0] // 86).astype(np.int32), valid, none), Unlabelled(image[1], valid, none)
+    )
+
+
+def trained(method, devices, fsdp, steps=3):
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
+    state = create_state(method, TX, 0, state_sharding(method, TX, 0, mesh))
+    step = compile_step(method, TX, seed=0, accumulate=1, mesh=mesh)
+    losses = []
+    for number in range(steps):
+        state, metrics = step(state, shard_batch(mesh, batch_of(number)))
+        losses.append(float(metrics["loss"]))
+    assert step._cache_size() == 1
+    return state, losses
+
+
+def test_split_or_not_the_numbers_are_those_of_one_device(method):
+    one, losses = trained(method, 1, 1)
+    for devices, fsdp in ((2, 2), (4, 2), (8, 1), (8, 8)):
+        other, other_losses = trained(method, devices, fsdp)
+        assert other_losses == pytest.approx(losses, rel=1e-5), (devices, fsdp)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
+
+
+def test_a_device_holds_its_part_of_weights_teacher_and_moments(method):
+    state, _ = trained(method, 8, 8, steps=1)
+    moments = state.opt_state[0].mu["student"]
+    for tree in (state.params["student"], state.teacher["student"].params, moments):
+        assert tree["encoder"]["w"].addressable_shards[0].data.shape == (3, 64)
+        assert tree["segmentation"]["w"].addressable_shards[0].data.shape == (64, 3)
+    assert state.step.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(("written", "read"), [((8, 8), (2, 1)), ((2, 1), (8, 4))])
+def test_a_checkpoint_is_read_on_another_mesh(method, tmp_path, written, read):
+    state, _ = trained(method, *written, steps=1)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_last(state, 1)
+    checkpoints.wait()
+    lies = state_sharding(method, TX, 0, make_mesh(read[1], jax.devices()[: read[0]]))
+    restored = checkpoints.restore_last(abstract_state(method, TX, 0, lies))
+    checkpoints.close()
+    assert len(restored.params["student"]["encoder"]["w"].sharding.device_set) == read[0]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), state, restored)
