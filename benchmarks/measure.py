@@ -5,7 +5,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
+
+
+Call = Callable[[], object]
 
 
 class Spread(NamedTuple):
@@ -28,24 +32,32 @@ class Spread(NamedTuple):
         return Spread(*(value / number for value in self))
 
 
-def interleaved(rounds: int, contestants: Mapping[str, Callable[[], object]]) -> dict[str, Spread]:
-    """Each contestant's seconds a call. They take turns, so that a disturbance of the machine hits all of them alike.
+def seconds_of(call: Call) -> float:
+    """How long a call takes; it returns when its work is done, not when it is queued."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
-    A call returns when its work is done, not when it is queued. What must be warm has been called before.
+
+def interleaved(rounds: int, turns: Mapping[str, Callable[[], float]]) -> dict[str, Spread]:
+    """Each contestant's spread. They take turns, so that a disturbance of the machine hits all of them alike.
+
+    A turn returns its seconds. What must be warm has been called before.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
-        for name, call in contestants.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+        for name, turn in turns.items():
+            seconds[name].append(turn())
     return {name: Spread.of(values) for name, values in seconds.items()}
 
 
 def peak_process_bytes() -> int:
     """The most memory this process has held so far, its libraries included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage: on Linux a process starts with the peak of the one that started it.
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def readable(value: Any) -> str:
