@@ -103,10 +103,20 @@ class Evaluator:
         if self._mode == "center_crop":
             examples = (center_crop(example, self._crop) for example in examples)
         total = np.zeros((self._classes, self._classes), np.int64)
+        pending: Array | None = None
         for _, padded in self._buckets.batches(examples):
             # Every process reads the same examples in the same order, and gives its own rows of each batch.
-            total += np.asarray(self._confusion(variables, *self._global(padded))).astype(np.int64)
+            counted = self._confusion(variables, *self._global(padded))
+            # Read one batch late, so that the host pads the next one while the device works.
+            total += 0 if pending is None else np.asarray(pending)
+            pending = counted
+        total += 0 if pending is None else np.asarray(pending)
         return Evaluation(mean_iou(total), class_iou(total), total)
+
+    @property
+    def compiles(self) -> int:
+        """How many programs were compiled so far."""
+        return self._confusion._cache_size()
 
     def _global(self, padded: Padded) -> tuple[Array, ...]:
         sharding = batch_sharding(self._mesh)
