@@ -21,7 +21,6 @@ from measure import table
 from forec_jax import build
 from forec_jax.config import defaults
 from forec_jax.data import Geometry, Source, train_batches
-from forec_jax.data.transforms import Cropped
 
 
 def prepared_source(root: str, split: str, prepared: str) -> Source:
@@ -47,9 +46,11 @@ class TorchRows:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> Cropped:
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         example = self._source[index]
-        return self._geometry(example.image, example.label, np.random.default_rng())
+        view = self._geometry(example.image, example.label, np.random.default_rng())
+        # PyTorch takes neither the negative strides of a mirrored view nor None.
+        return {name: np.array(value) for name, value in view._asdict().items() if value is not None}
 
 
 def torch_batches(source: Source, geometry: Geometry, batch: int, workers: int, threads: int | None) -> Iterator[Any]:
@@ -91,7 +92,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--crop", type=int, default=321)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes")
-    parser.add_argument("--threads", type=int, default=None, help="of the library's, with 0 workers; by default one a core")
+    parser.add_argument(
+        "--threads", type=int, default=None, help="of the library's, with 0 workers; by default one a core"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement")
     parser.add_argument("--framework", default="both", choices=("jax", "torch", "both"))
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")

@@ -69,8 +69,15 @@ def main(argv: list[str]) -> dict[str, Any]:
         run()
     seconds = interleaved(values.rounds, {name: lambda run=run: seconds_of(run) for name, run in runs.items()})
     seconds = {name: spread.per(values.steps) for name, spread in seconds.items()}
-    rows = [{"batches": name, "s/step": spread.median, "images/s": workload.batch / spread.median} for name, spread in seconds.items()]
-    result = {"ratio": seconds["pipeline"].median / seconds["resident"].median, "workload": vars(workload), "rows": rows}
+    rows = [
+        {"batches": name, "s/step": spread.median, "images/s": workload.batch / spread.median}
+        for name, spread in seconds.items()
+    ]
+    result = {
+        "ratio": seconds["pipeline"].median / seconds["resident"].median,
+        "workload": vars(workload),
+        "rows": rows,
+    }
     if not values.json:
         print(f"{workload}\n\n{table(rows)}\n")
     print(json.dumps(result))

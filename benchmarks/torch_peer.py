@@ -9,7 +9,7 @@ same distributions, not the same values. The tensors' names are torchvision's (e
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,9 +35,7 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,inputs,H,W] -> [B,4 planes,H/stride,W/stride]."""
@@ -50,7 +48,7 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A dilated ResNet with the 7x7 stem; `width` multiplies its channels."""
 
-    DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+    DEPTHS: ClassVar = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
     MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def __init__(self, variant: str, output_stride: int, width: float = 1.0) -> None:
@@ -81,7 +79,9 @@ class ResNet(nn.Module):
 class SlimConv(nn.Module):
     """A convolution as MobileNetV2 has them: at stride 2 padded at the bottom and the right, BatchNorm's epsilon 1e-3."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, stride: int, dilation: int, groups: int, relu: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, size: int, stride: int, dilation: int, groups: int, relu: bool
+    ) -> None:
         super().__init__()
         margin = dilation * (size // 2) if stride == 1 else 0
         self.conv = nn.Conv2d(inputs, outputs, size, stride, margin, dilation, groups, bias=False)
@@ -181,7 +181,9 @@ class Pyramid(nn.Module):
 class Decoder(nn.Module):
     """DeepLabV3+'s decoder with an ASPP of its own."""
 
-    def __init__(self, low: int, high: int, outputs: int, channels: int, low_channels: int, rates: tuple[int, ...]) -> None:
+    def __init__(
+        self, low: int, high: int, outputs: int, channels: int, low_channels: int, rates: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.head = Pyramid(high, channels, rates)
         self.reduce = nn.Sequential(*conv_norm(low, low_channels, 1))
@@ -350,7 +352,10 @@ class TorchStep:
         for name in set(self.teacher.heads) - {SEGMENTATION}:
             del self.teacher.heads[name]
         self.pairs = self._pairs()
-        groups = [{"params": list(self.student.backbone.parameters())}, {"params": list(self.student.heads.parameters())}]
+        groups = [
+            {"params": list(self.student.backbone.parameters())},
+            {"params": list(self.student.heads.parameters())},
+        ]
         self.optimiser = torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=1e-4, foreach=True)
         parts = {"labelled": batch.labelled, "unlabelled": batch.unlabelled}
         self.batch = {
@@ -413,7 +418,9 @@ class TorchStep:
             image = views["strong"].contiguous(memory_format=torch.channels_last)
             outputs = self.student(image)
         label, truth = views["label"], views["truth"]
-        error = functional.cross_entropy(outputs[SEGMENTATION], label[:, 0], ignore_index=IGNORE, reduction="none")[:, None]
+        error = functional.cross_entropy(outputs[SEGMENTATION], label[:, 0], ignore_index=IGNORE, reduction="none")[
+            :, None
+        ]
         known = label != IGNORE
         total = masked_mean(error, truth & known, truth & known)
         if self.method == "supervised":

@@ -126,9 +126,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--framework", default="both", choices=(*FRAMEWORKS, "both"))
     add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=10, help="turns that each framework takes")
-    parser.add_argument("--steps", type=int, default=1, help="steps a turn; on a GPU several, so that their queue stays full")
+    parser.add_argument(
+        "--steps", type=int, default=1, help="steps a turn; on a GPU several, so that their queue stays full"
+    )
     parser.add_argument("--torch-compile", default="auto", choices=("auto", "yes", "no"), help="auto: on a GPU")
-    parser.add_argument("--matmul", type=int, default=0, help="side of the ceiling's matrices; 0: 2048, or 8192 on a GPU")
+    parser.add_argument(
+        "--matmul", type=int, default=0, help="side of the ceiling's matrices; 0: 2048, or 8192 on a GPU"
+    )
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
     return parser.parse_args(argv)
 

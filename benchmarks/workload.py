@@ -41,7 +41,9 @@ class Workload:
         apply_variant(c, self.method)
         semi = c.batch.unlabelled > 0
         if semi and self.batch % 2:
-            raise ValueError(f"--batch={self.batch} must be even: {self.method} takes half labelled, half unlabelled images")
+            raise ValueError(
+                f"--batch={self.batch} must be even: {self.method} takes half labelled, half unlabelled images"
+            )
         c.batch.labelled = self.batch // 2 if semi else self.batch
         c.batch.unlabelled = self.batch // 2 if semi else 0
         return c

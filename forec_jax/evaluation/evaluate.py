@@ -113,11 +113,6 @@ class Evaluator:
         total += 0 if pending is None else np.asarray(pending)
         return Evaluation(mean_iou(total), class_iou(total), total)
 
-    @property
-    def compiles(self) -> int:
-        """How many programs were compiled so far."""
-        return self._confusion._cache_size()
-
     def _global(self, padded: Padded) -> tuple[Array, ...]:
         sharding = batch_sharding(self._mesh)
         return tuple(jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__) for rows in padded)

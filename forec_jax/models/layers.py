@@ -211,7 +211,7 @@ def batch_normalise(x: Array, scale: Array, bias: Array, epsilon: float) -> tupl
     """`normalise` by the batch's own mean and (biased) variance, which come back too, without gradients of their own.
 
     The gradient is written out, because automatic differentiation would read the whole batch once more to sum up the
-    distances from the mean, a sum that is zero.
+    distances from the mean, a sum that is zero. It is in terms of `x` and not of these distances, which XLA would keep.
     """
     wide = x.astype(jnp.float32)
     mean = wide.mean((0, 1, 2))
@@ -234,10 +234,11 @@ def _batch_normalise_bwd(
     dy = cotangents[0].astype(jnp.float32)
     count = x.size // x.shape[-1]
     inverse = lax.rsqrt(var + epsilon)
-    centred = x.astype(jnp.float32) - mean
+    wide = x.astype(jnp.float32)
     dbias = dy.sum((0, 1, 2))
-    dscale = inverse * (dy * centred).sum((0, 1, 2))
-    dx = scale * inverse * (dy - dbias / count - centred * (inverse * dscale / count))
+    dscale = inverse * ((dy * wide).sum((0, 1, 2)) - mean * dbias)
+    slope = inverse * dscale / count
+    dx = scale * inverse * (dy - wide * slope + (mean * slope - dbias / count))
     return dx.astype(x.dtype), dscale, dbias
 
 

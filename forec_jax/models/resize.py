@@ -72,7 +72,7 @@ def _apply(x: Array, rows: Array, columns: Array) -> Array:
     The product along the columns leaves its axes in another order than images have; taken first, what has to be moved is
     the image of h rows, not that of H.
     """
-    b, h, w, c = x.shape
+    b, h, _, c = x.shape
     high, wide = rows.shape[1], columns.shape[1]
     # Full float32 products: an interpolation in TF32 or bfloat16 would round coordinates, and these are cheap.
     batched = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
