@@ -24,7 +24,7 @@ def test_pretrained_weights_are_arguments_of_the_program_and_not_part_of_it(make
 
     make, arguments = state_program(method, TX, seed=0)
     assert any(np.array_equal(argument, weights.params["encoder"]["w"]) for argument in arguments)
-    assert "0.123" not in jax.jit(make).lower(arguments).as_text()
+    assert "1.230000e-01" not in jax.jit(make).lower(arguments).as_text()
     ours = create_state(method, TX, 0, replicated(make_mesh(devices=jax.devices()[:1])))
     expected = jax.jit(lambda: first_state(method, TX, 0))()
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
