@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test slow parity notebooks lint format clean
+.PHONY: setup quickstart test slow parity notebooks bench lint format clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,19 @@ parity: $(STAMP)
 
 notebooks: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/test_notebooks.py
+
+# What fits a CPU and takes some minutes; docs/performance.md has the commands for more, and for a GPU.
+# Input is measured on the embedded shapes data unless VOC names the folder that holds VOC2012/.
+VOC ?=
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python benchmarks/train_step.py --method=supervised --encoder=resnet50 --batch=4 --crop=256
+	$(BIN)/python benchmarks/train_step.py --method=forec --encoder=mobilenet_v2 --batch=16 --crop=128 --decoder-channels=64
+	$(BIN)/python benchmarks/train_step.py --method=mean_teacher --encoder=mobilenet_v2 --batch=16 --crop=128 --decoder-channels=64
+	$(BIN)/python benchmarks/input_pipeline.py --root=$(VOC) --crop=321 --workers=0,1,2
+	$(BIN)/python benchmarks/steady_state.py --root=$(VOC) --method=forec --encoder=mobilenet_v2 --batch=16 --crop=128
+	$(BIN)/python benchmarks/evaluate.py --root=$(VOC) --encoder=mobilenet_v2 --images=64
+	$(BIN)/python benchmarks/scaling.py --method=forec --encoder=mobilenet_v2 --batch=16 --crop=128 --batches=8,32 --crops=64,256 --devices=1,2,4,8
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

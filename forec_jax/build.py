@@ -243,6 +243,7 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
         heads=heads,
         decoder=DeepLabOptions(**{**m.decoder.to_dict(), "rates": tuple(m.decoder.rates)}),
         bn_momentum=m.bn_momentum,
+        share_aspp=m.share_aspp,
         compute_dtype=jnp.dtype(choose("compute_dtype", c.compute_dtype, ("float32", "bfloat16"))),
     )
     if not m.weights:
@@ -450,6 +451,7 @@ def protocol(c: ConfigDict) -> dict[str, Any]:
     return {
         "encoder": c.model.encoder,
         "output_stride": c.model.output_stride,
+        "share_aspp": c.model.share_aspp,
         "crop": c.data.crop,
         "pool": c.data.pool,
         "claim": c.data.protocol,

@@ -57,6 +57,7 @@ def defaults() -> ConfigDict:
     c.model.multi_grid = (1, 1, 1)  # ResNets: dilation factors of the last stage's blocks
     c.model.weights = ""  # a file, or hf:OWNER/NAME[@REVISION][#sha256=...] (docs/weights.md); empty: random
     c.model.bn_momentum = 0.9  # of BatchNorm's running statistics: new = momentum * old + (1 - momentum) * batch
+    c.model.share_aspp = False  # all heads read one ASPP: less to compute, but not the paper's (docs/performance.md)
     c.model.decoder = ConfigDict()
     c.model.decoder.rates = (6, 12, 18)  # dilation of the ASPP's branches
     c.model.decoder.channels = 256  # of the ASPP and the decoder
@@ -224,6 +225,10 @@ def _other_lambdas(c: ConfigDict) -> None:
         task.labelled_weight = task.unlabelled_weight = 1.0
 
 
+def _share_aspp(c: ConfigDict) -> None:
+    c.model.share_aspp = True
+
+
 def _u2pl_decoder(c: ConfigDict) -> None:
     c.model.stem = "deep"
     c.model.output_stride = 8
@@ -247,6 +252,7 @@ VARIANTS: Mapping[str, Change] = {
     "foreground_segmentation": _use_foreground_segmentation,
     "other_lambdas": _other_lambdas,  # L = L_s + 0.5 L_u + 1 L_rec, the other reading of the paper's two lambdas
     "u2pl_model": _u2pl_decoder,  # DeepLabV3+ as in U2PL
+    "share_aspp": _share_aspp,  # a departure: the auxiliary tasks' heads read the segmentation's ASPP
 }
 """What a part of a variant's name does. Parts join with "+", left to right; the method is mean_teacher unless named."""
 

@@ -193,7 +193,7 @@ def _stack(part: str, rows: Sequence[_Row]) -> Labelled | Unlabelled | Tagged:
     if part == "tagged":
         tags: Any = np.stack([row.tags for row in rows if row.tags is not None])
         return Tagged(image, valid, tags, skipped)
-    label: Any = np.stack([row.view.label for row in rows if row.view.label is not None]).astype(np.int32)
+    label: Any = np.stack([row.view.label for row in rows if row.view.label is not None], dtype=np.int32)
     return Labelled(image, label, valid, skipped)
 
 

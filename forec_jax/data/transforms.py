@@ -71,9 +71,10 @@ class Geometry:
 
     def _pad(self, pixels: np.ndarray, labels: np.ndarray | None) -> Cropped:
         height, width = pixels.shape[:2]
+        if (height, width) == (self.crop, self.crop):  # nothing to pad: the batch takes its copy from these
+            return Cropped(pixels, labels, np.ones((self.crop, self.crop), bool))
         image = np.empty((self.crop, self.crop, 3), np.uint8)
-        if (height, width) != (self.crop, self.crop):
-            image[:] = PAD_COLOUR
+        image[:] = PAD_COLOUR
         image[:height, :width] = pixels
         valid = np.zeros((self.crop, self.crop), bool)
         valid[:height, :width] = True

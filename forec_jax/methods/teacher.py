@@ -8,6 +8,7 @@ import optax
 
 from forec_jax.contracts import Array, Network, PyTree, Variables
 from forec_jax.methods.student import SEGMENTATION, run_heads
+from forec_jax.models.network import PYRAMID
 
 BatchNormMode = Literal["ema", "copy", "own"]
 BATCH_NORM_MODES: tuple[BatchNormMode, ...] = ("ema", "copy", "own")
@@ -23,8 +24,8 @@ def ema_decay(step: Array, decay: float) -> Array:
 
 
 def restrict(tree: PyTree) -> PyTree:
-    """The encoder's and the teacher's heads' parts of a params or batch_stats dict."""
-    return {part: tree[part] for part in ("encoder", *TEACHER_HEADS)}
+    """The parts of a params or batch_stats dict that the teacher's heads need; there is a pyramid where it is shared."""
+    return {part: tree[part] for part in ("encoder", PYRAMID, *TEACHER_HEADS) if part in tree}
 
 
 def first_teacher(student: Variables) -> Variables:

@@ -4,9 +4,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from forec_jax.augment import Rows
 from forec_jax.contracts import IGNORE, Array, Labelled, Unlabelled, Views
+
+PSEUDO_LABELS = "pseudo_labels"
+"""Name of the values that are worth keeping where a forward pass is recomputed: they took one of the teacher's."""
 
 Colour = Callable[[Array, Array, Array], Array]  # (key, image f32[B,H,W,3] in [0,1], valid) -> the same shape and range
 
@@ -33,11 +37,13 @@ def pseudo_labelled_rows(key: Array, part: Unlabelled, probabilities: Array, col
     """Rows labelled by the teacher's f32[b,H,W,K] probabilities of the weak view, unthresholded; IGNORE in the padding."""
     clean = unit_image(part.image)
     probabilities = jax.lax.stop_gradient(probabilities)
+    label = checkpoint_name(jnp.argmax(probabilities, axis=-1).astype(jnp.int32), PSEUDO_LABELS)
+    confidence = checkpoint_name(jnp.max(probabilities, axis=-1), PSEUDO_LABELS)
     return Rows(
         clean=clean,
         strong=colour(key, clean, part.valid),
-        label=jnp.where(part.valid, jnp.argmax(probabilities, axis=-1).astype(jnp.int32), IGNORE),
-        confidence=jnp.where(part.valid, jnp.max(probabilities, axis=-1), 0.0),
+        label=jnp.where(part.valid, label, IGNORE),
+        confidence=jnp.where(part.valid, confidence, 0.0),
         is_ground_truth=jnp.zeros(part.valid.shape, bool),
         valid=part.valid,
     )

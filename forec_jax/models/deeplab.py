@@ -32,6 +32,47 @@ U2PL = DeepLabOptions(rates=(12, 24, 36), low_level_channels=256, projection_siz
 """U2PL's, AEL's and semi_seg_proto's decoder; their encoder is output stride 8, deep stem, multi_grid (2, 2, 4)."""
 
 
+def atrous_pyramid(
+    x: Array, valid: Array | None, options: DeepLabOptions, train: bool, momentum: float, dtype: Any
+) -> Array:
+    """The ASPP, [B,h,w,C] -> [B,h,w,options.channels]: image pooling, 1x1 and three dilated 3x3 branches, joined.
+
+    Called in a module's compact method; the layers are that module's.
+    """
+    shared: dict[str, Any] = {"train": train, "momentum": momentum, "dtype": dtype}
+    x = keep_valid(x, valid)
+    pooled = ConvNorm(options.channels, name="pooling", **shared)(mean_pixel(x, valid))
+    branches = [
+        jnp.broadcast_to(pooled, (*x.shape[:-1], options.channels)),
+        ConvNorm(options.channels, name="point", **shared)(x),
+    ]
+    for index, rate in enumerate(options.rates, start=1):
+        branch = ConvNorm(options.channels, size=3, dilation=rate, name=f"atrous{index}", **shared)
+        branches.append(branch(x))
+    x = jnp.concatenate(branches, axis=-1)
+    x = ConvNorm(options.channels, size=options.projection_size, name="projection", **shared)(x, valid)
+    return drop_channels(x, options, train)
+
+
+def drop_channels(x: Array, options: DeepLabOptions, train: bool) -> Array:
+    """Dropout of whole channels, in train mode."""
+    return nn.Dropout(options.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
+
+
+class SharedPyramid(nn.Module):
+    """One ASPP that all heads read (`SharingDecoder`)."""
+
+    options: DeepLabOptions
+    train: bool
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, high: Array, valid: Array | None) -> Array:
+        """[B,h',w',C'] -> [B,h',w',options.channels]."""
+        return atrous_pyramid(high, valid, self.options, self.train, self.momentum, self.dtype)
+
+
 class DeepLabDecoder(nn.Module):
     """One head: low- and high-level maps -> output and latent images [H,W as `size`]."""
 
@@ -48,14 +89,12 @@ class DeepLabDecoder(nn.Module):
         shared = {"train": self.train, "momentum": self.momentum, "dtype": self.dtype}
         options = self.options
         x = self._pyramid(high, valid)
-        x = ConvNorm(options.channels, size=options.projection_size, name="projection", **shared)(x, valid)
-        x = self._dropout(x)
         x = self._resize(x, (low.shape[1], low.shape[2]), valid, size)
         detail = ConvNorm(options.low_level_channels, name="low_level", **shared)(low)
         x = jnp.concatenate([x, detail], axis=-1)
         for index in (1, 2):
             x = ConvNorm(options.channels, size=3, name=f"fuse{index}", **shared)(x, valid)
-            x = self._dropout(x)
+            x = drop_channels(x, options, self.train)
         output = Conv(self.channels, last=True, dtype=self.dtype, name="last")(x)
         output = output.astype(jnp.float32)
         if self.upsample:
@@ -63,22 +102,8 @@ class DeepLabDecoder(nn.Module):
         return output, x
 
     def _pyramid(self, x: Array, valid: Array | None) -> Array:
-        """Image pooling, 1x1, and three dilated 3x3 branches, concatenated."""
-        shared = {"train": self.train, "momentum": self.momentum, "dtype": self.dtype}
-        x = keep_valid(x, valid)
-        pooled = ConvNorm(self.options.channels, name="pooling", **shared)(mean_pixel(x, valid))
-        branches = [
-            jnp.broadcast_to(pooled, (*x.shape[:-1], self.options.channels)),
-            ConvNorm(self.options.channels, name="point", **shared)(x),
-        ]
-        for index, rate in enumerate(self.options.rates, start=1):
-            branch = ConvNorm(self.options.channels, size=3, dilation=rate, name=f"atrous{index}", **shared)
-            branches.append(branch(x))
-        return jnp.concatenate(branches, axis=-1)
-
-    def _dropout(self, x: Array) -> Array:
-        """Drops whole channels."""
-        return nn.Dropout(self.options.dropout, broadcast_dims=(1, 2), deterministic=not self.train)(x)
+        """The head's own ASPP."""
+        return atrous_pyramid(x, valid, self.options, self.train, self.momentum, self.dtype)
 
     def _resize(self, x: Array, size: tuple[int, int], valid: Array | None, image: tuple[int, int]) -> Array:
         if valid is None:
@@ -90,3 +115,12 @@ class DeepLabDecoder(nn.Module):
             extent_in=valid_extent(valid, image[0] // x.shape[1]),
             extent_out=valid_extent(valid, image[0] // size[0]),
         )
+
+
+class SharingDecoder(DeepLabDecoder):
+    """A head without an ASPP of its own: the high-level map that it is given is the `SharedPyramid`'s result."""
+
+    def _pyramid(self, x: Array, valid: Array | None) -> Array:
+        """The map as it is."""
+        del valid
+        return x

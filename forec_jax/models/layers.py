@@ -1,6 +1,7 @@
 """What the encoders and the decoder share: convolution, BatchNorm, max-pooling, and masks for padded images."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -185,23 +186,63 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        wide = x.astype(jnp.float32)
-        mean, var = running_mean.value, running_var.value
-        if self.train:
-            # Two passes: E[x^2] - E[x]^2 would cancel where a channel hardly varies, as pooled features do at first.
-            mean = wide.mean((0, 1, 2))
-            centred = wide - mean
-            var = (centred * centred).mean((0, 1, 2))
-            if not self.is_initializing():
-                count = x.size // x.shape[-1]
-                unbiased = var * (count / max(count - 1, 1))
-                running_mean.value = self._move(running_mean.value, mean)
-                running_var.value = self._move(running_var.value, unbiased)
-        factor = scale * lax.rsqrt(var + self.epsilon)
-        return (wide * factor + (bias - mean * factor)).astype(x.dtype)
+        if not self.train:
+            return normalise(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
+        y, mean, var = batch_normalise(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            count = x.size // x.shape[-1]
+            unbiased = var * (count / max(count - 1, 1))
+            running_mean.value = self._move(running_mean.value, mean)
+            running_var.value = self._move(running_var.value, unbiased)
+        return y
 
     def _move(self, old: Array, new: Array) -> Array:
-        return self.momentum * old + (1.0 - self.momentum) * lax.stop_gradient(new)
+        return self.momentum * old + (1.0 - self.momentum) * new
+
+
+def normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """[B,H,W,C] by its channels' mean and variance, then times `scale` plus `bias`, all f32[C]; in the dtype of `x`."""
+    factor = scale * lax.rsqrt(var + epsilon)
+    return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_normalise(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """`normalise` by the batch's own mean and (biased) variance, which come back too, without gradients of their own.
+
+    The gradient is written out, because automatic differentiation would read the whole batch once more to sum up the
+    distances from the mean, a sum that is zero. It is in terms of `x` and not of these distances, which XLA would keep.
+    """
+    wide = x.astype(jnp.float32)
+    mean = wide.mean((0, 1, 2))
+    # Two passes: E[x^2] - E[x]^2 would cancel where a channel hardly varies, as pooled features do at first.
+    var = jnp.square(wide - mean).mean((0, 1, 2))
+    return normalise(x, mean, var, scale, bias, epsilon), mean, var
+
+
+def _batch_normalise_fwd(
+    x: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    y, mean, var = batch_normalise(x, scale, bias, epsilon)
+    return (y, mean, var), (x, scale, mean, var)
+
+
+def _batch_normalise_bwd(
+    epsilon: float, residuals: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    x, scale, mean, var = residuals
+    dy = cotangents[0].astype(jnp.float32)
+    count = x.size // x.shape[-1]
+    inverse = lax.rsqrt(var + epsilon)
+    wide = x.astype(jnp.float32)
+    dbias = dy.sum((0, 1, 2))
+    dscale = inverse * ((dy * wide).sum((0, 1, 2)) - mean * dbias)
+    slope = inverse * dscale / count
+    dx = scale * inverse * (dy - wide * slope + (mean * slope - dbias / count))
+    return dx.astype(x.dtype), dscale, dbias
+
+
+batch_normalise.defvjp(_batch_normalise_fwd, _batch_normalise_bwd)
 
 
 class ConvNorm(nn.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from forec_jax.contracts import HeadOutput, HeadSpec, Network, PyTree, Variables
-from forec_jax.models.deeplab import DeepLabDecoder, DeepLabOptions
+from forec_jax.models.deeplab import DeepLabDecoder, DeepLabOptions, SharedPyramid, SharingDecoder
 from forec_jax.models.layers import draw_variables
 from forec_jax.models.mobilenet import MobileNetV2
 from forec_jax.models.resnet import BLOCKS, STEMS, ResNet
@@ -20,6 +20,9 @@ Array = jax.Array
 
 ENCODERS = (*BLOCKS, "mobilenet_v2")
 """The names that `deeplab_network` knows."""
+
+PYRAMID = "pyramid"
+"""The part that holds the ASPP where all heads share one."""
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _INIT_SIZE = 64  # of the image whose shapes lay out the parameters; nothing depends on it
@@ -54,6 +57,7 @@ def deeplab_network(
     width: float = 1.0,
     bn_momentum: float = 0.9,
     compute_dtype: Any = jnp.float32,
+    share_aspp: bool = False,
 ) -> Network:
     """Builds DeepLabV3+ with any number of decoders that share nothing but the encoder.
 
@@ -63,7 +67,7 @@ def deeplab_network(
 
     Args:
       encoder: one of `ENCODERS`.
-      heads: the decoders to grow; names are unique and not "encoder".
+      heads: the decoders to grow; names are unique and neither "encoder" nor "pyramid".
       output_stride: 8, 16 or 32: image pixels between neighbours of the high-level map.
       decoder: form of all heads; None for the default form.
       stem: of a ResNet, one of `resnet.STEMS`: "7x7", "deep" (three 3x3) or "d" (ResNet-D).
@@ -71,6 +75,8 @@ def deeplab_network(
       width: factor on the encoder's channels; 1.0 is the published network.
       bn_momentum: share of the old running statistics that a step keeps (flax's convention; PyTorch's 0.1 is 0.9).
       compute_dtype: of activations, float32 or bfloat16. Normalisation, resizing and outputs are float32.
+      share_aspp: let all heads read one ASPP, the part `PYRAMID`, which runs in `encode`; the heads then share more than
+        the encoder.
 
     Returns:
       The network. `encode` has the defaults valid=None, train=False, rng=None; `decode` train=False, rng=None (needed
@@ -89,9 +95,9 @@ def deeplab_network(
             ResNet, encoder, output_stride=output_stride, stem=stem, multi_grid=multi_grid, width=width, **shared
         )
     options = DeepLabOptions() if decoder is None else decoder
-    decoders = {
-        head.name: partial(DeepLabDecoder, head.channels, options, upsample=head.upsample, **shared) for head in heads
-    }
+    form = SharingDecoder if share_aspp else DeepLabDecoder
+    decoders = {head.name: partial(form, head.channels, options, upsample=head.upsample, **shared) for head in heads}
+    pyramid = partial(SharedPyramid, options, **shared) if share_aspp else None
 
     def encode(
         variables: Variables,
@@ -101,10 +107,13 @@ def deeplab_network(
         train: bool = False,
         rng: Array | None = None,
     ) -> tuple[Features, PyTree]:
-        del rng  # the encoders draw nothing
         _check_valid(image, valid)
         normalised = (image - jnp.asarray(mean, image.dtype)) / jnp.asarray(std, image.dtype)
         (low, high), stats = _apply(backbone(train=train), variables, "encoder", (normalised, valid), train, None)
+        if pyramid is not None:
+            key = None if rng is None else named_key(rng, PYRAMID)  # the encoders draw nothing, its dropout does
+            variables = variables._replace(batch_stats=stats)
+            high, stats = _apply(pyramid(train=train), variables, PYRAMID, (high, valid), train, key)
         return Features(low, high, ImageSize(*image.shape[1:3]), valid), stats
 
     def decode(
@@ -127,6 +136,9 @@ def deeplab_network(
         encoder_module = backbone(train=False)
         parts = {"encoder": draw_variables(encoder_module, named_key(key, "encoder"), image)}
         low, high = jax.eval_shape(encoder_module.apply, parts["encoder"], image)
+        if pyramid is not None:
+            parts[PYRAMID] = draw_variables(pyramid(train=False), named_key(key, PYRAMID), high, None)
+            high = jax.eval_shape(lambda v, x: pyramid(train=False).apply(v, x, None), parts[PYRAMID], high)
         for name, make in decoders.items():
             size = (_INIT_SIZE, _INIT_SIZE)
             parts[name] = draw_variables(make(train=False), named_key(key, name), low, high, size, None)
@@ -161,8 +173,8 @@ def _check(encoder: str, heads: tuple[HeadSpec, ...], output_stride: int, stem: 
     names = [head.name for head in heads]
     if encoder not in ENCODERS:
         raise ValueError(f"unknown encoder {encoder!r}; one of {', '.join(ENCODERS)}")
-    if "encoder" in names or len(set(names)) < len(names):
-        raise ValueError(f"heads need names of their own, none of them 'encoder': {names}")
+    if {"encoder", PYRAMID} & set(names) or len(set(names)) < len(names):
+        raise ValueError(f"heads need names of their own, none of them 'encoder' or '{PYRAMID}': {names}")
     if output_stride not in (8, 16, 32):
         raise ValueError(f"output_stride is 8, 16 or 32, not {output_stride}")
     if stem not in STEMS:

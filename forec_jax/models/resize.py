@@ -67,13 +67,15 @@ def _weights(old: int, new: int, old_extent: Array, new_extent: Array, align_cor
 
 
 def _apply(x: Array, rows: Array, columns: Array) -> Array:
-    """Products with f32[B,H,h] and f32[B,W,w], batched so that no axis has to be moved."""
-    b, h, w, c = x.shape
+    """Products with f32[B,H,h] and f32[B,W,w], batched so that the large result has its axes in place.
+
+    The product along the columns leaves its axes in another order than images have; taken first, what has to be moved is
+    the image of h rows, not that of H.
+    """
+    b, h, _, c = x.shape
     high, wide = rows.shape[1], columns.shape[1]
     # Full float32 products: an interpolation in TF32 or bfloat16 would round coordinates, and these are cheap.
     batched = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
-    tall = lax.dot_general(
-        rows, x.astype(jnp.float32).reshape(b, h, w * c), (((2,), (1,)), ((0,), (0,))), **batched
-    ).reshape(b, high, w, c)
-    full = jnp.einsum("bhwc,bWw->bhWc", tall, columns, **batched)
+    broad = jnp.einsum("bhwc,bWw->bhWc", x.astype(jnp.float32), columns, **batched)
+    full = lax.dot_general(rows, broad.reshape(b, h, wide * c), (((2,), (1,)), ((0,), (0,))), **batched)
     return full.reshape(b, high, wide, c).astype(x.dtype)

@@ -1,13 +1,14 @@
 """The first train state."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from forec_jax.contracts import Method, TrainState
+from forec_jax.contracts import Array, Method, TrainState
 from forec_jax.parallel import replicated, shape_sharding
 
 INIT_STREAM, STEP_STREAM = 0, 1
@@ -31,7 +32,24 @@ def create_state(
     method: Method, tx: optax.GradientTransformation, seed: int, sharding: NamedSharding | TrainState
 ) -> TrainState:
     """`first_state`, made on the devices; `sharding` is one for all arrays, or a tree of them (`state_sharding`)."""
-    return jax.jit(lambda: first_state(method, tx, seed), out_shardings=sharding)()
+    make, weights = state_program(method, tx, seed)
+    return jax.jit(make, out_shardings=sharding)(weights)
+
+
+def state_program(
+    method: Method, tx: optax.GradientTransformation, seed: int
+) -> tuple[Callable[[list[Array]], TrainState], list[Array]]:
+    """`first_state` as a function of the arrays that it is made from, pretrained weights above all, and these arrays.
+
+    Compiled as it is, it would hold the weights as constants, once for the student and once more for the teacher.
+    """
+    traced, shapes = jax.make_jaxpr(lambda: first_state(method, tx, seed), return_shape=True)()
+    structure = jax.tree.structure(shapes)
+
+    def make(weights: list[Array]) -> TrainState:
+        return jax.tree.unflatten(structure, jax.core.eval_jaxpr(traced.jaxpr, weights))
+
+    return make, traced.consts
 
 
 def abstract_state(

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from forec_jax.contracts import Array, Aux, Batch, Method, Metrics, PyTree, Terms, TrainState
+from forec_jax.methods.views import PSEUDO_LABELS
 from forec_jax.parallel import batch_sharding, replicated
 from forec_jax.training.state import STEP_STREAM, state_sharding
 
@@ -47,10 +48,11 @@ def accumulated_terms(
     """The terms of a batch taken in `parts`, one after another.
 
     Sums and counts add up, so each mean is over the whole batch. The scan's body is recomputed in the backward pass:
-    memory is that of one part, for one more forward pass. BatchNorm moves once a part.
+    memory is that of one part, for one more forward pass of the student. The teacher's is not repeated: its labels and
+    confidences, two numbers a pixel, are kept. BatchNorm moves once a part.
     """
 
-    @jax.checkpoint
+    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(PSEUDO_LABELS))
     def body(carry: TrainState, inputs: tuple[Batch, Array]) -> tuple[TrainState, tuple[Terms, Metrics]]:
         part, part_key = inputs
         terms, aux = method.loss(params, carry, part, part_key)

@@ -10,6 +10,7 @@ from forec_jax.methods import Auxiliary, ForegroundReconstruction, ImageReconstr
 from forec_jax.methods.segmentation_terms import supervised_terms, unsupervised_terms
 from forec_jax.methods.teacher import ema_decay, first_teacher, updated_teacher
 from forec_jax.methods.views import interleave
+from forec_jax.models import DeepLabOptions, deeplab_network
 from forec_jax.training import first_state, objective, train_step
 
 HEADS = (HeadSpec("segmentation", 3), HeadSpec("reconstruction", 3))
@@ -161,6 +162,22 @@ def test_updated_teacher_by_hand(mode, expected):
     teacher = updated_teacher(variables(1.0), variables(0.0), own, decay=jnp.asarray(0.75), bn_mode=mode)
     np.testing.assert_array_equal(teacher.params["encoder"]["w"], [0.75, 0.75])
     np.testing.assert_array_equal(teacher.batch_stats["segmentation"]["w"], [expected, expected])
+
+
+def test_the_teacher_keeps_a_shared_aspp():
+    decoder = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4)
+    network = deeplab_network(encoder="resnet18", heads=HEADS, width=0.125, decoder=decoder, share_aspp=True)
+    teacher = jax.eval_shape(lambda key: first_teacher(network.init(key)), jax.random.key(0))
+    assert sorted(teacher.params) == sorted(teacher.batch_stats) == ["encoder", "pyramid", "segmentation"]
+
+
+def test_accumulation_asks_the_teacher_once_a_part(make_toy_network):
+    """Its labels are kept for the backward pass, which recomputes the student alone."""
+    method, batch = make_method(make_toy_network(HEADS)), make_batch(rows=4)
+    tx = optax.sgd(0.1)
+    state = first_state(method, tx, seed=3)
+    step = jax.make_jaxpr(lambda s, b: train_step(s, b, method=method, tx=tx, seed=0, accumulate=2))(state, batch)
+    assert str(step).count("= argmax[") == 1
 
 
 def test_first_teacher_shares_no_buffer_with_the_student(make_toy_network):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from forec_jax.contracts import HeadSpec
+from forec_jax.contracts import HeadSpec, Variables
 from forec_jax.models import DeepLabOptions, count_parameters, deeplab_network
 
 SEGMENTATION, RECONSTRUCTION = HeadSpec("segmentation", 5), HeadSpec("reconstruction", 3, upsample=False)
@@ -196,3 +196,37 @@ def test_totals_are_unimatchs(encoder, millions):
 def test_rejects_what_it_does_not_know(change, message):
     with pytest.raises(ValueError, match=message):
         deeplab_network(**{"encoder": "resnet18", "heads": (SEGMENTATION,), "output_stride": 16, **change})
+
+
+def as_one(shared):
+    """The variables of a network whose segmentation head has the shared ASPP as its own."""
+    joined = ({**tree, "segmentation": {**tree["pyramid"], **tree["segmentation"]}} for tree in shared)
+    return Variables(*({part: tree[part] for part in ("encoder", "segmentation")} for tree in joined))
+
+
+def test_a_shared_aspp_says_what_the_same_one_of_a_heads_own_says():
+    network, alone = small(heads=(SEGMENTATION, RECONSTRUCTION), share_aspp=True), small()
+    variables = unsettled(network.init(jax.random.key(0)))
+    assert sorted(variables.params) == ["encoder", "pyramid", "reconstruction", "segmentation"]
+    image, valid = images(1, 64, 96), jnp.zeros((1, 64, 96), bool).at[:, :50, :70].set(True)
+    run = predict(network, variables, image, valid), predict(alone, as_one(variables), image, valid)
+    np.testing.assert_allclose(run[0].output, run[1].output, rtol=1e-5, atol=1e-5)
+
+
+def test_every_head_moves_the_shared_aspp():
+    dropout = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4, dropout=0.1)
+    network = small(heads=(SEGMENTATION, RECONSTRUCTION), share_aspp=True, decoder=dropout)
+    variables, image = network.init(jax.random.key(0)), images(2, 33, 33)
+
+    def total(params, head):
+        state = variables._replace(params=params)
+        features, stats = network.encode(state, image, train=True, rng=jax.random.key(1))
+        state = state._replace(batch_stats=stats)
+        output, stats = network.decode(state, head, features, train=True, rng=jax.random.key(2))
+        return (output.output**2).sum(), stats
+
+    for head in ("segmentation", "reconstruction"):
+        gradients, stats = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)(variables.params, head)
+        assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradients["pyramid"]["projection"]))
+        moved = stats["pyramid"]["point"]["norm"]["mean"]
+        assert not np.array_equal(moved, variables.batch_stats["pyramid"]["point"]["norm"]["mean"])

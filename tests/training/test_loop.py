@@ -377,6 +377,53 @@ def test_metrics_hold_every_logged_step_and_evaluation(tmp_path, method):
     assert all(np.isfinite(e["supervised_loss"]) for e in lines if e["event"] == "train")
 
 
+class LateMetric:
+    """A metric that notes when it is read."""
+
+    def __init__(self, name, notes):
+        self.name, self.notes = name, notes
+
+    def __array__(self, dtype=None, copy=None):
+        self.notes.append(f"read {self.name}")
+        return np.zeros((), dtype)
+
+
+def test_the_next_batch_is_queued_before_a_steps_metrics_are_read(tmp_path):
+    """So that the device never waits for the host: not for a batch, and not for a log."""
+    notes = []
+
+    def batches():
+        for index in itertools.count():
+            notes.append(f"batch {index}")
+            yield batch_of(index)
+
+    def step(state, batch):
+        notes.append(f"step {state}")
+        return state + 1, {"loss": LateMetric(state, notes)}
+
+    reporter = Reporter(tmp_path, steps=3, first_step=0, images_per_step=4)
+    train(
+        0,
+        first_step=0,
+        step=step,
+        batches=batches(),
+        batch_ids=str,
+        evaluate=lambda state, step: {"teacher_miou": 0.0},
+        is_best=lambda results: False,
+        schedule=Schedule(steps=3, log_every=1, evaluate_every=3, checkpoint_every=3),
+        checkpoints=NoCheckpoints(),
+        reporter=reporter,
+        mesh=make_mesh(devices=jax.devices()[:1]),
+    )
+    reporter.close()
+    assert notes[:8] == ["batch 0", "step 0", "batch 1", "step 1", "read 0", "batch 2", "step 2", "read 1"]
+
+
+class NoCheckpoints:
+    def save_last(self, state, step):
+        pass
+
+
 @pytest.mark.parametrize("key", ["steps", "log_every", "evaluate_every", "checkpoint_every"])
 def test_a_schedule_of_nothing_is_an_error(key):
     with pytest.raises(ValueError, match=key):

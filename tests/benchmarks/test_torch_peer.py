@@ -1,0 +1,119 @@
+"""The PyTorch counterpart is the library's network and step, so that their times may be compared."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forec_jax.augment import adjust_hue, gaussian_blur
+from forec_jax.contracts import HeadSpec, Variables
+from forec_jax.models import DeepLabOptions, convert, count_parameters, deeplab_network
+from forec_jax.models.convert import leaves, nested
+
+torch = pytest.importorskip("torch", reason="pip install 'forec-jax[bench]'")
+import torch_peer  # noqa: E402
+from workload import Workload, random_batch  # noqa: E402
+
+HEADS = {"segmentation": 5, "reconstruction": 3}
+SPECS = tuple(HeadSpec(name, channels) for name, channels in HEADS.items())
+SMALL = DeepLabOptions(rates=(1, 2, 3), channels=16, low_level_channels=8)
+WIDTH = 0.125
+
+
+def small_peer(encoder, width=1.0, output_stride=16):
+    """With running statistics away from 0 and 1."""
+    torch.manual_seed(0)
+    shape = {"channels": SMALL.channels, "low_channels": SMALL.low_level_channels, "rates": SMALL.rates}
+    peer = torch_peer.PeerNetwork(encoder, HEADS, output_stride=output_stride, width=width, **shape)
+    for name, buffer in peer.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 1.5)
+    return peer.eval()
+
+
+def of_head(tensors, head):
+    """The tensors of a model whose only decoder is this head."""
+    prefix = f"heads.{head}."
+    own = {name: value for name, value in tensors.items() if name.startswith("backbone.")}
+    return own | {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def images(size):
+    return np.random.default_rng(0).uniform(size=(2, size, size, 3)).astype(np.float32)
+
+
+def run_peer(module, image):
+    with torch.no_grad():
+        return module(torch.from_numpy(image).permute(0, 3, 1, 2))
+
+
+def assert_images_equal(ours, theirs, tolerance=1e-4):
+    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).numpy(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", "resnet50", "resnet101"])
+def test_every_part_has_as_many_parameters(encoder):
+    with torch.device("meta"):
+        peer = torch_peer.PeerNetwork(encoder, HEADS)
+    variables = jax.eval_shape(deeplab_network(encoder=encoder, heads=SPECS).init, jax.random.key(0))
+    theirs = {name: torch_peer.parameter_count(head) for name, head in peer.heads.items()}
+    assert count_parameters(variables.params) == {"encoder": torch_peer.parameter_count(peer.backbone), **theirs}
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_both_heads_of_a_resnet_say_the_same(output_stride):
+    peer, image = small_peer("resnet50", WIDTH, output_stride), images(65)
+    tensors = {name: value.numpy() for name, value in peer.state_dict().items()}
+    expected = run_peer(peer, image)
+    for head in SPECS:
+        # The converter knows one decoder, the segmentation's: each head takes its turn as that.
+        variables = convert(of_head(tensors, head.name), "unimatch", "resnet50", width=WIDTH, decoder=SMALL).variables
+        single = deeplab_network(
+            encoder="resnet50",
+            heads=(HeadSpec("segmentation", head.channels),),
+            width=WIDTH,
+            output_stride=output_stride,
+            decoder=SMALL,
+        )
+        features, _ = single.encode(variables, jnp.asarray(image))
+        output, _ = single.decode(variables, "segmentation", features)
+        assert_images_equal(output.output, expected[head.name])
+
+
+def test_mobilenet_v2_sees_the_same():
+    """Its tensors have the library's own names; the decoder is the ResNets'."""
+    peer, image = small_peer("mobilenet_v2"), images(64)
+    names = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    network = deeplab_network(encoder="mobilenet_v2", heads=())
+    layout = jax.eval_shape(network.init, jax.random.key(0))
+    tensors = peer.backbone.state_dict()
+    filled = {}
+    for path, leaf in leaves(layout._asdict()):
+        value = tensors[".".join((*path[2:-1], names[path[-1]]))].numpy()
+        filled[path] = jnp.asarray(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value)
+        assert filled[path].shape == leaf.shape
+    features, _ = network.encode(Variables(**nested(filled)), jnp.asarray(image))
+    low, high = run_peer(peer.backbone, 2 * image - 1)
+    assert_images_equal(features.low, low)
+    assert_images_equal(features.high, high, 1e-3)
+
+
+def test_hue_and_blur_are_the_librarys():
+    image, amount = images(21), np.array([0.2, -0.15], np.float32)
+    theirs = torch.from_numpy(image).permute(0, 3, 1, 2)
+    assert_images_equal(adjust_hue(image, amount), torch_peer.adjust_hue(theirs, torch.from_numpy(amount)))
+    sigma = np.array([0.7, 2.0], np.float32)
+    assert_images_equal(gaussian_blur(image, sigma), torch_peer.gaussian_blur(theirs, torch.from_numpy(sigma)))
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("supervised", "float32"), ("forec", "bfloat16")])
+def test_a_step_moves_student_and_teacher(method, dtype):
+    peer = small_peer("resnet50", WIDTH)
+    batch = random_batch(Workload(method, "resnet50", 16, 4, 33, dtype).config())
+    batch = batch._replace(labelled=batch.labelled._replace(label=batch.labelled.label % HEADS["segmentation"]))
+    step = torch_peer.TorchStep(peer, method, batch, dtype, compiled=False)
+    before = [value.clone() for value in step.pairs[0]]
+    losses = [float(step.step()[0]) for _ in range(2)]
+    assert np.isfinite(losses).all()
+    assert any(not torch.equal(a, b) for a, b in zip(before, step.pairs[0], strict=True))
+    assert list(step.teacher.heads) == ["segmentation"]
