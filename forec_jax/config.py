@@ -120,9 +120,7 @@ def defaults() -> ConfigDict:
     c.optim.clip_norm = 0.0  # bound on the gradient's norm; 0: none
 
     c.mesh = ConfigDict()
-    c.mesh.fsdp = (
-        1  # devices over which weights, teacher and optimiser are split (docs/scaling.md); divides their number
-    )
+    c.mesh.fsdp = 1  # devices that share weights, teacher and optimiser (docs/scaling.md); must divide their number
 
     c.eval = ConfigDict()
     c.eval.split = "val"

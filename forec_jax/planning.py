@@ -123,7 +123,7 @@ def collective_bytes(program: str) -> dict[str, int]:
     all-reduce's result through each device, and an all-gather's once.
     """
     total: dict[str, int] = {}
-    for result, kind in re.findall(rf"= (\(?[^=]*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", program):
+    for result, kind in re.findall(rf"= (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(", program):
         total[kind] = total.get(kind, 0) + sum(_size(*array) for array in re.findall(r"(\w+)\[([\d,]*)\]", result))
     return total
 

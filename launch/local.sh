@@ -16,7 +16,8 @@ export JAX_NUM_CPU_DEVICES=${DEVICES:-1}
 
 pids=()
 stop_all() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
-trap stop_all INT TERM
+interrupted=0
+trap 'interrupted=1; stop_all' INT TERM
 
 for ((process = 0; process < processes; process++)); do
     environment=()
@@ -31,9 +32,14 @@ done
 code=0
 for ((left = processes; left > 0; left--)); do
     wait -n && status=0 || status=$?
+    if ((interrupted)); then    # the wait ended, but no process did
+        interrupted=0 left=$((left + 1))
+        continue
+    fi
+    ((status != 127)) || break  # none is left
     if ((status != 0 && code == 0)); then
         code=$status
-        ((status > 128)) || stop_all
+        ((status == 130 || status == 143)) || stop_all    # those two: all of them heard of the signal
     fi
 done
 exit "$code"

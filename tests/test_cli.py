@@ -286,8 +286,8 @@ def start(workdir, *options, environment=None):
 
 
 def test_a_run_in_odd_surroundings_holds_its_workdir_and_stops_when_asked(tmp_path):
-    """A locale that is not UTF-8, no terminal, a path with a space and an umlaut; a second run; then SIGTERM."""
-    workdir = tmp_path / "my läufe"
+    """A locale that is not UTF-8, no terminal, a path with a space; a second run; then SIGTERM."""
+    workdir = tmp_path / "my runs"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     process = start(workdir, "--config.steps=100000", "--config.evaluate_every=100000", environment=environment)
     while last_step(workdir) < 2:

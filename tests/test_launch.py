@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,23 @@ def test_local_starts_every_process_with_its_flags(tmp_path):
 
 def test_local_stops_the_others_and_returns_the_failures_code(tmp_path):
     assert local(tmp_path, 2, "sys.exit(7) if sys.argv[3] == '--process=1' else time.sleep(100)\n") == 7
+
+
+def test_local_passes_a_signal_on_and_waits(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import pathlib, signal, sys, time\n"
+        "here = pathlib.Path(__file__).parent / sys.argv[3]\n"
+        "def leave(*_):\n    time.sleep(0.5)\n    here.with_suffix('.done').touch()\n    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, leave)\nhere.touch()\ntime.sleep(100)\n"
+    )
+    script = subprocess.Popen(["bash", LAUNCH / "local.sh", "2", sys.executable, program])
+    while len(list(tmp_path.glob("--process=*"))) < 2:
+        assert script.poll() is None
+        time.sleep(0.05)
+    script.terminate()
+    assert script.wait() == 143
+    assert len(list(tmp_path.glob("*.done"))) == 2
 
 
 def test_the_jobset_starts_as_many_processes_as_it_says():

@@ -6,7 +6,7 @@ from forec_jax.planning import Plan, collective_bytes, describe, plan_training
 
 PROGRAM = """
   %all-reduce.1 = f32[128,64]{1,0} all-reduce(%a), channel_id=1, to_apply=%add
-  %g = (bf16[10]{0}, f32[3]{0}) all-gather(%b, %c), dimensions={0}
+  %g = (bf16[10]{0}, /*index=1*/f32[3]{0}) all-gather(%b, %c), dimensions={0}
   %r = s32[] all-reduce(%d), to_apply=%max
   %s = f32[8]{0} reduce-scatter-start(%e), dimensions={0}
   %fused = f32[9]{0} fusion(%all-reduce.1), kind=kLoop

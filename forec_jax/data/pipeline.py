@@ -214,8 +214,8 @@ def _from_workers(batches: Iterator[Batch]) -> Iterator[Batch]:
         if "terminated unexpectedly" not in str(error):
             raise
         raise DataError(
-            f"a process that decodes images was killed ({error}), most often for want of memory; rerun to go on, "
-            "with a smaller data.workers, or 0 for threads"
+            f"a process that decodes images was killed ({error}), most often for want of memory; rerun the command to go on "
+            "with a smaller data.workers, or with 0 for threads"
         ) from error
 
 

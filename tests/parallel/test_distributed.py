@@ -62,12 +62,8 @@ def free_port():
 def start(workdir, processes, *, fsdp=1, signal_at=-1, environ=None):
     workdir.mkdir(exist_ok=True)
     port = free_port()
-    quiet = {
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-        "text": True,
-        "env": {**os.environ, **(environ or {})},
-    }
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(environ or {})}
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": variables}
     return [
         subprocess.Popen(
             [sys.executable, PROGRAM, workdir, *map(str, (port, processes, process, fsdp, signal_at))], **quiet
