@@ -299,7 +299,7 @@ def test_a_run_in_odd_surroundings_holds_its_workdir_and_stops_when_asked(tmp_pa
     assert process.wait() == 128 + signal.SIGTERM
     assert not (workdir / "summary.json").exists()
     saved = max(int(f.name.removeprefix("step_")) for f in (workdir / "checkpoints" / "last").glob("step_*"))
-    assert saved == last_step(workdir)
+    assert saved - last_step(workdir) in (0, 1)  # last_step leaves out a line that may be unfinished
 
 
 def last_step(workdir):
