@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,11 @@ def prepared_source(root: str, split: str, prepared: str) -> Source:
     return build.build_dataset(c).source(split)
 
 
-def library_batches(source: Source, geometry: Geometry, batch: int, workers: int, threads: int | None) -> Iterator[Any]:
-    """The library's pipeline."""
-    return train_batches(
+def library_batches(
+    source: Source, geometry: Geometry, batch: int, workers: int, threads: int | None
+) -> Generator[Any, None, None]:
+    """The library's pipeline, which ends with this generator."""
+    yield from train_batches(
         labelled=source, batch_labelled=batch, geometry=geometry, seed=0, workers=workers, threads=threads
     )
 
@@ -53,7 +55,9 @@ class TorchRows:
         return {name: np.array(value) for name, value in view._asdict().items() if value is not None}
 
 
-def torch_batches(source: Source, geometry: Geometry, batch: int, workers: int, threads: int | None) -> Iterator[Any]:
+def torch_batches(
+    source: Source, geometry: Geometry, batch: int, workers: int, threads: int | None
+) -> Generator[Any, None, None]:
     """PyTorch's, shuffled and without end."""
     del threads
     from torch.utils.data import DataLoader
@@ -71,7 +75,7 @@ def torch_batches(source: Source, geometry: Geometry, batch: int, workers: int, 
         yield from loader
 
 
-def rate(batches: Iterator[Any], batch: int, seconds: float) -> tuple[float, float]:
+def rate(batches: Generator[Any, None, None], batch: int, seconds: float) -> tuple[float, float]:
     """Images a wall-clock second, and a second of processor time of this process and its children that have ended."""
     for _ in range(3):
         next(batches)
@@ -107,7 +111,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         for name, make in [loaders[key] for key in loaders if values.framework in (key, "both")]:
             batches = make(source, geometry, values.batch, workers, values.threads)
             wall, processor = rate(batches, values.batch, values.seconds)
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
             # With workers the work is done elsewhere: this process's own time says nothing.
             a_core = wall / min(workers, os.cpu_count() or 1) if workers else processor
             rows.append({"loader": name, "workers": workers, "images/s": wall, "images/s a core": a_core})

@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py --encoder=resnet50 --batches=4,8,16 --crops=129,257 --devices=1,2,4,8 --json
 
-Each measurement is a process of its own: the number of devices and the cache are settled before JAX starts. On a CPU the
+Each measurement is a process of its own: the number of devices and the cache are settled before JAX compiles. On a CPU the
 devices are virtual and share its cores, so their rows show what distribution costs, not what it gains. Every process finds
 an empty compilation cache, except in the row that starts a second time. The last line is JSON.
 """
@@ -16,19 +16,17 @@ import sys
 import tempfile
 from typing import Any
 
+import jax
+from jax_step import JaxStep
 from measure import Spread, peak_process_bytes, seconds_of, table
 from workload import Workload, add_arguments, from_arguments
 
 
 def measure(workload: Workload, devices: int, rounds: int, cache: str) -> dict[str, Any]:
-    """A row of the table; runs in a fresh process, which imports JAX here."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-    import jax
-
+    """A row of the table; runs in a fresh process, whose devices are not made yet."""
+    jax.config.update("jax_compilation_cache_dir", cache)
     if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         jax.config.update("jax_num_cpu_devices", devices)
-    from jax_step import JaxStep
-
     step = JaxStep(workload, jax.devices()[:devices])
     step.run(1)
     seconds = Spread.of([seconds_of(lambda: step.run(1)) for _ in range(rounds)])
