@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, damaged and resumed."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -293,38 +294,43 @@ def test_any_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, c
     assert "is damaged" in caplog.text
 
 
-@pytest.fixture
-def files_of_at_most():
-    """Limits the size that a file can grow to, as a full disk does; the limit ends with the test."""
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Limits the size that a file can grow to, as a full disk does.
+
+    The limit must end before the test does: pytest's own output may go to a file that is longer.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_is_full_for_a_while_costs_only_the_checkpoints_of_that_while(tmp_path, caplog, files_of_at_most):
+def test_a_disk_that_is_full_for_a_while_costs_only_the_checkpoints_of_that_while(tmp_path, caplog):
     caplog.set_level(logging.WARNING, "forec_jax")
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save_last(small_state(1), 1)
     checkpoints.wait()
-    files_of_at_most(4000)  # the state has 16 KB
-    checkpoints.save_last(small_state(2), 2)
-    checkpoints.wait()
+    with files_of_at_most(4000):  # the state has 16 KB
+        checkpoints.save_last(small_state(2), 2)
+        checkpoints.wait()
     assert "a checkpoint cannot be written" in caplog.text
     assert [p.name for p in (tmp_path / "last").iterdir()] == ["step_1"]
-    files_of_at_most(None)
     checkpoints.save_last(small_state(3), 3)
     checkpoints.close()
     assert_equal(restored(tmp_path), small_state(3))
 
 
-def test_a_run_whose_last_checkpoint_is_missing_does_not_end_in_silence(tmp_path, files_of_at_most):
+def test_a_run_whose_last_checkpoint_is_missing_does_not_end_in_silence(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save_last(small_state(1), 1)
     checkpoints.wait()
-    files_of_at_most(4000)
-    checkpoints.save_last(small_state(2), 2)
-    with pytest.raises(CheckpointError, match=r"could not be written.*goes on from step 1"):
-        checkpoints.close()
+    with files_of_at_most(4000):
+        checkpoints.save_last(small_state(2), 2)
+        with pytest.raises(CheckpointError, match=r"could not be written.*goes on from step 1"):
+            checkpoints.close()
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, method, caplog):
