@@ -1,8 +1,10 @@
 """Data sets, splits, geometry and the training batches."""
 
+from forec_jax.data.balance import classes_in_images
 from forec_jax.data.camvid import camvid_dataset
 from forec_jax.data.cityscapes import cityscapes_dataset
 from forec_jax.data.folder import folder_dataset
+from forec_jax.data.partial import PartialLabels, parse_partial
 from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batches
 from forec_jax.data.shapes import shapes_dataset
 from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags, select
@@ -15,6 +17,7 @@ __all__ = [
     "Dataset",
     "Example",
     "Geometry",
+    "PartialLabels",
     "Source",
     "Split",
     "Subset",
@@ -23,8 +26,10 @@ __all__ = [
     "camvid_dataset",
     "cityscapes_dataset",
     "class_coverage",
+    "classes_in_images",
     "evaluation_examples",
     "folder_dataset",
+    "parse_partial",
     "resolve_split",
     "select",
     "shapes_dataset",

@@ -1,6 +1,16 @@
 """Losses: leaves that take arrays and give a `Mean` (a sum and a count), so that parts of a batch add up exactly."""
 
+from forec_jax.losses.contrast import class_means, class_weights, draw, regional_contrast
 from forec_jax.losses.cross_entropy import cross_entropy, mean_cross_entropy, ohem_cross_entropy
 from forec_jax.losses.reconstruction import squared_error
 
-__all__ = ["cross_entropy", "mean_cross_entropy", "ohem_cross_entropy", "squared_error"]
+__all__ = [
+    "class_means",
+    "class_weights",
+    "cross_entropy",
+    "draw",
+    "mean_cross_entropy",
+    "ohem_cross_entropy",
+    "regional_contrast",
+    "squared_error",
+]

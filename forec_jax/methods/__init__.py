@@ -2,6 +2,7 @@
 
 from forec_jax.methods.foreground_segmentation import ForegroundSegmentation
 from forec_jax.methods.mean_teacher import MeanTeacher
+from forec_jax.methods.reco import RegionalContrast
 from forec_jax.methods.reconstruction import ForegroundReconstruction, ImageReconstruction
 from forec_jax.methods.student import Auxiliary
 from forec_jax.methods.supervised import Supervised
@@ -12,5 +13,6 @@ __all__ = [
     "ForegroundSegmentation",
     "ImageReconstruction",
     "MeanTeacher",
+    "RegionalContrast",
     "Supervised",
 ]

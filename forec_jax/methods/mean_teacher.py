@@ -31,6 +31,7 @@ from forec_jax.methods.student import (
 from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
 from forec_jax.methods.views import (
     Colour,
+    completed_rows,
     labelled_rows,
     pseudo_labelled_rows,
     student_input,
@@ -47,6 +48,8 @@ class MeanTeacher:
     The teacher, an EMA of the student, labels the weak view in inference mode. Colour changes come first, on each
     image; then image, label, confidence and validity are mixed with the same boxes, labelled rows among themselves and
     unlabelled rows among themselves. Student, BatchNorm and normalisers see the whole global batch at once.
+    With `partial_labels` the teacher also labels the pixels of labelled rows that nobody labelled (they are UNLABELLED;
+    void stays void), and the batch needs no unlabelled rows.
     """
 
     network: Network
@@ -60,6 +63,7 @@ class MeanTeacher:
     normaliser: Normaliser = "valid"
     decay: float = 0.99
     bn_mode: BatchNormMode = "ema"
+    partial_labels: bool = False  # costs a forward pass of the teacher on the labelled rows
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -73,8 +77,10 @@ class MeanTeacher:
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or batch.unlabelled is None:
-            raise ValueError("mean_teacher needs both: set batch.labelled and batch.unlabelled above 0")
+        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
+            raise ValueError(
+                "mean_teacher needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)"
+            )
         view_key, dropout_key, task_key = jax.random.split(key, 3)
         teacher = state.teacher[STUDENT]
         image, views = self.views(teacher, batch.labelled, batch.unlabelled, view_key)
@@ -94,14 +100,24 @@ class MeanTeacher:
         aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, state.memory, metrics | task_metrics)
         return terms | unsupervised | task_terms, aux
 
-    def views(self, teacher: Variables, labelled: Labelled, unlabelled: Unlabelled, key: Array) -> tuple[Array, Views]:
+    def views(
+        self, teacher: Variables, labelled: Labelled, unlabelled: Unlabelled | None, key: Array
+    ) -> tuple[Array, Views]:
         """The student's images and what it should say about them."""
         colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
-        probabilities = class_probabilities(self.network, teacher, unit_image(unlabelled.image))
-        return student_input(
-            self.mixing(mixing_l, labelled_rows(colour_l, labelled, self.colour)),
-            self.mixing(mixing_u, pseudo_labelled_rows(colour_u, unlabelled, probabilities, self.colour)),
-        )
+
+        def teach(image: Array) -> Array:
+            return class_probabilities(self.network, teacher, unit_image(image))
+
+        if self.partial_labels:
+            rows = completed_rows(colour_l, labelled, teach(labelled.image), self.colour)
+        else:
+            rows = labelled_rows(colour_l, labelled, self.colour)
+        rows = self.mixing(mixing_l, rows)
+        if unlabelled is None:
+            return student_input(rows, None)
+        pseudo = pseudo_labelled_rows(colour_u, unlabelled, teach(unlabelled.image), self.colour)
+        return student_input(rows, self.mixing(mixing_u, pseudo))
 
     def update_teacher(
         self,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from forec_jax.contracts import IGNORE, Array, Mean, Metrics, Term, Terms, Views
 from forec_jax.losses import cross_entropy, mean_cross_entropy
 
-Normaliser = Literal["valid", "kept"]
+Normaliser = Literal["valid", "kept", "eta"]
 SupervisedLoss = Callable[[Array, Array, Array], Mean]
 """(logits f32[B,H,W,K], label i32[B,H,W], included bool[B,H,W]) -> the loss over (some of) the included pixels."""
 
@@ -27,17 +27,39 @@ def unsupervised_terms(
     """L_u (FOrec, section 4.2): cross-entropy against the pseudo-labels whose confidence is above the threshold.
 
     `normaliser="valid"` divides by all pseudo-labelled pixels that are not padding (UniMatch), "kept" by those above the
-    threshold. A threshold of 0 keeps all.
+    threshold. "eta" takes all pseudo-labelled pixels, each times the share of them above the threshold in its image, and
+    divides by their number (ReCo, Eq. 5). A threshold of 0 keeps all.
     """
+    candidate, kept = kept_pixels(views, threshold)
+    share, number = pixel_weights(candidate, kept, normaliser)
+    error = jnp.where(share > 0, share * cross_entropy(logits, views.label), 0.0)
+    terms = {"unsupervised_loss": Term(Mean(jnp.sum(error), number), weight)}
+    return terms, pseudo_label_metrics(views, candidate, kept)
+
+
+def kept_pixels(views: Views, threshold: float) -> tuple[Array, Array]:
+    """The pseudo-labelled pixels, and those of them above the threshold; both bool[B,H,W]."""
     candidate = ~views.is_ground_truth & views.valid & (views.label != IGNORE)
-    kept = candidate & (views.confidence > threshold)
-    error = jnp.where(kept, cross_entropy(logits, views.label), 0.0)
+    return candidate, candidate & (views.confidence > threshold)
+
+
+def pixel_weights(candidate: Array, kept: Array, normaliser: Normaliser) -> tuple[Array, Array]:
+    """What each pixel of L_u counts, f32[B,H,W], and the number f32[] that the sum is divided by."""
+    match normaliser:
+        case "eta":
+            of_image = jnp.sum(candidate, axis=(1, 2), keepdims=True)
+            eta = jnp.sum(kept, axis=(1, 2), keepdims=True) / jnp.maximum(of_image, 1)
+            return jnp.where(candidate, eta, 0.0), jnp.sum(candidate, dtype=jnp.float32)
+        case "kept":
+            return kept.astype(jnp.float32), jnp.sum(kept, dtype=jnp.float32)
+        case _:
+            return kept.astype(jnp.float32), jnp.sum(candidate, dtype=jnp.float32)
+
+
+def pseudo_label_metrics(views: Views, candidate: Array, kept: Array) -> Metrics:
+    """The share of the pseudo-labelled pixels that was kept, and their mean confidence."""
     candidates = jnp.sum(candidate, dtype=jnp.float32)
-    kept_count = jnp.sum(kept, dtype=jnp.float32)
-    count = candidates if normaliser == "valid" else kept_count
-    terms = {"unsupervised_loss": Term(Mean(jnp.sum(error), count), weight)}
-    metrics = {
-        "kept": Mean(kept_count, candidates),
+    return {
+        "kept": Mean(jnp.sum(kept, dtype=jnp.float32), candidates),
         "confidence": Mean(jnp.sum(jnp.where(candidate, views.confidence, 0.0)), candidates),
     }
-    return terms, metrics

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from forec_jax.augment import Rows
-from forec_jax.contracts import IGNORE, Array, Labelled, Unlabelled, Views
+from forec_jax.contracts import IGNORE, UNLABELLED, Array, Labelled, Unlabelled, Views
 
 Colour = Callable[[Array, Array, Array], Array]  # (key, image f32[B,H,W,3] in [0,1], valid) -> the same shape and range
 
@@ -17,30 +17,47 @@ def unit_image(image: Array) -> Array:
 
 
 def labelled_rows(key: Array, part: Labelled, colour: Colour) -> Rows:
-    """Rows whose every pixel is ground truth."""
+    """Rows of ground truth; an UNLABELLED pixel is none, and its label is IGNORE."""
     clean = unit_image(part.image)
+    unlabelled = part.label == UNLABELLED
     return Rows(
         clean=clean,
         strong=colour(key, clean, part.valid),
-        label=part.label,
-        confidence=jnp.ones(part.label.shape, jnp.float32),
-        is_ground_truth=jnp.ones(part.label.shape, bool),
+        label=jnp.where(unlabelled, IGNORE, part.label),
+        confidence=jnp.where(unlabelled, 0.0, 1.0),
+        is_ground_truth=~unlabelled,
         valid=part.valid,
+    )
+
+
+def completed_rows(key: Array, part: Labelled, probabilities: Array, colour: Colour) -> Rows:
+    """Rows of ground truth whose UNLABELLED pixels are labelled by the teacher's f32[b,H,W,K] probabilities."""
+    rows = labelled_rows(key, part, colour)
+    label, confidence = pseudo_labels(probabilities)
+    return rows._replace(
+        label=jnp.where(rows.is_ground_truth, rows.label, label),
+        confidence=jnp.where(rows.is_ground_truth, rows.confidence, confidence),
     )
 
 
 def pseudo_labelled_rows(key: Array, part: Unlabelled, probabilities: Array, colour: Colour) -> Rows:
     """Rows labelled by the teacher's f32[b,H,W,K] probabilities of the weak view, unthresholded; IGNORE in the padding."""
     clean = unit_image(part.image)
-    probabilities = jax.lax.stop_gradient(probabilities)
+    label, confidence = pseudo_labels(probabilities)
     return Rows(
         clean=clean,
         strong=colour(key, clean, part.valid),
-        label=jnp.where(part.valid, jnp.argmax(probabilities, axis=-1).astype(jnp.int32), IGNORE),
-        confidence=jnp.where(part.valid, jnp.max(probabilities, axis=-1), 0.0),
+        label=jnp.where(part.valid, label, IGNORE),
+        confidence=jnp.where(part.valid, confidence, 0.0),
         is_ground_truth=jnp.zeros(part.valid.shape, bool),
         valid=part.valid,
     )
+
+
+def pseudo_labels(probabilities: Array) -> tuple[Array, Array]:
+    """The likeliest classes i32[b,H,W] by f32[b,H,W,K], and how likely they are, f32[b,H,W]; without gradient."""
+    probabilities = jax.lax.stop_gradient(probabilities)
+    return jnp.argmax(probabilities, axis=-1).astype(jnp.int32), jnp.max(probabilities, axis=-1)
 
 
 def interleave(labelled: Array, unlabelled: Array) -> Array:
