@@ -39,11 +39,11 @@ def resolve_split(
 ) -> Split:
     """The split that two options describe.
 
-    `labelled`: a list file, "<count>:<seed>" (a draw), "balanced:<count>:<seed>[:<classes>]" (a draw that shows every
-    class about equally often, by images of so many classes; it needs `classes_of`), or "all"; all but the first are of the
-    pool's images with masks, which are those not in `maskless`. `unlabelled`: a list file, "rest" (the pool without the labelled part) or "none". Raises
-    DataError for a missing or empty list, an id that the pool does not have, an id listed twice or in both parts, a
-    validation id in either part, a labelled id without a mask, and a draw of more images than there are.
+    `labelled`: a list file; or of the pool's images with masks, which are those not in `maskless`, "all" of them,
+    "<count>:<seed>" (a draw), or "balanced:<count>:<seed>[:<classes>]" (see `balanced_draw`; it needs `classes_of`).
+    `unlabelled`: a list file, "rest" (the pool without the labelled part) or "none". Raises DataError for a missing or
+    empty list, an id that the pool does not have, an id listed twice or in both parts, a validation id in either part, a
+    labelled id without a mask, and a draw of more images than there are.
     """
     known = frozenset(pool_ids).union(validation_ids)
     masked_ids = tuple(name for name in pool_ids if name not in maskless)

@@ -22,7 +22,7 @@ class ClassMeans(NamedTuple):
     """What the valid pixels of a batch say about its classes; constants, without gradient."""
 
     mean: Array  # f32[K,D], the mean representation: the positive key (Eq. 2); 0 where the class is absent
-    count: Array  # i32[K], valid pixels
+    number: Array  # i32[K], of valid pixels
 
 
 class Draws(NamedTuple):
@@ -56,10 +56,10 @@ def class_weights(means: ClassMeans, keys: Keys, temperature: float) -> Array:
     `temperature` (1 is the paper's formula). "random" keys are any pixels of other classes: the classes' numbers of pixels.
     Weights are integers, so that a rounding difference between two machines changes next to no draw.
     """
-    classes = means.count.shape[0]
-    other = (means.count > 0)[None, :] & ~jnp.eye(classes, dtype=bool)
+    classes = means.number.shape[0]
+    other = (means.number > 0)[None, :] & ~jnp.eye(classes, dtype=bool)
     if keys == "random":
-        return jnp.where(other, means.count[None, :], 0)
+        return jnp.where(other, means.number[None, :], 0)
     direction = unit(means.mean)
     cosine = jnp.matmul(direction, direction.T, precision="highest")
     # Finite where nothing is left to choose from: the softmax of a row of -inf is NaN.

@@ -48,7 +48,7 @@ class RegionalContrast:
     def loss(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> tuple[Terms, Metrics]:
         """The contrast over labelled and unlabelled pixels together."""
         representation = outputs[self.head.name].output
-        size = representation.shape[1:3]
+        size = (representation.shape[1], representation.shape[2])
         label = nearest(views.label, size).reshape(-1)
         valid = nearest(is_known(views, self.pixel_threshold), size).reshape(-1)
         logits = nearest(outputs[SEGMENTATION].output, size).reshape(-1, self.classes)
