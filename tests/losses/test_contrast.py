@@ -90,7 +90,12 @@ def drawn(keys="active", queries=64, count=400, eligible=None, absent=()):
     means = class_means(jnp.asarray(representation), jnp.asarray(label), jnp.asarray(valid), K)
     weights = class_weights(means, keys, TEMPERATURE)
     draws = draw(
-        jax.random.key(3), *map(jnp.asarray, (label, valid, eligible)), weights, queries=queries, sets=queries, keys=count
+        jax.random.key(3),
+        *map(jnp.asarray, (label, valid, eligible)),
+        weights,
+        queries=queries,
+        sets=queries,
+        keys=count,
     )
     return representation.astype(np.float64), label, valid, jax.device_get(draws)
 
@@ -182,7 +187,9 @@ def test_one_and_eight_devices_draw_the_same_and_agree():
     def contrast(representation):
         means = class_means(representation, jnp.asarray(label), jnp.asarray(valid), K)
         weights = class_weights(means, "active", TEMPERATURE)
-        draws = draw(jax.random.key(0), jnp.asarray(label), jnp.asarray(valid), valid, weights, queries=Q, sets=Q, keys=M)
+        draws = draw(
+            jax.random.key(0), jnp.asarray(label), jnp.asarray(valid), valid, weights, queries=Q, sets=Q, keys=M
+        )
         return regional_contrast(representation, means, draws, temperature=TEMPERATURE).value(), draws
 
     spread = NamedSharding(make_mesh(), PartitionSpec(("data", "fsdp")))
