@@ -29,6 +29,7 @@ from forec_jax.data import (
     resolve_split,
     select,
     shapes_dataset,
+    sunrgbd_dataset,
     voc_dataset,
 )
 from forec_jax.data.published import check_protocol, protocol_names, published_name
@@ -88,6 +89,7 @@ ROOTS = {
     "voc": "VOC2012/",
     "camvid": "train/, trainannot/, val/ and valannot/",
     "cityscapes": "leftImg8bit/ and gtFine/",
+    "sunrgbd": "image/ and label37/",
     "folder": "images/, masks/ and classes.toml",
 }
 """What the folder data.root holds, by data set."""
@@ -107,6 +109,8 @@ def build_dataset(c: ConfigDict) -> Dataset:
             dataset = camvid_dataset(root, prepared)
         case "cityscapes":
             dataset = cityscapes_dataset(root, prepared)
+        case "sunrgbd":
+            dataset = sunrgbd_dataset(root, prepared)
         case _:
             dataset = folder_dataset(root, prepared, c.data.val_fraction)
     return with_background(dataset, c.data.background)

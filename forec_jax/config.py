@@ -30,7 +30,7 @@ def defaults() -> ConfigDict:
     c.batch.unlabelled = 8  # unlabelled rows a step, over all devices; 0 for none
 
     c.data = ConfigDict()
-    c.data.name = ""  # "shapes", "voc", "camvid", "cityscapes" or "folder" (a data set of your own)
+    c.data.name = ""  # "shapes", "voc", "camvid", "cityscapes", "sunrgbd" or "folder" (a data set of your own)
     c.data.root = ""  # voc: the folder that holds VOC2012/; otherwise the data set's own folder (docs/data.md)
     c.data.prepared = ""  # where prepared records go; empty: the user's cache folder
     c.data.size = 96  # shapes: side of an image in pixels

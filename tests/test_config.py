@@ -165,7 +165,15 @@ def load(path):
 
 
 @pytest.mark.parametrize(
-    "file", ["configs/shapes.py", "configs/voc.py", "configs/camvid.py", "configs/cityscapes.py", "configs/folder.py"]
+    "file",
+    [
+        "configs/shapes.py",
+        "configs/voc.py",
+        "configs/camvid.py",
+        "configs/cityscapes.py",
+        "configs/sunrgbd.py",
+        "configs/folder.py",
+    ],
 )
 def test_config_files_load_locked_with_every_variant(file):
     for variant in ("supervised", "mean_teacher", "reconstruction", "forec", "mean_teacher+forec"):

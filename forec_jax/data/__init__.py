@@ -9,6 +9,7 @@ from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batche
 from forec_jax.data.shapes import shapes_dataset
 from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags, select
 from forec_jax.data.splits import Split, class_coverage, resolve_split
+from forec_jax.data.sunrgbd import sunrgbd_dataset
 from forec_jax.data.transforms import Geometry
 from forec_jax.data.voc import voc_dataset
 
@@ -33,6 +34,7 @@ __all__ = [
     "resolve_split",
     "select",
     "shapes_dataset",
+    "sunrgbd_dataset",
     "train_batches",
     "voc_dataset",
 ]
