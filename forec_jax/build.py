@@ -238,7 +238,7 @@ def build_reconstruction(o: ConfigDict, labels: Labels) -> AuxiliaryTask:
 
 def build_reco(o: ConfigDict, labels: Labels) -> RegionalContrast:
     """ReCo; warns where there are few classes to contrast."""
-    for name in ("channels", "queries", "keys"):
+    for name in ("channels", "queries", "negative_keys"):
         if o[name] < 1:
             raise ConfigError(f"auxiliary.reco.{name}={o[name]} must be at least 1")
     for name in ("temperature", "relation_temperature"):
@@ -255,7 +255,7 @@ def build_reco(o: ConfigDict, labels: Labels) -> RegionalContrast:
         channels=o.channels,
         upsample=choose("auxiliary.reco.stride", o.stride, (4, 1)) == 1,
         queries=o.queries,
-        keys=o.keys,
+        negative_keys=o.negative_keys,
         key_sets=choose("auxiliary.reco.key_sets", o.key_sets, ("own", "shared")),
         query_sampling=choose("auxiliary.reco.query_sampling", o.query_sampling, ("hard", "easy", "random")),
         key_sampling=choose("auxiliary.reco.key_sampling", o.key_sampling, ("active", "random")),

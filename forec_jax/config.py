@@ -145,7 +145,7 @@ def _reco() -> ConfigDict:
             "channels": 256,  # of the representation
             "stride": 4,  # resolution of the representation: 4, a quarter of the image's, or 1
             "queries": 256,  # pixels drawn of each class
-            "keys": 512,  # negative keys drawn for each query
+            "negative_keys": 512,  # drawn for each query
             "key_sets": "own",  # "own": each query has its own keys; "shared": those of a class share them (less memory)
             "query_sampling": "hard",  # queries: pixels up to the next threshold ("hard"), above it ("easy"), or "random"
             "query_threshold": 0.97,  # delta_s: the student's probability of a pixel's label up to which it is hard

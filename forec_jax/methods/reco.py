@@ -31,7 +31,7 @@ class RegionalContrast:
     channels: int = 256
     upsample: bool = False  # the representation at the image's resolution instead of a quarter of it
     queries: int = 256  # of each class
-    keys: int = 512  # negative keys of each query
+    negative_keys: int = 512  # of each query
     key_sets: KeySets = "own"  # every query has keys of its own, or those of a class share them
     query_sampling: Queries = "hard"
     key_sampling: Keys = "active"
@@ -64,7 +64,7 @@ class RegionalContrast:
             class_weights(means, self.key_sampling, self.relation_temperature),
             queries=self.queries,
             sets=1 if self.key_sets == "shared" else self.queries,
-            keys=self.keys,
+            keys=self.negative_keys,
         )
         mean = regional_contrast(representation, means, draws, temperature=self.temperature)
         return {"reco_loss": Term(mean, 1.0)}, {

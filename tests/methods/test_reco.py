@@ -18,7 +18,7 @@ CLASSES, CHANNELS = 3, 4
 
 
 def task(**options):
-    return RegionalContrast(CLASSES, channels=CHANNELS, queries=8, keys=8, **options)
+    return RegionalContrast(CLASSES, channels=CHANNELS, queries=8, negative_keys=8, **options)
 
 
 def test_nearest_keeps_the_corners_and_every_fourth_pixel():
@@ -145,7 +145,7 @@ def test_a_short_training_with_forec_on_partial_labels(tmp_path):
             "model.decoder.low_level_channels": 4,
             "auxiliary.reco.channels": 8,
             "auxiliary.reco.queries": 8,
-            "auxiliary.reco.keys": 8,
+            "auxiliary.reco.negative_keys": 8,
         },
     )
     runs.run_training(c, tmp_path)
