@@ -42,6 +42,6 @@ def get_config(variant: str = "forec") -> ConfigDict:
     c.eval.batch = 16
     c.eval.bucket = 96
     apply_variant(c, variant)
-    for task in c.auxiliary.values():
+    for task in (task for task in c.auxiliary.values() if "threshold" in task):
         task.threshold = c.method.threshold
     return c

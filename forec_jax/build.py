@@ -18,15 +18,19 @@ from forec_jax.contracts import AuxiliaryTask, HeadSpec, Method, Network, TrainS
 from forec_jax.data import (
     Dataset,
     Geometry,
+    PartialLabels,
     Source,
     Split,
     camvid_dataset,
     cityscapes_dataset,
     class_coverage,
+    classes_in_images,
     folder_dataset,
+    parse_partial,
     resolve_split,
     select,
     shapes_dataset,
+    sunrgbd_dataset,
     voc_dataset,
 )
 from forec_jax.data.published import check_protocol, protocol_names, published_name
@@ -40,6 +44,7 @@ from forec_jax.methods import (
     ImageReconstruction,
     MeanTeacher,
     PsMt,
+    RegionalContrast,
     S4Gan,
     Supervised,
 )
@@ -99,6 +104,7 @@ ROOTS = {
     "voc": "VOC2012/",
     "camvid": "train/, trainannot/, val/ and valannot/",
     "cityscapes": "leftImg8bit/ and gtFine/",
+    "sunrgbd": "image/ and label37/",
     "folder": "images/, masks/ and classes.toml",
 }
 """What the folder data.root holds, by data set."""
@@ -118,6 +124,8 @@ def build_dataset(c: ConfigDict) -> Dataset:
             dataset = camvid_dataset(root, prepared)
         case "cityscapes":
             dataset = cityscapes_dataset(root, prepared)
+        case "sunrgbd":
+            dataset = sunrgbd_dataset(root, prepared)
         case _:
             dataset = folder_dataset(root, prepared, c.data.val_fraction)
     return with_background(dataset, c.data.background)
@@ -146,14 +154,26 @@ def build_training_data(c: ConfigDict) -> TrainingData:
         maskless=dataset.maskless,
         labelled=c.data.labelled,
         unlabelled=c.data.unlabelled if c.batch.unlabelled else "none",
+        classes_of=lambda ids: classes_in_images(select(pool, ids), len(dataset.classes)),
     )
     claim_protocol(c, split)
-    labelled = select(pool, split.labelled)
+    labelled: Source = select(pool, split.labelled)
     if missing := class_coverage(labelled, len(dataset.classes)):
         names = ", ".join(dataset.classes[index] for index in missing)
         log.warning("no labelled image shows: %s. These classes cannot be learned; label an image of each", names)
     unlabelled = select(pool, split.unlabelled).without_labels() if c.batch.unlabelled else None
-    return TrainingData(dataset, split, labelled, unlabelled, validation)
+    return TrainingData(dataset, split, with_partial_labels(labelled, c.data.partial), unlabelled, validation)
+
+
+def with_partial_labels(labelled: Source, partial: str) -> Source:
+    """The source with a part of each mask, "1px" or "5%"; as it is where `partial` is empty."""
+    if not partial:
+        return labelled
+    try:
+        share, seed = parse_partial(partial)
+    except ValueError as error:
+        raise ConfigError(f"data.partial={error}") from error
+    return PartialLabels(labelled, share, seed)
 
 
 def claim_protocol(c: ConfigDict, split: Split) -> None:
@@ -207,18 +227,58 @@ def build_auxiliary(c: ConfigDict, labels: Labels) -> tuple[Auxiliary, ...]:
 
 def build_task(name: str, o: ConfigDict, labels: Labels) -> AuxiliaryTask:
     """One auxiliary task."""
-    weights = {"labelled_weight": o.labelled_weight, "unlabelled_weight": o.unlabelled_weight}
-    match choose("auxiliary", name, ("reconstruction", "foreground_segmentation")):
+    match choose("auxiliary", name, ("reconstruction", "foreground_segmentation", "reco")):
         case "foreground_segmentation":
+            weights = {"labelled_weight": o.labelled_weight, "unlabelled_weight": o.unlabelled_weight}
             return ForegroundSegmentation(known_background(labels), threshold=o.threshold, **weights)
+        case "reco":
+            return build_reco(o, labels)
         case _:
-            space = choose("auxiliary.reconstruction.pixel_space", o.pixel_space, ("unit", "imagenet"))
-            if choose("auxiliary.reconstruction.target", o.target, ("image", "foreground")) == "image":
-                return ImageReconstruction(pixel_space=space, **weights)
-            void = choose("auxiliary.reconstruction.void", o.void, ("exclude", "zero"))
-            return ForegroundReconstruction(
-                known_background(labels), threshold=o.threshold, pixel_space=space, void=void, **weights
-            )
+            return build_reconstruction(o, labels)
+
+
+def build_reconstruction(o: ConfigDict, labels: Labels) -> AuxiliaryTask:
+    """Reconstruction of the image, or of its foreground (FOrec)."""
+    space = choose("auxiliary.reconstruction.pixel_space", o.pixel_space, ("unit", "imagenet"))
+    options = {
+        "labelled_weight": o.labelled_weight,
+        "unlabelled_weight": o.unlabelled_weight,
+        "pixel_space": space,
+    }
+    if choose("auxiliary.reconstruction.target", o.target, ("image", "foreground")) == "image":
+        return ImageReconstruction(**options)
+    void = choose("auxiliary.reconstruction.void", o.void, ("exclude", "zero"))
+    return ForegroundReconstruction(known_background(labels), threshold=o.threshold, void=void, **options)
+
+
+def build_reco(o: ConfigDict, labels: Labels) -> RegionalContrast:
+    """ReCo; warns where there are few classes to contrast."""
+    for name in ("channels", "queries", "negative_keys"):
+        if o[name] < 1:
+            raise ConfigError(f"auxiliary.reco.{name}={o[name]} must be at least 1")
+    for name in ("temperature", "relation_temperature"):
+        if o[name] <= 0:
+            raise ConfigError(f"auxiliary.reco.{name}={o[name]} must be above 0; published: 0.5")
+    if len(labels.classes) <= 2:
+        log.warning(
+            "auxiliary.reco contrasts classes, and there are only %d (%s): users of it report no gain with two",
+            len(labels.classes),
+            ", ".join(labels.classes),
+        )
+    return RegionalContrast(
+        len(labels.classes),
+        channels=o.channels,
+        upsample=choose("auxiliary.reco.stride", o.stride, (4, 1)) == 1,
+        queries=o.queries,
+        negative_keys=o.negative_keys,
+        key_sets=choose("auxiliary.reco.key_sets", o.key_sets, ("own", "shared")),
+        query_sampling=choose("auxiliary.reco.query_sampling", o.query_sampling, ("hard", "easy", "random")),
+        key_sampling=choose("auxiliary.reco.key_sampling", o.key_sampling, ("active", "random")),
+        query_threshold=o.query_threshold,
+        pixel_threshold=o.pixel_threshold,
+        temperature=o.temperature,
+        relation_temperature=o.relation_temperature,
+    )
 
 
 def known_background(labels: Labels) -> tuple[int, ...]:
@@ -310,7 +370,7 @@ def build_method(c: ConfigDict, labels: Labels, more: tuple[Auxiliary, ...] = ()
     if len({head.name for head in heads}) < len(heads):
         raise ConfigError(f"two auxiliary tasks want the same head: {', '.join(head.name for head in heads)}")
     mixing = build_mixing(c, len(labels.classes))
-    labelled_mixing = mixing if c.augment.mix_labelled else NoMixing()
+    labelled_mixing = mixing if c.augment.mix_labelled or c.data.partial else NoMixing()
     common: dict[str, Any] = {
         "network": build_network(c, heads),
         "colour": build_colour(c),
@@ -328,15 +388,15 @@ def build_method(c: ConfigDict, labels: Labels, more: tuple[Auxiliary, ...] = ()
         "threshold": c.method.threshold,
         "unsupervised_weight": c.method.unsupervised_weight,
         "ramp": in_steps(c, "method.ramp", c.method.ramp),
-        "normaliser": choose("method.normaliser", c.method.normaliser, ("valid", "kept")),
+        "normaliser": choose("method.normaliser", c.method.normaliser, ("valid", "kept", "eta")),
     }
     match c.method.name:
         case "ps_mt":
-            return build_ps_mt(c, common)
+            return build_ps_mt(c, common | {"partial_labels": bool(c.data.partial)})
         case "s4gan":
             return build_s4gan(c, common, len(labels.classes))
         case _:
-            return MeanTeacher(**common)
+            return MeanTeacher(**common, partial_labels=bool(c.data.partial))
 
 
 def in_steps(c: ConfigDict, key: str, length: float) -> int:
@@ -458,6 +518,7 @@ def protocol(c: ConfigDict) -> dict[str, Any]:
         "bn_mode": c.ema.bn_mode,
         "ema_decay": c.ema.decay,
         "pad_label": c.data.pad_label,
+        "partial": c.data.partial,
         "supervised_loss": c.method.supervised_loss,
         "threshold": c.method.threshold,
         "normaliser": c.method.normaliser,

@@ -25,7 +25,7 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
   predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
   visualize  --workdir=DIR[,DIR] --out=DIR --images=FILE|FOLDER|ID,ID [--class=NAME] [--k=4] [--correlate=SPLIT]
   table      --workdirs=DIR,DIR [--splits=val,...] [--network=...] [--checkpoint=...]       mIoU of several runs
-  prepare    --dataset=voc|camvid|cityscapes|folder --source=FOLDER [--prepared=DIR]
+  prepare    --dataset=voc|camvid|cityscapes|sunrgbd|folder --source=FOLDER [--prepared=DIR]
   voc-masks  --source=VOCdevkit --sbd=FOLDER --out=FOLDER       VOC-Aug's masks from VOC's and SBD's own files
   convert    --from=SOURCE --arch=resnet101 --weights=FILE --out=FILE.safetensors [--network=...]   PyTorch's weights
 
@@ -209,7 +209,7 @@ def prepare(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_enum(
-            "dataset", None, ["voc", "camvid", "cityscapes", "folder"], "which data set", flag_values=values
+            "dataset", None, ["voc", "camvid", "cityscapes", "sunrgbd", "folder"], "which data set", flag_values=values
         )
         flags.DEFINE_string("source", None, "its folder, as data.root", flag_values=values)
         flags.DEFINE_string("prepared", "", "where the records go; by default the cache folder", flag_values=values)

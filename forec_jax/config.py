@@ -31,16 +31,18 @@ def defaults() -> ConfigDict:
     c.batch.unlabelled = 8  # unlabelled rows a step, over all devices; 0 for none
 
     c.data = ConfigDict()
-    c.data.name = ""  # "shapes", "voc", "camvid", "cityscapes" or "folder" (a data set of your own)
+    c.data.name = ""  # "shapes", "voc", "camvid", "cityscapes", "sunrgbd" or "folder" (a data set of your own)
     c.data.root = ""  # voc: the folder that holds VOC2012/; otherwise the data set's own folder (docs/data.md)
     c.data.prepared = ""  # where prepared records go; empty: the user's cache folder
     c.data.size = 96  # shapes: side of an image in pixels
     c.data.background = ""  # "class,class": what FOrec takes as background; empty: the data set's own choice
     c.data.val_fraction = 0.2  # folder: part of the images with masks that is val where there is no val.txt
     c.data.pool = "train"  # the split that labelled and unlabelled images come from; voc: "train" or "train_aug"
-    c.data.labelled = "all"  # a list file, "<count>:<seed>" (a draw), or "all": of the pool's images with masks
+    c.data.labelled = "all"  # a list file, "<count>:<seed>" (a draw), or "all": of the pool's images with masks; or
+    # "balanced:<count>:<seed>[:<classes>]", a draw that shows every class about equally often (docs/data.md)
     c.data.unlabelled = "rest"  # a list file, "rest" (the pool without the labelled part), or "none"
     c.data.protocol = ""  # a published list that the split must be, such as "voc/classic/183" (docs/data.md); "": none
+    c.data.partial = ""  # of each class in each labelled image: "1px" (one pixel) or "5%", grown from it; "": all of it
     c.data.crop = 321  # side of the square training crop in pixels, at least 33
     c.data.scale = (0.5, 2.0)  # range of the random scale, relative to the image's own size
     c.data.flip = True  # mirror half of the images
@@ -89,7 +91,8 @@ def defaults() -> ConfigDict:
     c.method.supervised_weight = 1.0  # of L_s; 0 trains by the auxiliary tasks alone
     c.method.unsupervised_weight = 1.0  # of L_u; s4gan: of the self-training
     c.method.ramp = 0.0  # rise of that weight from 0, by a cosine: steps, or a fraction of `steps` below 1; 0: none
-    c.method.normaliser = "valid"  # what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident)
+    c.method.normaliser = "valid"  # what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident);
+    # "eta": all of them count, each image's times its share of confident ones (ReCo)
 
     c.method.ps_mt = ConfigDict()
     c.method.ps_mt.warmup = 0.0625  # without L_u: steps, or a fraction of `steps` below 1; published: 5 of 80 epochs
@@ -149,6 +152,25 @@ def _reconstruction(target: str) -> ConfigDict:
 
 def _foreground_segmentation() -> ConfigDict:
     return ConfigDict({"weight": 1.0, "labelled_weight": 1.0, "unlabelled_weight": 0.5, "threshold": 0.95})
+
+
+def _reco() -> ConfigDict:
+    return ConfigDict(
+        {
+            "weight": 1.0,  # of the contrast
+            "channels": 256,  # of the representation
+            "stride": 4,  # resolution of the representation: 4, a quarter of the image's, or 1
+            "queries": 256,  # pixels drawn of each class
+            "negative_keys": 512,  # drawn for each query
+            "key_sets": "own",  # "own": each query has its own keys; "shared": those of a class share them (less memory)
+            "query_sampling": "hard",  # queries: pixels up to the next threshold ("hard"), above it ("easy"), or "random"
+            "query_threshold": 0.97,  # delta_s: the student's probability of a pixel's label up to which it is hard
+            "key_sampling": "active",  # classes of the keys: "active", the similar ones more often, or "random" pixels
+            "pixel_threshold": 0.7,  # delta_w: the teacher's confidence above which an unlabelled pixel takes part
+            "temperature": 0.5,  # tau of the loss
+            "relation_temperature": 0.5,  # active keys: of the softmax over the similarities; the paper's formula has 1
+        }
+    )
 
 
 def _use_method(name: str) -> Change:
@@ -217,9 +239,46 @@ def _use_foreground_segmentation(c: ConfigDict) -> None:
     c.auxiliary.foreground_segmentation = _foreground_segmentation()
 
 
+def _use_reco(c: ConfigDict) -> None:
+    c.auxiliary.reco = _reco()
+
+
+def _eta(c: ConfigDict) -> None:
+    c.method.normaliser = "eta"
+    c.method.threshold = 0.97
+
+
+def _reco_paper(c: ConfigDict) -> None:
+    """ReCo, section 3.3 and appendix A: ClassMix with its colours, eta, one learning rate; VOC's crop and batch."""
+    for part in ("reco", "eta", "classmix"):
+        VARIANTS[part](c)
+    c.model.encoder = "resnet101"
+    c.ema.bn_mode = "own"
+    c.batch.labelled = 10
+    c.batch.unlabelled = 10 if c.batch.unlabelled else 0  # none for supervised training and partial labels
+    c.data.crop = 321
+    c.data.scale = (0.5, 1.5)
+    c.optim.lr = 2.5e-3
+    c.optim.head_lr_multiplier = 1.0
+    c.optim.weight_decay = 5e-4
+    c.steps = 40_000
+
+
+def _use_partial(share: str) -> Change:
+    """Partial labels on all images of the pool: the teacher labels the other pixels, and there are no other rows."""
+
+    def change(c: ConfigDict) -> None:
+        c.data.partial = share
+        c.data.labelled = "all"
+        c.data.unlabelled = "none"
+        c.batch.unlabelled = 0
+
+    return change
+
+
 def _other_lambdas(c: ConfigDict) -> None:
     c.method.unsupervised_weight = 0.5
-    for task in c.auxiliary.values():
+    for task in (task for task in c.auxiliary.values() if "labelled_weight" in task):
         task.labelled_weight = task.unlabelled_weight = 1.0
 
 
@@ -248,6 +307,14 @@ VARIANTS: Mapping[str, Change] = {
     "forec": _use_reconstruction("foreground"),
     "reconstruction_only": _reconstruction_only,  # no segmentation loss: the autoencoder of the paper's Figure 1
     "foreground_segmentation": _use_foreground_segmentation,
+    "reco": _use_reco,  # regional contrast, beside any method and any other task
+    "reco_forec": _sum_of("reco", "forec"),  # reco+forec
+    "reco_paper": _reco_paper,  # the ReCo paper's hyper-parameters, with reco
+    "eta": _eta,  # L_u as ReCo weights it, with or without its contrast
+    "partial_1px": _use_partial("1px"),  # ReCo's "Partial Labels Full Dataset"
+    "partial_1pc": _use_partial("1%"),
+    "partial_5pc": _use_partial("5%"),
+    "partial_25pc": _use_partial("25%"),
     "other_lambdas": _other_lambdas,  # L = L_s + 0.5 L_u + 1 L_rec, the other reading of the paper's two lambdas
     "u2pl_model": _u2pl_decoder,  # DeepLabV3+ as in U2PL
     "share_aspp": _share_aspp,  # a departure: the auxiliary tasks' heads read the segmentation's ASPP

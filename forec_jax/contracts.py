@@ -15,12 +15,15 @@ PyTree = Any
 IGNORE = 255
 """The label of a pixel that says nothing: void in the ground truth, or padding."""
 
+UNLABELLED = 254
+"""The label of a pixel that nobody has labelled, in a partly labelled batch: unlike IGNORE, a teacher may say its class."""
+
 
 class Labelled(NamedTuple):
     """Rows with masks."""
 
     image: Array  # u8[b,H,W,3]
-    label: Array  # i32[b,H,W], IGNORE where void or padding
+    label: Array  # i32[b,H,W], IGNORE where void or padding, UNLABELLED where nobody said (partial labels only)
     valid: Array  # bool[b,H,W], False in the padding
     skipped: Array  # i32[b], unreadable entries passed over to fill this row
 
@@ -94,7 +97,8 @@ class Views(NamedTuple):
     """What the student saw and what it should have said; what an auxiliary task is given."""
 
     image: Array  # f32[B,H,W,3] in [0,1]: the clean image after geometry and mixing, before colour changes
-    label: Array  # i32[B,H,W]: ground truth, else the teacher's unthresholded argmax; IGNORE for void and padding
+    label: Array  # i32[B,H,W]: ground truth, else the teacher's unthresholded argmax; IGNORE for void and padding, and
+    #               for a pixel that neither anyone nor a teacher labelled; never UNLABELLED
     confidence: Array  # f32[B,H,W] in [0,1]: the teacher's; 1 on ground truth
     is_ground_truth: Array  # bool[B,H,W]: per pixel, so that partly labelled and mixed rows are no special case
     valid: Array  # bool[B,H,W]: neither padding nor cut out

@@ -12,9 +12,18 @@ from forec_jax.augment import BetaBox, ClassMix, CutMix, CutOut, HalfAreaBox, No
 from forec_jax.build import ConfigError
 from forec_jax.cli import config_path
 from forec_jax.config import VARIANTS, apply_variant, defaults, load_config
-from forec_jax.contracts import HeadSpec
+from forec_jax.contracts import UNLABELLED, HeadSpec
+from forec_jax.data import shapes_dataset
 from forec_jax.losses import ohem_cross_entropy
-from forec_jax.methods import ForegroundReconstruction, ImageReconstruction, MeanTeacher, PsMt, S4Gan, Supervised
+from forec_jax.methods import (
+    ForegroundReconstruction,
+    ImageReconstruction,
+    MeanTeacher,
+    PsMt,
+    RegionalContrast,
+    S4Gan,
+    Supervised,
+)
 from forec_jax.runs import WorkdirError, read_config
 
 LABELS = build.Labels(("background", "a", "b"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), (0,))
@@ -141,6 +150,57 @@ def test_the_discriminator_has_adam_and_its_own_rate():
     assert float(jnp.abs(updates["student"]["encoder"]).max()) < 1e-3
 
 
+def test_the_variants_of_reco():
+    c = config("reco_paper+forec+partial_1px")
+    method = build.build_method(c, LABELS)
+    assert isinstance(method, MeanTeacher)
+    assert method.auxiliary[0].task == RegionalContrast(3)
+    assert isinstance(method.auxiliary[1].task, ForegroundReconstruction)
+    assert (method.normaliser, method.threshold, method.partial_labels) == ("eta", 0.97, True)
+    assert (c.batch.labelled, c.batch.unlabelled, c.data.labelled, c.data.unlabelled) == (10, 0, "all", "none")
+    assert config("reco_forec").to_dict() == config("forec+reco").to_dict()
+    assert config("reco").method.normaliser == "valid"  # the task alone: it attaches to any method
+
+
+@pytest.mark.parametrize("name", ["mean_teacher", "ps_mt"])
+def test_rows_with_partial_labels_are_mixed_as_unlabelled_ones(name):
+    method = build.build_method(config(f"{name}+cutmix+partial_1px"), LABELS)
+    assert method.partial_labels
+    assert method.labelled_mixing == method.mixing == CutMix(1.0, HalfAreaBox())
+
+
+def test_reco_warns_of_two_classes(caplog):
+    build.build_method(config("reco"), build.Labels(("a", "b"), ((0, 0, 0), (1, 1, 1)), (0,)))
+    assert "there are only 2 (a, b)" in caplog.text
+    caplog.clear()
+    build.build_method(config("reco"), LABELS)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(("name", "value"), [("queries", 0), ("temperature", 0.0), ("stride", 2), ("key_sets", "all")])
+def test_impossible_options_of_reco_are_errors(name, value):
+    c = config("reco")
+    c.auxiliary.reco[name] = value
+    with pytest.raises(ConfigError, match=rf"auxiliary\.reco\.{name}={value!r}"):
+        build.build_method(c, LABELS)
+
+
+@pytest.mark.parametrize("partial", ["0%", "120%", "5"])
+def test_an_impossible_share_of_labels_is_an_error(partial):
+    with pytest.raises(ConfigError, match=rf"data\.partial='{partial}'.*percentage"):
+        build.with_partial_labels(shapes_dataset(size=48).source("tune"), partial)
+
+
+def test_partial_labels_of_a_config():
+    c = config("partial_5pc")
+    c.data.size, c.data.pool, c.eval.split = 48, "tune", "val"
+    data = build.build_training_data(c)
+    assert (len(data.labelled), data.unlabelled) == (96, None)
+    label, full = data.labelled[0].label, shapes_dataset(size=48).source("tune")[0].label
+    assert (label == UNLABELLED).mean() > 0.5
+    assert np.isin(np.unique(full), np.unique(label)).all()
+
+
 def test_an_unknown_variant_names_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown variant 'forex'.*forec.*mean_teacher"):
         config("forex")
@@ -207,7 +267,15 @@ def load(path):
 
 
 @pytest.mark.parametrize(
-    "file", ["configs/shapes.py", "configs/voc.py", "configs/camvid.py", "configs/cityscapes.py", "configs/folder.py"]
+    "file",
+    [
+        "configs/shapes.py",
+        "configs/voc.py",
+        "configs/camvid.py",
+        "configs/cityscapes.py",
+        "configs/sunrgbd.py",
+        "configs/folder.py",
+    ],
 )
 def test_config_files_load_locked_with_every_variant(file):
     for variant in ("supervised", "reconstruction", "mean_teacher+forec", "ps_mt_forec", "s4gan", "classmix+forec"):

@@ -1,12 +1,15 @@
 """Data sets, splits, geometry and the training batches."""
 
+from forec_jax.data.balance import classes_in_images
 from forec_jax.data.camvid import camvid_dataset
 from forec_jax.data.cityscapes import cityscapes_dataset
 from forec_jax.data.folder import folder_dataset
+from forec_jax.data.partial import PartialLabels, parse_partial
 from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batches
 from forec_jax.data.shapes import shapes_dataset
 from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags, select
 from forec_jax.data.splits import Split, class_coverage, resolve_split
+from forec_jax.data.sunrgbd import sunrgbd_dataset
 from forec_jax.data.transforms import Geometry
 from forec_jax.data.voc import voc_dataset
 
@@ -15,6 +18,7 @@ __all__ = [
     "Dataset",
     "Example",
     "Geometry",
+    "PartialLabels",
     "Source",
     "Split",
     "Subset",
@@ -23,11 +27,14 @@ __all__ = [
     "camvid_dataset",
     "cityscapes_dataset",
     "class_coverage",
+    "classes_in_images",
     "evaluation_examples",
     "folder_dataset",
+    "parse_partial",
     "resolve_split",
     "select",
     "shapes_dataset",
+    "sunrgbd_dataset",
     "train_batches",
     "voc_dataset",
 ]

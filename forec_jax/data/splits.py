@@ -2,16 +2,21 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
+from forec_jax.data.balance import balanced_draw
 from forec_jax.data.source import DataError, Source
 
 _DRAW = re.compile(r"(\d+):(\d+)")
+_BALANCED = re.compile(r"balanced:(\d+):(\d+)(?::(\d+))?")
 _CITYSCAPES_IMAGE = "_leftImg8bit"
+
+ClassesOf = Callable[[Sequence[str]], Sequence[Collection[int]]]
+"""ids -> the classes that each image's mask shows."""
 
 
 class Split(NamedTuple):
@@ -30,17 +35,19 @@ def resolve_split(
     maskless: Collection[str] = (),
     labelled: str,
     unlabelled: str = "rest",
+    classes_of: ClassesOf | None = None,
 ) -> Split:
     """The split that two options describe.
 
-    `labelled`: a list file, "<count>:<seed>" (a draw), or "all"; the last two are of the pool's images with masks, which
-    are those not in `maskless`. `unlabelled`: a list file, "rest" (the pool without the labelled part) or "none". Raises
-    DataError for a missing or empty list, an id that the pool does not have, an id listed twice or in both parts, a
-    validation id in either part, a labelled id without a mask, and a draw of more images than there are.
+    `labelled`: a list file; or of the pool's images with masks, which are those not in `maskless`, "all" of them,
+    "<count>:<seed>" (a draw), or "balanced:<count>:<seed>[:<classes>]" (see `balanced_draw`; it needs `classes_of`).
+    `unlabelled`: a list file, "rest" (the pool without the labelled part) or "none". Raises DataError for a missing or
+    empty list, an id that the pool does not have, an id listed twice or in both parts, a validation id in either part, a
+    labelled id without a mask, and a draw of more images than there are.
     """
     known = frozenset(pool_ids).union(validation_ids)
     masked_ids = tuple(name for name in pool_ids if name not in maskless)
-    labelled_ids, name = _labelled_part(labelled, masked_ids, known)
+    labelled_ids, name = _labelled_part(labelled, masked_ids, known, classes_of)
     if unlabelled == "none":
         unlabelled_ids: tuple[str, ...] = ()
     elif unlabelled == "rest":
@@ -61,12 +68,18 @@ def resolve_split(
     return Split(name, labelled_ids, unlabelled_ids, list_sha256(labelled_ids))
 
 
-def _labelled_part(labelled: str, masked_ids: Sequence[str], known: Collection[str]) -> tuple[tuple[str, ...], str]:
+def _labelled_part(
+    labelled: str, masked_ids: Sequence[str], known: Collection[str], classes_of: ClassesOf | None
+) -> tuple[tuple[str, ...], str]:
     """The labelled ids and a name for the split that holds no path of this machine."""
     if labelled == "all":
         return tuple(masked_ids), "all"
     if match := _DRAW.fullmatch(labelled):
         return draw(masked_ids, int(match[1]), int(match[2])), labelled
+    if classes_of and (match := _BALANCED.fullmatch(labelled)):
+        count, seed, at_least = (int(group or 1) for group in match.groups())
+        classes = classes_of(masked_ids)
+        return balanced_draw(masked_ids, classes, count=count, seed=seed, at_least=at_least), labelled
     return read_list(labelled, known), "/".join(Path(labelled).with_suffix("").parts[-2:])
 
 
@@ -97,7 +110,8 @@ def read_list(path: str | Path, known: Collection[str]) -> tuple[str, ...]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: cannot read this list ({error}); give a text file with an id a line, or '<count>:<seed>'"
+            f"{path}: cannot read this list ({error}); give a text file with an id a line, '<count>:<seed>', or "
+            "'balanced:<count>:<seed>'"
         ) from error
     ids = tuple(_parse_line(line.strip(), known) for line in lines if line.strip())
     if not ids:

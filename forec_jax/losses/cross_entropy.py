@@ -35,16 +35,15 @@ def mean_cross_entropy(logits: Array, label: Array, included: Array) -> Mean:
     return Mean(jnp.sum(error), jnp.sum(included, dtype=jnp.float32))
 
 
-def confidence_weighted_cross_entropy(logits: Array, label: Array, confidence: Array, included: Array) -> Array:
-    """Each pixel's cross-entropy times its label's confidence (PS-MT), f32[B,H,W].
+def weighted_cross_entropy(logits: Array, label: Array, weight: Array) -> Array:
+    """Each pixel's cross-entropy times its weight, f32[B,H,W].
 
     Args:
         logits: f32[B,H,W,K].
-        label: i32[B,H,W] in [0, K) where included.
-        confidence: f32[B,H,W] in [0, 1]; carries no gradient.
-        included: bool[B,H,W]; the others have neither value nor gradient.
+        label: i32[B,H,W] in [0, K) where the weight is above 0.
+        weight: f32[B,H,W], at least 0; carries no gradient. Where it is 0, a pixel has neither value nor gradient.
     """
-    return jnp.where(included, jax.lax.stop_gradient(confidence) * cross_entropy(logits, label), 0.0)
+    return jnp.where(weight > 0, jax.lax.stop_gradient(weight) * cross_entropy(logits, label), 0.0)
 
 
 def ohem_cross_entropy(logits: Array, label: Array, included: Array, *, threshold: float, min_kept: int) -> Mean:

@@ -3,6 +3,7 @@
 from forec_jax.methods.foreground_segmentation import ForegroundSegmentation
 from forec_jax.methods.mean_teacher import MeanTeacher
 from forec_jax.methods.ps_mt import PsMt
+from forec_jax.methods.reco import RegionalContrast
 from forec_jax.methods.reconstruction import ForegroundReconstruction, ImageReconstruction
 from forec_jax.methods.s4gan import S4Gan
 from forec_jax.methods.student import Auxiliary
@@ -15,6 +16,7 @@ __all__ = [
     "ImageReconstruction",
     "MeanTeacher",
     "PsMt",
+    "RegionalContrast",
     "S4Gan",
     "Supervised",
 ]

@@ -30,13 +30,7 @@ from forec_jax.methods.student import (
     run_heads,
 )
 from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
-from forec_jax.methods.views import (
-    Colour,
-    labelled_rows,
-    pseudo_labelled_rows,
-    student_input,
-    unit_image,
-)
+from forec_jax.methods.views import Colour, taught_views
 
 STUDENT = "student"
 
@@ -49,6 +43,8 @@ class MeanTeacher:
     image; then image, label, confidence and validity are mixed with the same boxes, unlabelled rows among themselves by
     `mixing`, labelled rows among themselves by `labelled_mixing`. Student, BatchNorm and normalisers see the whole
     global batch at once.
+    With `partial_labels` the teacher also labels the pixels of labelled rows that nobody labelled (they are UNLABELLED;
+    void stays void), and the batch needs no unlabelled rows.
     """
 
     network: Network
@@ -64,6 +60,7 @@ class MeanTeacher:
     normaliser: Normaliser = "valid"
     decay: float = 0.99
     bn_mode: BatchNormMode = "ema"
+    partial_labels: bool = False  # costs a forward pass of the teacher on the labelled rows
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -77,8 +74,10 @@ class MeanTeacher:
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or batch.unlabelled is None:
-            raise ValueError("mean_teacher needs both: set batch.labelled and batch.unlabelled above 0")
+        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
+            raise ValueError(
+                "mean_teacher needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)"
+            )
         view_key, dropout_key, task_key = jax.random.split(key, 3)
         teacher = state.teacher[STUDENT]
         image, views = self.views(teacher, batch.labelled, batch.unlabelled, view_key)
@@ -102,13 +101,19 @@ class MeanTeacher:
         aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, state.memory, metrics | task_metrics)
         return terms | unsupervised | task_terms, aux
 
-    def views(self, teacher: Variables, labelled: Labelled, unlabelled: Unlabelled, key: Array) -> tuple[Array, Views]:
+    def views(
+        self, teacher: Variables, labelled: Labelled, unlabelled: Unlabelled | None, key: Array
+    ) -> tuple[Array, Views]:
         """The student's images and what it should say about them."""
-        colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
-        probabilities = class_probabilities(self.network, teacher, unit_image(unlabelled.image))
-        return student_input(
-            self.labelled_mixing(mixing_l, labelled_rows(colour_l, labelled, self.colour)),
-            self.mixing(mixing_u, pseudo_labelled_rows(colour_u, unlabelled, probabilities, self.colour)),
+        return taught_views(
+            lambda image: class_probabilities(self.network, teacher, image),
+            labelled,
+            unlabelled,
+            key,
+            colour=self.colour,
+            mixing=self.mixing,
+            labelled_mixing=self.labelled_mixing,
+            partial_labels=self.partial_labels,
         )
 
     def update_teacher(

@@ -31,7 +31,7 @@ from forec_jax.methods.segmentation_terms import (
 from forec_jax.methods.student import SEGMENTATION, Auxiliary, auxiliary_terms, decode_heads, head_names
 from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
 from forec_jax.methods.vat import adversarial_perturbation
-from forec_jax.methods.views import Colour, labelled_rows, pseudo_labelled_rows, student_input, unit_image
+from forec_jax.methods.views import Colour, taught_views
 
 STUDENT = "student"
 TEACHERS = ("teacher_1", "teacher_2")
@@ -64,6 +64,7 @@ class PsMt:
     warmup: int = 0  # steps
     epoch: int = 0  # steps until the other teacher's turn; 0 is unknown, which is enough to predict
     epsilon: float = 2.0  # length of the perturbation; 0: none
+    partial_labels: bool = False  # the teachers label the UNLABELLED pixels of labelled rows; as in the mean teacher
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -78,8 +79,8 @@ class PsMt:
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or batch.unlabelled is None:
-            raise ValueError("ps_mt needs both: set batch.labelled and batch.unlabelled above 0")
+        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
+            raise ValueError("ps_mt needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
         view_key, dropout_key, task_key, vat_key = jax.random.split(key, 4)
         image, views = self.views(state.teacher, batch.labelled, batch.unlabelled, view_key)
 
@@ -111,14 +112,18 @@ class PsMt:
         )
 
     def views(
-        self, teachers: dict[str, Variables], labelled: Labelled, unlabelled: Unlabelled, key: Array
+        self, teachers: dict[str, Variables], labelled: Labelled, unlabelled: Unlabelled | None, key: Array
     ) -> tuple[Array, Views]:
         """The student's images and what it should say about them."""
-        colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
-        probabilities = self.predict(teachers, unit_image(unlabelled.image), None)
-        return student_input(
-            self.labelled_mixing(mixing_l, labelled_rows(colour_l, labelled, self.colour)),
-            self.mixing(mixing_u, pseudo_labelled_rows(colour_u, unlabelled, probabilities, self.colour)),
+        return taught_views(
+            lambda image: self.predict(teachers, image, None),
+            labelled,
+            unlabelled,
+            key,
+            colour=self.colour,
+            mixing=self.mixing,
+            labelled_mixing=self.labelled_mixing,
+            partial_labels=self.partial_labels,
         )
 
     def perturbed(self, features: PyTree, views: Views, state: TrainState, key: Array) -> PyTree:

@@ -119,11 +119,7 @@ class S4Gan:
             "discriminator_real_loss": Term(real, 0.5),
             "discriminator_fake_loss": Term(fake, 0.5),
         }
-        terms = (
-            supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
-            | unsupervised
-            | adversarial
-        )
+        terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
 
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)

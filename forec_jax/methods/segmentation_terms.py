@@ -6,9 +6,9 @@ from typing import Literal
 import jax.numpy as jnp
 
 from forec_jax.contracts import IGNORE, Array, Mean, Metrics, Term, Terms, Views
-from forec_jax.losses import confidence_weighted_cross_entropy, cross_entropy, mean_cross_entropy
+from forec_jax.losses import mean_cross_entropy, weighted_cross_entropy
 
-Normaliser = Literal["valid", "kept"]
+Normaliser = Literal["valid", "kept", "eta"]
 SupervisedLoss = Callable[[Array, Array, Array], Mean]
 """(logits f32[B,H,W,K], label i32[B,H,W], included bool[B,H,W]) -> the loss over (some of) the included pixels."""
 
@@ -27,21 +27,24 @@ def unsupervised_terms(
     """L_u (FOrec, section 4.2): cross-entropy against the pseudo-labels whose confidence is above the threshold.
 
     `normaliser="valid"` divides by all pseudo-labelled pixels that are not padding (UniMatch), "kept" by those above the
-    threshold. A threshold of 0 keeps all.
+    threshold. "eta" takes all pseudo-labelled pixels, each times the share of them above the threshold in its image, and
+    divides by their number (ReCo, Eq. 5). A threshold of 0 keeps all.
     """
     candidate, kept = kept_pixels(views, threshold)
-    error = jnp.where(kept, cross_entropy(logits, views.label), 0.0)
-    terms = {"unsupervised_loss": Term(Mean(jnp.sum(error), divisor(candidate, kept, normaliser)), weight)}
+    share, number = pixel_weights(candidate, kept, normaliser)
+    error = weighted_cross_entropy(logits, views.label, share)
+    terms = {"unsupervised_loss": Term(Mean(jnp.sum(error), number), weight)}
     return terms, pseudo_label_metrics(views, candidate, kept)
 
 
 def confidence_weighted_terms(
     logits: Array, views: Views, *, threshold: float, normaliser: Normaliser, weight: Array | float
 ) -> tuple[Terms, Metrics]:
-    """PS-MT's L_u: as `unsupervised_terms`, with each kept pixel's cross-entropy times its confidence."""
+    """PS-MT's L_u: as `unsupervised_terms`, with each pixel's cross-entropy times its confidence."""
     candidate, kept = kept_pixels(views, threshold)
-    error = confidence_weighted_cross_entropy(logits, views.label, views.confidence, kept)
-    terms = {"unsupervised_loss": Term(Mean(jnp.sum(error), divisor(candidate, kept, normaliser)), weight)}
+    share, number = pixel_weights(candidate, kept, normaliser)
+    error = weighted_cross_entropy(logits, views.label, share * views.confidence)
+    terms = {"unsupervised_loss": Term(Mean(jnp.sum(error), number), weight)}
     return terms, pseudo_label_metrics(views, candidate, kept)
 
 
@@ -51,9 +54,17 @@ def kept_pixels(views: Views, threshold: float) -> tuple[Array, Array]:
     return candidate, candidate & (views.confidence > threshold)
 
 
-def divisor(candidate: Array, kept: Array, normaliser: Normaliser) -> Array:
-    """The number of pixels that L_u is divided by, f32[]."""
-    return jnp.sum(candidate if normaliser == "valid" else kept, dtype=jnp.float32)
+def pixel_weights(candidate: Array, kept: Array, normaliser: Normaliser) -> tuple[Array, Array]:
+    """What each pixel of L_u counts, f32[B,H,W], and the number f32[] that the sum is divided by."""
+    match normaliser:
+        case "eta":
+            of_image = jnp.sum(candidate, axis=(1, 2), keepdims=True)
+            eta = jnp.sum(kept, axis=(1, 2), keepdims=True) / jnp.maximum(of_image, 1)
+            return jnp.where(candidate, eta, 0.0), jnp.sum(candidate, dtype=jnp.float32)
+        case "kept":
+            return kept.astype(jnp.float32), jnp.sum(kept, dtype=jnp.float32)
+        case _:
+            return kept.astype(jnp.float32), jnp.sum(candidate, dtype=jnp.float32)
 
 
 def pseudo_label_metrics(views: Views, candidate: Array, kept: Array) -> Metrics:

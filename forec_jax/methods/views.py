@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from forec_jax.augment import Rows
-from forec_jax.contracts import IGNORE, Array, Labelled, Unlabelled, Views
+from forec_jax.augment import Mixing, Rows
+from forec_jax.contracts import IGNORE, UNLABELLED, Array, Labelled, Unlabelled, Views
 
 PSEUDO_LABELS = "pseudo_labels"
 """Name of the values that are worth keeping where a forward pass is recomputed: they took one of the teacher's."""
@@ -21,24 +21,33 @@ def unit_image(image: Array) -> Array:
 
 
 def labelled_rows(key: Array, part: Labelled, colour: Colour) -> Rows:
-    """Rows whose every pixel is ground truth."""
+    """Rows of ground truth; an UNLABELLED pixel is none, and its label is IGNORE."""
     clean = unit_image(part.image)
+    unlabelled = part.label == UNLABELLED
     return Rows(
         clean=clean,
         strong=colour(key, clean, part.valid),
-        label=part.label,
-        confidence=jnp.ones(part.label.shape, jnp.float32),
-        is_ground_truth=jnp.ones(part.label.shape, bool),
+        label=jnp.where(unlabelled, IGNORE, part.label),
+        confidence=jnp.where(unlabelled, 0.0, 1.0),
+        is_ground_truth=~unlabelled,
         valid=part.valid,
+    )
+
+
+def completed_rows(key: Array, part: Labelled, probabilities: Array, colour: Colour) -> Rows:
+    """Rows of ground truth whose UNLABELLED pixels are labelled by the teacher's f32[b,H,W,K] probabilities."""
+    rows = labelled_rows(key, part, colour)
+    label, confidence = pseudo_labels(probabilities)
+    return rows._replace(
+        label=jnp.where(rows.is_ground_truth, rows.label, label),
+        confidence=jnp.where(rows.is_ground_truth, rows.confidence, confidence),
     )
 
 
 def pseudo_labelled_rows(key: Array, part: Unlabelled, probabilities: Array, colour: Colour) -> Rows:
     """Rows labelled by the teacher's f32[b,H,W,K] probabilities of the weak view, unthresholded; IGNORE in the padding."""
     clean = unit_image(part.image)
-    probabilities = jax.lax.stop_gradient(probabilities)
-    label = checkpoint_name(jnp.argmax(probabilities, axis=-1).astype(jnp.int32), PSEUDO_LABELS)
-    confidence = checkpoint_name(jnp.max(probabilities, axis=-1), PSEUDO_LABELS)
+    label, confidence = pseudo_labels(probabilities)
     return Rows(
         clean=clean,
         strong=colour(key, clean, part.valid),
@@ -47,6 +56,41 @@ def pseudo_labelled_rows(key: Array, part: Unlabelled, probabilities: Array, col
         is_ground_truth=jnp.zeros(part.valid.shape, bool),
         valid=part.valid,
     )
+
+
+def taught_views(
+    teach: Callable[[Array], Array],
+    labelled: Labelled,
+    unlabelled: Unlabelled | None,
+    key: Array,
+    *,
+    colour: Colour,
+    mixing: Mixing,
+    labelled_mixing: Mixing,
+    partial_labels: bool,
+) -> tuple[Array, Views]:
+    """The student's images and what it should say about them, where a teacher says what the labels do not.
+
+    Args:
+        teach: unit images f32[b,H,W,3] -> class probabilities f32[b,H,W,K].
+        labelled: rows of ground truth; with `partial_labels` the teacher labels their UNLABELLED pixels.
+        unlabelled: rows that the teacher labels; may be None.
+        key: of the colour changes and the mixing.
+        colour: of the student's view.
+        mixing: of the unlabelled rows among themselves.
+        labelled_mixing: of the labelled rows among themselves.
+        partial_labels: whether the labelled rows have UNLABELLED pixels.
+    """
+    colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
+    if partial_labels:
+        rows = completed_rows(colour_l, labelled, teach(unit_image(labelled.image)), colour)
+    else:
+        rows = labelled_rows(colour_l, labelled, colour)
+    rows = labelled_mixing(mixing_l, rows)
+    if unlabelled is None:
+        return student_input(rows, None)
+    pseudo = pseudo_labelled_rows(colour_u, unlabelled, teach(unit_image(unlabelled.image)), colour)
+    return student_input(rows, mixing(mixing_u, pseudo))
 
 
 def unlabelled_rows(key: Array, part: Unlabelled, colour: Colour) -> Rows:
@@ -64,12 +108,18 @@ def unlabelled_rows(key: Array, part: Unlabelled, colour: Colour) -> Rows:
 
 def self_labelled(views: Views, probabilities: Array) -> Views:
     """The views with the student's own f32[B,H,W,K] probabilities of them as pseudo-labels where there is no truth."""
-    probabilities = jax.lax.stop_gradient(probabilities)
+    label, confidence = pseudo_labels(probabilities)
     asked = views.valid & ~views.is_ground_truth
     return views._replace(
-        label=jnp.where(asked, jnp.argmax(probabilities, axis=-1).astype(jnp.int32), views.label),
-        confidence=jnp.where(asked, jnp.max(probabilities, axis=-1), views.confidence),
+        label=jnp.where(asked, label, views.label), confidence=jnp.where(asked, confidence, views.confidence)
     )
+
+
+def pseudo_labels(probabilities: Array) -> tuple[Array, Array]:
+    """The likeliest classes i32[b,H,W] by f32[b,H,W,K], and how likely they are, f32[b,H,W]; without gradient."""
+    probabilities = jax.lax.stop_gradient(probabilities)
+    label = checkpoint_name(jnp.argmax(probabilities, axis=-1).astype(jnp.int32), PSEUDO_LABELS)
+    return label, checkpoint_name(jnp.max(probabilities, axis=-1), PSEUDO_LABELS)
 
 
 def interleave(labelled: Array, unlabelled: Array) -> Array:

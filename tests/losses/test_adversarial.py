@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forec_jax.losses import confidence_weighted_cross_entropy, discrimination, feature_matching
+from forec_jax.losses import discrimination, feature_matching, weighted_cross_entropy
 
 REAL = jnp.array([True, False, True, False, False])
 
@@ -36,11 +36,10 @@ def test_feature_matching_without_one_side_is_zero(real):
     assert (float(mean.value()), float(mean.number)) == (0.0, 0.0)
 
 
-def test_confidence_weighs_the_cross_entropy_and_gets_no_gradient():
+def test_a_weighted_cross_entropy_has_no_gradient_by_its_weights():
     logits = jnp.broadcast_to(jnp.log(jnp.array([0.25, 0.75])), (1, 1, 3, 2))
-    label, included = jnp.array([[[0, 1, 0]]]), jnp.array([[[True, True, False]]])
-    confidence = jnp.array([[[0.5, 0.9, 1.0]]])
-    error = confidence_weighted_cross_entropy(logits, label, confidence, included)
+    label, weight = jnp.array([[[0, 1, 255]]]), jnp.array([[[0.5, 0.9, 0.0]]])
+    error = weighted_cross_entropy(logits, label, weight)
     np.testing.assert_allclose(error, [[[-0.5 * np.log(0.25), -0.9 * np.log(0.75), 0.0]]], rtol=1e-6)
-    gradient = jax.grad(lambda c: confidence_weighted_cross_entropy(logits, label, c, included).sum())(confidence)
+    gradient = jax.grad(lambda w: weighted_cross_entropy(logits, label, w).sum())(weight)
     np.testing.assert_array_equal(gradient, 0)

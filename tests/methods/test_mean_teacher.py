@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,9 +7,10 @@ import optax
 import pytest
 
 from forec_jax.augment import NoMixing
-from forec_jax.contracts import IGNORE, Batch, HeadSpec, Labelled, Mean, Unlabelled, Variables, Views
+from forec_jax.contracts import IGNORE, UNLABELLED, Batch, HeadSpec, Labelled, Mean, Unlabelled, Variables, Views
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, ImageReconstruction, MeanTeacher, Supervised
 from forec_jax.methods.segmentation_terms import supervised_terms, unsupervised_terms
+from forec_jax.methods.student import class_probabilities
 from forec_jax.methods.teacher import ema_decay, first_teacher, updated_teacher
 from forec_jax.methods.views import interleave
 from forec_jax.models import DeepLabOptions, deeplab_network
@@ -145,6 +148,60 @@ def test_unsupervised_terms_by_hand(normaliser, divisor):
     assert float(metrics["kept"].value()) == pytest.approx(2 / 3)
     supervised = supervised_terms(logits, v)["supervised_loss"]
     assert float(supervised.mean.value()) == pytest.approx(-np.log(0.25), rel=1e-6)
+
+
+def test_eta_weights_each_image_by_its_share_of_confident_pixels():
+    """Image 0 has one of two confident, image 1 (its last pixel is padding) none of three, image 2 both of two."""
+    label = jnp.array([[[0, 1, IGNORE, IGNORE]], [[0, 1, 1, IGNORE]], [[1, 1, IGNORE, IGNORE]]])
+    v = Views(
+        image=jnp.zeros((3, 1, 4, 3)),
+        label=label,
+        confidence=jnp.array([[[0.99, 0.5, 0, 0]], [[0.5, 0.5, 0.5, 0]], [[0.99, 0.99, 0, 0]]]),
+        is_ground_truth=jnp.zeros((3, 1, 4), bool),
+        valid=label != IGNORE,
+        labelled_row=jnp.zeros(3, bool),
+    )
+    logits = jnp.broadcast_to(jnp.log(jnp.array([0.25, 0.75])), (3, 1, 4, 2))
+    terms, _ = unsupervised_terms(logits, v, threshold=0.97, normaliser="eta", weight=1.0)
+    expected = (0.5 * (-np.log(0.25) - np.log(0.75)) + 2 * -np.log(0.75)) / 7
+    assert float(terms["unsupervised_loss"].mean.value()) == pytest.approx(expected, rel=1e-6)
+
+
+def partly_labelled(batch):
+    """The labelled rows alone, with a pixel that nobody labelled and a void one in each, and a row without any label."""
+    label = batch.labelled.label.copy()
+    label[:, 0, 0], label[:, 0, 1] = UNLABELLED, IGNORE
+    label[1, :-1] = UNLABELLED
+    return Batch(batch.labelled._replace(label=label))
+
+
+def test_the_teacher_labels_the_pixels_that_nobody_labelled_but_no_void(make_toy_network):
+    method = dataclasses.replace(make_method(make_toy_network(HEADS)), partial_labels=True)
+    batch = partly_labelled(make_batch())
+    state = first_state(method, optax.sgd(0.1), seed=0)
+    teacher = state.teacher["student"]
+    _, views = method.views(teacher, batch.labelled, None, jax.random.key(0))
+    probabilities = class_probabilities(method.network, teacher, jnp.asarray(batch.labelled.image / 255.0, jnp.float32))
+    gap = batch.labelled.label == UNLABELLED
+    np.testing.assert_array_equal(views.is_ground_truth, ~gap)
+    np.testing.assert_array_equal(np.asarray(views.label)[~gap], batch.labelled.label[~gap])
+    np.testing.assert_array_equal(np.asarray(views.label)[gap], np.asarray(probabilities.argmax(-1))[gap])
+    np.testing.assert_allclose(np.asarray(views.confidence)[gap], np.asarray(probabilities.max(-1))[gap], rtol=1e-6)
+    assert (views.label[0, 0, 1], views.confidence[0, 0, 1]) == (IGNORE, 1.0)
+    terms, _ = method.loss(state.params, state, batch, jax.random.key(0))
+    assert float(terms["unsupervised_loss"].mean.number) == gap.sum()
+    assert float(terms["supervised_loss"].mean.number) == 5 * 6 - 2  # row 0, without gap, void and padding
+
+
+def test_supervised_leaves_pixels_without_a_label_out(make_toy_network):
+    method = Supervised(network=make_toy_network(HEADS[:1]), colour=same_colour, mixing=NoMixing())
+    state = first_state(method, optax.sgd(0.1), seed=0)
+    batch = partly_labelled(make_batch())
+    terms, _ = method.loss(state.params, state, batch, jax.random.key(0))
+    assert float(terms["supervised_loss"].mean.number) == 5 * 6 - 2
+    nothing = Batch(batch.labelled._replace(label=np.full_like(batch.labelled.label, UNLABELLED)))
+    terms, _ = method.loss(state.params, state, nothing, jax.random.key(0))
+    assert float(terms["supervised_loss"].mean.value()) == 0
 
 
 def test_ema_decay_warms_up():

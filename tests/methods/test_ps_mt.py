@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from forec_jax.augment import NoMixing
-from forec_jax.contracts import Batch, HeadSpec, Labelled, Unlabelled, Variables
+from forec_jax.contracts import UNLABELLED, Batch, HeadSpec, Labelled, Unlabelled, Variables
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, PsMt
 from forec_jax.methods.ps_mt import TEACHERS
 from forec_jax.parallel import make_mesh, replicated, shard_batch
@@ -76,6 +76,22 @@ def test_the_loss_equals_a_numpy_oracle(make_toy_network):
     expected = np.where(confidence > 0.6, confidence * error, 0).mean()
     assert float(terms["unsupervised_loss"].mean.value()) == pytest.approx(float(expected), rel=1e-4)
     assert float(terms["unsupervised_loss"].weight) == pytest.approx(0.7 * 0.5, rel=1e-5)  # step 98 of 196
+
+
+def test_the_teachers_label_the_pixels_that_nobody_labelled(make_toy_network):
+    batch = make_batch()
+    label = batch.labelled.label.copy()
+    label[:, 0, :2] = UNLABELLED
+    batch = Batch(batch.labelled._replace(label=label))
+    method = make_method(make_toy_network(normalise=False), partial_labels=True, epsilon=0.0)
+    state = apart(first_state(method, TX, seed=3))
+    _, views = method.views(state.teacher, batch.labelled, None, jax.random.key(0))
+    ensemble = method.predict(state.teacher, jnp.asarray(batch.labelled.image / 255.0, jnp.float32), None)
+    gap = label == UNLABELLED
+    np.testing.assert_array_equal(np.asarray(views.label)[gap], np.asarray(ensemble.argmax(-1))[gap])
+    np.testing.assert_array_equal(np.asarray(views.label)[~gap], label[~gap])
+    terms, _ = method.loss(state.params, state, batch, jax.random.key(0))
+    assert float(terms["unsupervised_loss"].mean.number) == gap.sum()
 
 
 def test_the_teachers_take_turns_after_the_warm_up(make_toy_network):

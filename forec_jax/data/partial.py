@@ -1,0 +1,93 @@
+"""Partly labelled images: "Partial Labels Full Dataset" of ReCo (Liu et al., ICLR 2022, section 4)."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from forec_jax.contracts import IGNORE, UNLABELLED
+from forec_jax.data.source import DataError, Example, Source
+
+_SHARE = re.compile(r"(?:1px|(?P<percent>\d+(?:\.\d+)?)%)(?::(?P<seed>\d+))?")
+_REACH = 2  # pixels by which a 5x5 dilation grows to each side
+
+
+def parse_partial(option: str) -> tuple[Fraction, int]:
+    """The share of each class's pixels (0: one pixel) and the seed that "1px", "5%" or "5%:SEED" say.
+
+    Raises ValueError for anything else, and for a percentage outside (0, 100].
+    """
+    match = _SHARE.fullmatch(option)
+    if not match:
+        raise ValueError(f"{option!r} is neither '1px' nor a percentage such as '5%' (with a seed: '5%:1')")
+    seed = int(match["seed"] or 0)
+    if match["percent"] is None:
+        return Fraction(0), seed
+    share = Fraction(match["percent"]) / 100
+    if not 0 < share <= 1:
+        raise ValueError(f"{option!r}: the percentage must be above 0 and at most 100")
+    return share, seed
+
+
+@dataclass(frozen=True)
+class PartialLabels:
+    """A source of which a part of each mask is shown: the rest of its pixels is UNLABELLED, and void stays void.
+
+    In each image, each class starts at one of its pixels and grows to a share of its pixels (0: that pixel alone). An
+    image's labels follow from the seed and its id, and those of a larger share contain those of a smaller one.
+    """
+
+    source: Source
+    share: Fraction
+    seed: int
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The examples' names."""
+        return self.source.ids
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.source[index]
+        if example.label is None:
+            raise DataError(f"{example.id} has no mask to take labels from; add one, or leave it out of data.labelled")
+        return example._replace(label=partial_label(example.label, self.share, f"{self.seed}:{example.id}"))
+
+    def without_labels(self) -> Source:
+        """The same images, masks unopened."""
+        return self.source.without_labels()
+
+
+def partial_label(label: np.ndarray, share: Fraction, name: str) -> np.ndarray:
+    """u8[H,W] with the part of u8[H,W] that is shown; `name` fixes the first pixels."""
+    shown = np.where(label == IGNORE, label, UNLABELLED).astype(np.uint8)
+    for k in np.unique(label[label != IGNORE]).tolist():
+        rows, columns = np.nonzero(label == k)
+        grown = grow(rows, columns, first_pixel(f"{name}:{k}", len(rows)), share)
+        shown[rows[grown], columns[grown]] = k
+    return shown
+
+
+def first_pixel(name: str, count: int) -> int:
+    """One of `count` pixels: the SHA-256 of the name, so that it depends on no library's random numbers."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()) % count
+
+
+def grow(rows: np.ndarray, columns: np.ndarray, first: int, share: Fraction) -> np.ndarray:
+    """bool[n]: which of a class's n pixels are shown.
+
+    From the pixel `first`, a 5x5 square dilates until the share of the class's pixels that it covers is reached. It is
+    not held back by the class's border: after t dilations it is the square of 2t pixels to each side of the first one,
+    in which parts of the class that do not touch count as well, so that it always ends.
+    """
+    distance = np.maximum(np.abs(rows - rows[first]), np.abs(columns - columns[first]))
+    dilations = -(-distance // _REACH)
+    covered = np.cumsum(np.bincount(dilations))  # after 0, 1, ... dilations; the last is the whole class
+    enough = int(np.searchsorted(covered, -(-len(rows) * share.numerator // share.denominator)))
+    shown: np.ndarray = dilations <= enough
+    return shown

@@ -1,0 +1,159 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from forec_jax import runs
+from forec_jax.augment import ClassMix
+from forec_jax.config import load_config
+from forec_jax.contracts import IGNORE, UNLABELLED, Batch, HeadOutput, HeadSpec, Labelled, Views
+from forec_jax.methods import Auxiliary, MeanTeacher, RegionalContrast
+from forec_jax.methods.reco import nearest
+from forec_jax.parallel import make_mesh, replicated, shard_batch
+from forec_jax.training import compile_step, create_state
+
+KEY = jax.random.key(0)
+CLASSES, CHANNELS = 3, 4
+
+
+def task(**options):
+    return RegionalContrast(CLASSES, channels=CHANNELS, queries=8, negative_keys=8, **options)
+
+
+def test_nearest_keeps_the_corners_and_every_fourth_pixel():
+    """321 pixels at a quarter: the decoder's 81, on every fourth pixel."""
+    rows = jnp.broadcast_to(jnp.arange(321)[:, None], (1, 321, 321))
+    np.testing.assert_array_equal(nearest(rows, (81, 81))[0, :, 0], np.arange(0, 321, 4))
+    np.testing.assert_array_equal(nearest(rows, (321, 321)), rows)
+    assert nearest(jnp.zeros((2, 7, 9, 3)), (2, 1)).shape == (2, 2, 1, 3)
+
+
+def one_row(label, confidence, truth, valid, chance):
+    """Views of one row of pixels, and outputs in which each pixel's label has the probability `chance`."""
+    shape = (1, 1, len(label))
+    views = Views(
+        image=jnp.zeros((*shape, 3)),
+        label=jnp.array(label).reshape(shape),
+        confidence=jnp.array(confidence).reshape(shape),
+        is_ground_truth=jnp.array(truth).reshape(shape),
+        valid=jnp.array(valid).reshape(shape),
+        labelled_row=jnp.array([True]),
+    )
+    chance = np.array(chance)[:, None]
+    probability = np.where(np.arange(CLASSES) == np.array(label)[:, None], chance, (1 - chance) / 2)
+    representation = np.random.default_rng(0).normal(size=(*shape, CHANNELS)).astype(np.float32)
+    return views, {"segmentation": jnp.log(probability.reshape(*shape, CLASSES)), "representation": representation}
+
+
+def run(reco, views, outputs):
+    heads = {name: HeadOutput(jnp.asarray(output), jnp.zeros(())) for name, output in outputs.items()}
+    return reco.loss(heads, views, KEY)
+
+
+def test_who_takes_part_and_who_is_hard():
+    """Ground truth, sure and unsure pseudo-label, void, padding; then what the student says of the first two."""
+    views, outputs = one_row(
+        label=[0, 1, 1, IGNORE, IGNORE, 2],
+        confidence=[1.0, 0.71, 0.69, 1.0, 1.0, 1.0],
+        truth=[True, False, False, True, True, True],
+        valid=[True, True, True, True, False, True],
+        chance=[0.96, 0.98, 0.5, 0.5, 0.5, 0.5],
+    )
+    terms, metrics = run(task(), views, outputs)
+    assert (float(metrics["reco_valid"].total), float(metrics["reco_valid"].number)) == (3, 6)
+    assert (float(metrics["reco_hard"].total), float(metrics["reco_hard"].number)) == (2, 3)
+    assert float(terms["reco_loss"].mean.number) == 2  # class 1 has a valid pixel, which is not hard
+    assert terms["reco_loss"].weight == 1.0
+
+
+@pytest.mark.parametrize(("sampling", "queries"), [("hard", [0, 3]), ("easy", [1, 2]), ("random", [0, 1, 2, 3])])
+def test_queries_by_the_students_confidence(sampling, queries):
+    """The pixels with a gradient are the queries; each class has few enough that all are drawn."""
+    views, outputs = one_row([0, 0, 1, 1], [1.0] * 4, [True] * 4, [True] * 4, [0.97, 0.99, 0.98, 0.2])
+
+    def loss(representation):
+        terms, _ = run(task(query_sampling=sampling), views, outputs | {"representation": representation})
+        return terms["reco_loss"].mean.value()
+
+    gradient = np.abs(jax.grad(loss)(jnp.asarray(outputs["representation"]))).sum(-1)[0, 0]
+    assert np.flatnonzero(gradient).tolist() == queries
+
+
+def test_the_students_segmentation_gets_no_gradient():
+    views, outputs = one_row([0, 0, 1, 1], [1.0] * 4, [True] * 4, [True] * 4, [0.9] * 4)
+
+    def loss(logits):
+        return run(task(), views, outputs | {"segmentation": logits})[0]["reco_loss"].mean.value()
+
+    assert (np.asarray(jax.grad(loss)(outputs["segmentation"])) == 0).all()
+
+
+def make_batch(rows=8, size=12):
+    """Rows with a class on each third, a third of whose pixels is UNLABELLED."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (rows, size, size, 3), dtype=np.uint8)
+    label = np.broadcast_to(np.arange(size) * CLASSES // size, (rows, size, size)).astype(np.int32)
+    label = np.where(rng.random(label.shape) < 1 / 3, UNLABELLED, label)
+    return Batch(Labelled(image, label, np.ones(label.shape, bool), np.zeros(rows, np.int32)))
+
+
+@pytest.mark.parametrize("key_sets", ["own", "shared"])
+def test_one_and_eight_devices_agree_on_a_step_with_partial_labels(make_toy_network, key_sets):
+    reco = task(key_sets=key_sets, pixel_threshold=0.3)
+    network = make_toy_network((HeadSpec("segmentation", CLASSES), reco.head))
+    method = MeanTeacher(
+        network,
+        lambda key, image, valid: image,
+        ClassMix(CLASSES),
+        (Auxiliary(1.0, reco),),
+        threshold=0.3,
+        normaliser="eta",
+        partial_labels=True,
+    )
+    tx = optax.sgd(0.1)
+    results = []
+    for devices in (1, 8):
+        mesh = make_mesh(devices=jax.devices()[:devices])
+        step = compile_step(method, tx, seed=0, accumulate=1, mesh=mesh)
+        state, metrics = step(create_state(method, tx, 0, replicated(mesh)), shard_batch(mesh, make_batch()))
+        results.append(jax.device_get((metrics, state.params)))
+    (one, one_params), (eight, eight_params) = results
+    assert one["reco_loss"] > 0
+    assert one["unsupervised_loss"] > 0
+    for name, value in one.items():
+        assert eight[name] == pytest.approx(value, rel=1e-4 if name == "gradient_norm" else 1e-5), name
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one_params, eight_params)
+
+
+def test_a_short_training_with_forec_on_partial_labels(tmp_path):
+    """The whole way, from the config to a summary; the representation head is no part of the teacher."""
+    c = load_config(
+        "configs/shapes.py:reco_forec+partial_5pc",
+        {
+            "steps": 2,
+            "evaluate_every": 2,
+            "checkpoint_every": 2,
+            "log_every": 1,
+            "data.size": 48,
+            "data.crop": 33,
+            "eval.split": "tune",
+            "eval.bucket": 64,
+            "eval.pictures": 0,
+            "model.width": 0.125,
+            "model.decoder.channels": 8,
+            "model.decoder.low_level_channels": 4,
+            "auxiliary.reco.channels": 8,
+            "auxiliary.reco.queries": 8,
+            "auxiliary.reco.negative_keys": 8,
+        },
+    )
+    runs.run_training(c, tmp_path)
+    run = runs.load_run(tmp_path, "last")
+    assert {"representation", "reconstruction"} < set(run.state.params["student"])
+    assert set(run.state.teacher["student"].params) == {"encoder", "segmentation"}
+    shape = run.state.params["student"]["representation"]["last"]["kernel"].shape
+    assert shape[-1] == 8
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    assert '"reco_loss"' in lines
+    assert '"unsupervised_loss"' in lines
