@@ -231,6 +231,10 @@ def test_a_read_only_workdir_is_an_error(tmp_path, capsys, monkeypatch):
     assert "cannot be written" in error_of(capsys, train(blocked / "run"))
 
 
+def test_a_workdir_that_the_locale_cannot_spell_is_an_error(tmp_path, capsys):
+    assert "PYTHONUTF8=1" in error_of(capsys, train(f"{tmp_path}/l\udcc3\udca4ufe"))
+
+
 def test_a_missing_voc_folder_is_an_error(tmp_path, capsys):
     options = [f"--workdir={tmp_path / 'run'}", f"--config.data.root={tmp_path / 'nowhere'}"]
     assert "nowhere" in error_of(capsys, cli.run(["train", "--config=configs/voc.py:forec", *options]))
@@ -268,8 +272,8 @@ def start(workdir, *options, environment=None):
 
 
 def test_a_run_in_odd_surroundings_holds_its_workdir_and_stops_when_asked(tmp_path):
-    """A locale that is not UTF-8, no terminal, a path with a space and an umlaut; a second run; then SIGTERM."""
-    workdir = tmp_path / "my läufe"
+    """A locale that is not UTF-8, no terminal, a path with a space; a second run; then SIGTERM."""
+    workdir = tmp_path / "my runs"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     process = start(workdir, "--config.steps=100000", "--config.evaluate_every=100000", environment=environment)
     while last_step(workdir) < 2:
