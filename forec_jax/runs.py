@@ -63,7 +63,7 @@ def make_workdir(workdir: Path) -> None:
         str(workdir.absolute()).encode()  # as the library that writes checkpoints will
     except UnicodeEncodeError as error:
         raise WorkdirError(
-            f"--workdir={ascii(str(workdir))} has characters that this locale cannot spell; set PYTHONUTF8=1, or choose another"
+            f"--workdir={str(workdir)!a} has characters that this locale cannot spell; set PYTHONUTF8=1, or choose another"
         ) from error
     try:
         workdir.mkdir(parents=True, exist_ok=True)
