@@ -58,7 +58,13 @@ class Run(NamedTuple):
 
 
 def make_workdir(workdir: Path) -> None:
-    """Makes the work directory where there is none. Raises WorkdirError where it cannot be written to."""
+    """Makes the work directory where there is none. Raises WorkdirError where it cannot be used."""
+    try:
+        str(workdir.absolute()).encode()  # as the library that writes checkpoints will
+    except UnicodeEncodeError as error:
+        raise WorkdirError(
+            f"--workdir={str(workdir)!a} has characters that this locale cannot spell; set PYTHONUTF8=1, or choose another"
+        ) from error
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"

@@ -249,6 +249,10 @@ def test_a_read_only_workdir_is_an_error(tmp_path, capsys, monkeypatch):
     assert "cannot be written" in error_of(capsys, train(blocked / "run"))
 
 
+def test_a_workdir_that_the_locale_cannot_spell_is_an_error(tmp_path, capsys):
+    assert "PYTHONUTF8=1" in error_of(capsys, train(f"{tmp_path}/l\udcc3\udca4ufe"))
+
+
 def test_a_missing_voc_folder_is_an_error(tmp_path, capsys):
     options = [f"--workdir={tmp_path / 'run'}", f"--config.data.root={tmp_path / 'nowhere'}"]
     assert "nowhere" in error_of(capsys, cli.run(["train", "--config=configs/voc.py:forec", *options]))
