@@ -15,7 +15,7 @@ def get_config(variant: str = "forec") -> ConfigDict:
     """The config of a variant."""
     c = defaults()
     c.data.name = "shapes"
-    c.data.labelled = "16:0"
+    c.data.labelled = "balanced:16:0"  # a plain draw of 16 may show a class once
     c.data.crop = 64
     c.data.scale = (0.8, 1.2)
     c.steps = 800
