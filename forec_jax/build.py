@@ -19,13 +19,23 @@ from forec_jax.data import (
     Geometry,
     Source,
     Split,
+    Tags,
+    WithTags,
+    balanced,
     camvid_dataset,
+    check_tags,
     cityscapes_dataset,
     class_coverage,
     folder_dataset,
+    one_against_rest,
+    read_tags,
     resolve_split,
     select,
     shapes_dataset,
+    tag_indices,
+    tagged_split,
+    tags_of_folders,
+    tags_of_masks,
     voc_dataset,
 )
 from forec_jax.data.published import check_protocol, protocol_names, published_name
@@ -68,9 +78,10 @@ class TrainingData(NamedTuple):
 
     dataset: Dataset
     split: Split
-    labelled: Source
+    labelled: Source | None
     unlabelled: Source | None
     validation: Source
+    tagged: WithTags | None = None
 
 
 def choose(key: str, value: Any, choices: tuple[Any, ...]) -> Any:
@@ -90,7 +101,20 @@ ROOTS = {
 
 
 def build_dataset(c: ConfigDict) -> Dataset:
-    """The data set that data.name names."""
+    """The data set that data.name names, with one class against the rest where data.tag is set."""
+    return with_tag(build_full_dataset(c), c.data.tag)
+
+
+def with_tag(dataset: Dataset, tag: str) -> Dataset:
+    """The data set with the class `tag` against the rest; with all its classes where `tag` is empty."""
+    if not tag:
+        return dataset
+    classes = [name for k, name in enumerate(dataset.classes) if k not in dataset.background_classes]
+    return one_against_rest(dataset, choose("data.tag", tag, tuple(classes)))
+
+
+def build_full_dataset(c: ConfigDict) -> Dataset:
+    """The data set that data.name names, with all its classes."""
     if choose("data.name", c.data.name, ("shapes", *ROOTS)) == "shapes":
         return with_background(shapes_dataset(size=c.data.size), c.data.background)
     if not c.data.root:
@@ -123,6 +147,8 @@ def labels_of(dataset: Dataset) -> Labels:
 
 def build_training_data(c: ConfigDict) -> TrainingData:
     """Data set, split and sources; warns of classes that no labelled image shows."""
+    if c.batch.tagged:
+        return build_tagged_data(c)
     dataset = build_dataset(c)
     pool, validation = dataset.source(c.data.pool), dataset.source(c.eval.split)
     split = resolve_split(
@@ -139,6 +165,51 @@ def build_training_data(c: ConfigDict) -> TrainingData:
         log.warning("no labelled image shows: %s. These classes cannot be learned; label an image of each", names)
     unlabelled = select(pool, split.unlabelled).without_labels() if c.batch.unlabelled else None
     return TrainingData(dataset, split, labelled, unlabelled, validation)
+
+
+def build_tagged_data(c: ConfigDict) -> TrainingData:
+    """Data set and sources of a run that sees image-level tags; its tagged stream cannot open a mask.
+
+    With data.tag, images with and without the tag are equally many (the paper draws a batch's halves from either).
+    """
+    full = build_full_dataset(c)
+    dataset = with_tag(full, c.data.tag)
+    pool = dataset.source(c.data.pool)
+    split = tagged_split(pool_ids=pool.ids, validation_ids=evaluation_ids(dataset, c.data.pool))
+    foreground = foreground_classes(labels_of(dataset))
+    tags = build_tags(c, full, dataset)
+    check_tags(tags, dataset.classes, foreground)
+    images: Source = pool.without_labels()
+    if c.data.tag:
+        images = balanced(images, tags, foreground[0])
+    tagged = WithTags(images, len(dataset.classes), {name: tuple(present) for name, present in tags.items()})
+    return TrainingData(dataset, split, None, None, dataset.source(c.eval.split), tagged)
+
+
+def build_tags(c: ConfigDict, full: Dataset, dataset: Dataset) -> Tags:
+    """The tags of the pool's images as classes of `dataset`; names are looked up among those of the `full` one."""
+    pool = dataset.source(c.data.pool)
+    match c.data.tags:
+        case "masks":
+            return tags_of_masks(pool, len(dataset.classes))
+        case "folders":
+            named = tags_of_folders(pool.ids)
+        case path:
+            named = read_tags(Path(path), pool.ids)
+    return tag_indices(named, full.classes, dataset.classes)
+
+
+def foreground_classes(labels: Labels) -> tuple[int, ...]:
+    """The classes that tags speak of: all but the background, which must be one class. Raises ConfigError otherwise."""
+    if len(labels.classes) < 2:
+        raise ConfigError(f"the classes are {', '.join(labels.classes)}: masks from tags need a background and a class")
+    if len(labels.background_classes) != 1:
+        names = [labels.classes[k] for k in labels.background_classes]
+        raise ConfigError(
+            f"masks from tags need one background class, not {len(names)} ({', '.join(names)}): set data.background=NAME, "
+            "or background in classes.toml"
+        )
+    return tuple(k for k in range(len(labels.classes)) if k not in labels.background_classes)
 
 
 def claim_protocol(c: ConfigDict, split: Split) -> None:
@@ -177,8 +248,10 @@ def build_stream(c: ConfigDict, data: TrainingData) -> dict[str, Any]:
     return {
         "labelled": data.labelled,
         "unlabelled": data.unlabelled,
+        "tagged": data.tagged,
         "batch_labelled": c.batch.labelled,
         "batch_unlabelled": c.batch.unlabelled,
+        "batch_tagged": c.batch.tagged,
         "seed": c.seed,
     }
 
@@ -324,7 +397,7 @@ def build_schedule(c: ConfigDict) -> Schedule:
 def build_mesh(c: ConfigDict) -> Mesh:
     """The device mesh; checks that the batch spreads evenly over it."""
     mesh = make_mesh(c.mesh.fsdp)
-    for key in ("labelled", "unlabelled"):
+    for key in ("labelled", "unlabelled", "tagged"):
         rows = global_batch(mesh, c.batch[key], f"batch.{key}")
         if rows // mesh.size % c.accumulate:
             raise ConfigError(

@@ -28,6 +28,9 @@ def defaults() -> ConfigDict:
     c.batch = ConfigDict()
     c.batch.labelled = 8  # labelled rows a step, over all devices
     c.batch.unlabelled = 8  # unlabelled rows a step, over all devices; 0 for none
+    c.batch.tagged = (
+        0  # rows with image-level tags a step, over all devices; the methods of configs/tags.py ask for them
+    )
 
     c.data = ConfigDict()
     c.data.name = ""  # "shapes", "voc", "camvid", "cityscapes" or "folder" (a data set of your own)
@@ -40,6 +43,10 @@ def defaults() -> ConfigDict:
     c.data.labelled = "all"  # a list file, "<count>:<seed>" (a draw), or "all": of the pool's images with masks
     c.data.unlabelled = "rest"  # a list file, "rest" (the pool without the labelled part), or "none"
     c.data.protocol = ""  # a published list that the split must be, such as "voc/classic/183" (docs/data.md); "": none
+    c.data.tags = (
+        "masks"  # tags of a tagged run: "masks" (simulated annotation), "folders" (one a class), or a CSV file
+    )
+    c.data.tag = ""  # one class against the rest, such as "dog"; empty: every class of the data set
     c.data.crop = 321  # side of the square training crop in pixels, at least 33
     c.data.scale = (0.5, 2.0)  # range of the random scale, relative to the image's own size
     c.data.flip = True  # mirror half of the images
@@ -49,7 +56,7 @@ def defaults() -> ConfigDict:
     c.data.on_corrupt = "raise"  # an unreadable training image: "raise", or "skip" it, count it and take the next
 
     c.model = ConfigDict()
-    c.model.encoder = "resnet50"  # resnet18, resnet34, resnet50, resnet101, mobilenet_v2
+    c.model.encoder = "resnet50"  # resnet18, resnet34, resnet50, resnet101, mobilenet_v2; unet: with its own decoders
     c.model.stem = "7x7"  # ResNets: "7x7", "deep" (three 3x3), or "d" (ResNet-D, timm's resnet50d)
     c.model.width = 1.0  # multiplies the encoder's channels; 1 is the published network
     c.model.output_stride = 16  # 8 or 16
@@ -77,7 +84,7 @@ def defaults() -> ConfigDict:
     c.augment.mixing_probability = 0.5  # of a row
 
     c.method = ConfigDict()
-    c.method.name = "mean_teacher"  # or "supervised"
+    c.method.name = "mean_teacher"  # or "supervised"; from tags: "tag_classifier", "wsss_rec"
     c.method.supervised_loss = "cross_entropy"  # L_s: "cross_entropy", or "ohem": of the hard pixels alone (Cityscapes)
     c.method.ohem_threshold = 0.7  # ohem: a pixel is hard where its true class has at most this probability
     c.method.ohem_min_kept = 100_000  # ohem: at least so many pixels a labelled row; UniMatch 100,000, U2PL 50,000
@@ -85,6 +92,16 @@ def defaults() -> ConfigDict:
     c.method.supervised_weight = 1.0  # of L_s; 0 trains by the auxiliary tasks alone
     c.method.unsupervised_weight = 1.0  # of L_u
     c.method.normaliser = "valid"  # what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident)
+
+    c.method.mask_threshold = (
+        0.5  # masks from tags: what foreground must exceed (docs/methods.md); 0.5 is wsss_rec's argmax
+    )
+    c.method.tag_threshold = 0.5  # tag_classifier: probability above which a class is said to be in the image
+    c.method.classifier = ""  # wsss_rec: work directory of the trained tag_classifier that guides it
+    c.method.reconstruction_weight = 1.0  # wsss_rec: of L_recon; 0 leaves it out
+    c.method.mask_weight = 1e-3  # wsss_rec: lambda_m, of L_mask
+    c.method.class_weight = 1e-3  # wsss_rec: lambda_c, of L_cls
+    c.method.mask_loss = "area"  # wsss_rec: L_mask from the masks' "area", or "size_penalty" (nGWP and focal penalty)
 
     c.auxiliary = ConfigDict()  # tasks by name; the variants below add them with their options
 

@@ -6,7 +6,17 @@ from forec_jax.data.folder import folder_dataset
 from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batches
 from forec_jax.data.shapes import shapes_dataset
 from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags, select
-from forec_jax.data.splits import Split, class_coverage, resolve_split
+from forec_jax.data.splits import Split, class_coverage, resolve_split, tagged_split
+from forec_jax.data.tags import (
+    Tags,
+    balanced,
+    check_tags,
+    one_against_rest,
+    read_tags,
+    tag_indices,
+    tags_of_folders,
+    tags_of_masks,
+)
 from forec_jax.data.transforms import Geometry
 from forec_jax.data.voc import voc_dataset
 
@@ -18,16 +28,25 @@ __all__ = [
     "Source",
     "Split",
     "Subset",
+    "Tags",
     "WithTags",
+    "balanced",
     "batch_ids",
     "camvid_dataset",
+    "check_tags",
     "cityscapes_dataset",
     "class_coverage",
     "evaluation_examples",
     "folder_dataset",
+    "one_against_rest",
+    "read_tags",
     "resolve_split",
     "select",
     "shapes_dataset",
+    "tag_indices",
+    "tagged_split",
+    "tags_of_folders",
+    "tags_of_masks",
     "train_batches",
     "voc_dataset",
 ]
