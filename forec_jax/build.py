@@ -49,12 +49,16 @@ from forec_jax.methods import (
     ImageReconstruction,
     MeanTeacher,
     Supervised,
+    TagClassifier,
+    WsssRec,
 )
 from forec_jax.methods.reconstruction import RECONSTRUCTION, PixelSpace
 from forec_jax.methods.segmentation_terms import SupervisedLoss
 from forec_jax.methods.student import SEGMENTATION
+from forec_jax.methods.tag_classifier import tags_head
 from forec_jax.methods.teacher import BATCH_NORM_MODES
-from forec_jax.models import DeepLabOptions, deeplab_network, filled, fitting_weights, load_weights
+from forec_jax.methods.wsss_rec import MASK_LOSSES, wsss_heads
+from forec_jax.models import DeepLabOptions, deeplab_network, filled, fitting_weights, load_weights, unet_network
 from forec_jax.parallel import global_batch, make_mesh
 from forec_jax.training import Schedule, make_optimizer
 
@@ -292,6 +296,8 @@ def known_background(labels: Labels) -> tuple[int, ...]:
 def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     """The network; its first weights come from model.weights where that is set."""
     m = c.model
+    if m.encoder == "unet":
+        return build_unet(c, heads)
     network = deeplab_network(
         encoder=m.encoder,
         stem=m.stem,
@@ -308,6 +314,24 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     stored = load_weights(m.weights, m.encoder, stem=m.stem, width=m.width)
     weights = fitting_weights(stored, jax.eval_shape(network.init, jax.random.key(c.seed)))
     return network._replace(init=functools.partial(pretrained_init, network, weights))
+
+
+def build_unet(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
+    """The U-Net of WSSSByRec, which there are no pretrained weights for."""
+    if c.model.weights:
+        raise ConfigError(
+            f"model.weights={c.model.weights!r}: model.encoder='unet' starts from random weights; leave it empty"
+        )
+    if any(head.linear for head in heads):
+        raise ConfigError(
+            "model.encoder='unet' cannot classify tags: choose resnet18, resnet34, resnet50, ... for that"
+        )
+    return unet_network(
+        heads=heads,
+        width=c.model.width,
+        align_corners=c.model.decoder.align_corners,
+        compute_dtype=jnp.dtype(choose("compute_dtype", c.compute_dtype, ("float32", "bfloat16"))),
+    )
 
 
 def pretrained_init(network: Network, weights: Variables, key: jax.Array) -> Variables:
@@ -358,8 +382,55 @@ def build_supervised_loss(c: ConfigDict) -> SupervisedLoss:
     return functools.partial(ohem_cross_entropy, threshold=m.ohem_threshold, min_kept=m.ohem_min_kept)
 
 
-def build_method(c: ConfigDict, labels: Labels, more: tuple[Auxiliary, ...] = ()) -> Method:
-    """The method with its networks and auxiliary tasks: those of the config, and `more`, which no config knows."""
+FROM_TAGS = ("tag_classifier", "wsss_rec")
+"""The methods that see image-level tags."""
+
+
+def build_method_from_tags(c: ConfigDict, labels: Labels, classifier: Network | None) -> Method:
+    """A method that sees image-level tags; `classifier` is the trained network that guides wsss_rec."""
+    foreground = foreground_classes(labels)
+    (background,) = labels.background_classes
+    if not 0 < c.method.mask_threshold < 1:
+        raise ConfigError(f"method.mask_threshold={c.method.mask_threshold} must lie between 0 and 1")
+    common: dict[str, Any] = {
+        "foreground": foreground,
+        "background": background,
+        "mask_threshold": c.method.mask_threshold,
+    }
+    if len(c.auxiliary):
+        raise ConfigError(
+            f"method.name={c.method.name!r} has no labels for auxiliary tasks; leave {[*c.auxiliary]} out"
+        )
+    if c.method.name == "tag_classifier":
+        network, threshold = build_network(c, (tags_head(foreground),)), c.method.tag_classifier.tag_threshold
+        return TagClassifier(network, build_colour(c), **common, tag_threshold=threshold)
+    if classifier is None:
+        raise ConfigError(
+            "method.classifier is empty: train one by --config=configs/tags.py:classifier, and name its work directory"
+        )
+    o = c.method.wsss_rec
+    return WsssRec(
+        build_network(c, wsss_heads(len(labels.classes))),
+        classifier,
+        **common,
+        reconstruction_weight=o.reconstruction_weight,
+        mask_weight=o.mask_weight,
+        class_weight=o.class_weight,
+        mask_loss=choose("method.wsss_rec.mask_loss", o.mask_loss, MASK_LOSSES),
+        decay=c.ema.decay,
+        bn_mode=choose("ema.bn_mode", c.ema.bn_mode, BATCH_NORM_MODES),
+    )
+
+
+def build_method(
+    c: ConfigDict, labels: Labels, more: tuple[Auxiliary, ...] = (), classifier: Network | None = None
+) -> Method:
+    """The method with its networks and auxiliary tasks: those of the config, and `more`, which no config knows.
+
+    `classifier` is the trained network that method.classifier names (`runs.load_classifier`).
+    """
+    if c.method.name in FROM_TAGS:
+        return build_method_from_tags(c, labels, classifier)
     auxiliary = (*build_auxiliary(c, labels), *more)
     heads = (HeadSpec(SEGMENTATION, len(labels.classes)), *(task.head for _, task in auxiliary))
     if len({head.name for head in heads}) < len(heads):
@@ -374,7 +445,7 @@ def build_method(c: ConfigDict, labels: Labels, more: tuple[Auxiliary, ...] = ()
         "decay": c.ema.decay,
         "bn_mode": choose("ema.bn_mode", c.ema.bn_mode, BATCH_NORM_MODES),
     }
-    if choose("method.name", c.method.name, ("supervised", "mean_teacher")) == "supervised":
+    if choose("method.name", c.method.name, ("supervised", "mean_teacher", *FROM_TAGS)) == "supervised":
         return Supervised(**common)
     return MeanTeacher(
         **common,
@@ -429,8 +500,8 @@ def build_predicts(c: ConfigDict, method: Method) -> Predicts:
 
 
 def network_variables(state: TrainState, network: str) -> dict[str, Variables]:
-    """The teacher's or the student's networks, as Method.predict takes them."""
-    if choose("--network", network, ("teacher", "student")) == "teacher":
+    """The teacher's or the student's networks, as Method.predict takes them; the student's where there is no teacher."""
+    if choose("--network", network, ("teacher", "student")) == "teacher" and state.teacher:
         return state.teacher
     return {name: Variables(state.params[name], state.batch_stats[name]) for name in state.params}
 
@@ -456,6 +527,9 @@ def protocol(c: ConfigDict) -> dict[str, Any]:
         "normaliser": c.method.normaliser,
         "supervised_weight": c.method.supervised_weight,
         "unsupervised_weight": c.method.unsupervised_weight,
+        "method_options": c.method[c.method.name].to_dict() if c.method.name in c.method else {},
+        "mask_threshold": c.method.mask_threshold if c.method.name in FROM_TAGS else None,
+        "tags": c.data.tags if c.batch.tagged else None,
         "auxiliary": c.auxiliary.to_dict(),
         "evaluation_split": c.eval.split,
         "evaluation_mode": c.eval.mode,

@@ -28,9 +28,7 @@ def defaults() -> ConfigDict:
     c.batch = ConfigDict()
     c.batch.labelled = 8  # labelled rows a step, over all devices
     c.batch.unlabelled = 8  # unlabelled rows a step, over all devices; 0 for none
-    c.batch.tagged = (
-        0  # rows with image-level tags a step, over all devices; the methods of configs/tags.py ask for them
-    )
+    c.batch.tagged = 0  # rows with image-level tags a step, over all devices; for the methods of configs/tags.py
 
     c.data = ConfigDict()
     c.data.name = ""  # "shapes", "voc", "camvid", "cityscapes" or "folder" (a data set of your own)
@@ -44,7 +42,7 @@ def defaults() -> ConfigDict:
     c.data.unlabelled = "rest"  # a list file, "rest" (the pool without the labelled part), or "none"
     c.data.protocol = ""  # a published list that the split must be, such as "voc/classic/183" (docs/data.md); "": none
     c.data.tags = (
-        "masks"  # tags of a tagged run: "masks" (simulated annotation), "folders" (one a class), or a CSV file
+        "masks"  # where tags come from: "masks" (simulated annotation), "folders" (one a class), or a CSV file
     )
     c.data.tag = ""  # one class against the rest, such as "dog"; empty: every class of the data set
     c.data.crop = 321  # side of the square training crop in pixels, at least 33
@@ -93,15 +91,17 @@ def defaults() -> ConfigDict:
     c.method.unsupervised_weight = 1.0  # of L_u
     c.method.normaliser = "valid"  # what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident)
 
-    c.method.mask_threshold = (
-        0.5  # masks from tags: what foreground must exceed (docs/methods.md); 0.5 is wsss_rec's argmax
-    )
-    c.method.tag_threshold = 0.5  # tag_classifier: probability above which a class is said to be in the image
     c.method.classifier = ""  # wsss_rec: work directory of the trained tag_classifier that guides it
-    c.method.reconstruction_weight = 1.0  # wsss_rec: of L_recon; 0 leaves it out
-    c.method.mask_weight = 1e-3  # wsss_rec: lambda_m, of L_mask
-    c.method.class_weight = 1e-3  # wsss_rec: lambda_c, of L_cls
-    c.method.mask_loss = "area"  # wsss_rec: L_mask from the masks' "area", or "size_penalty" (nGWP and focal penalty)
+    c.method.mask_threshold = 0.5  # methods from tags: share that foreground must exceed (docs/methods.md)
+
+    c.method.tag_classifier = ConfigDict()
+    c.method.tag_classifier.tag_threshold = 0.5  # probability above which a class is said to be in an image
+
+    c.method.wsss_rec = ConfigDict()
+    c.method.wsss_rec.reconstruction_weight = 1.0  # of L_recon; 0 leaves a term out
+    c.method.wsss_rec.mask_weight = 1e-3  # lambda_m, of L_mask
+    c.method.wsss_rec.class_weight = 1e-3  # lambda_c, of L_cls
+    c.method.wsss_rec.mask_loss = "area"  # L_mask by the masks' "area", or "size_penalty": pooled scores, focal penalty
 
     c.auxiliary = ConfigDict()  # tasks by name; the variants below add them with their options
 

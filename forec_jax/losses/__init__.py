@@ -1,6 +1,15 @@
 """Losses: leaves that take arrays and give a `Mean` (a sum and a count), so that parts of a batch add up exactly."""
 
 from forec_jax.losses.cross_entropy import cross_entropy, mean_cross_entropy, ohem_cross_entropy
+from forec_jax.losses.masks import area_loss, mask_area, size_penalty_loss
 from forec_jax.losses.reconstruction import squared_error
 
-__all__ = ["cross_entropy", "mean_cross_entropy", "ohem_cross_entropy", "squared_error"]
+__all__ = [
+    "area_loss",
+    "cross_entropy",
+    "mask_area",
+    "mean_cross_entropy",
+    "ohem_cross_entropy",
+    "size_penalty_loss",
+    "squared_error",
+]

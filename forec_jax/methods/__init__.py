@@ -5,6 +5,8 @@ from forec_jax.methods.mean_teacher import MeanTeacher
 from forec_jax.methods.reconstruction import ForegroundReconstruction, ImageReconstruction
 from forec_jax.methods.student import Auxiliary
 from forec_jax.methods.supervised import Supervised
+from forec_jax.methods.tag_classifier import TagClassifier
+from forec_jax.methods.wsss_rec import WsssRec
 
 __all__ = [
     "Auxiliary",
@@ -13,4 +15,6 @@ __all__ = [
     "ImageReconstruction",
     "MeanTeacher",
     "Supervised",
+    "TagClassifier",
+    "WsssRec",
 ]

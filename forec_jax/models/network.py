@@ -13,6 +13,7 @@ from flax import linen as nn
 from forec_jax.contracts import HeadOutput, HeadSpec, Network, PyTree, Variables
 from forec_jax.models.deeplab import DeepLabDecoder, DeepLabOptions
 from forec_jax.models.layers import draw_variables
+from forec_jax.models.linear import LinearHead
 from forec_jax.models.mobilenet import MobileNetV2
 from forec_jax.models.resnet import BLOCKS, STEMS, ResNet
 
@@ -89,8 +90,11 @@ def deeplab_network(
             ResNet, encoder, output_stride=output_stride, stem=stem, multi_grid=multi_grid, width=width, **shared
         )
     options = DeepLabOptions() if decoder is None else decoder
-    decoders = {
-        head.name: partial(DeepLabDecoder, head.channels, options, upsample=head.upsample, **shared) for head in heads
+    decoders: dict[str, Callable[..., nn.Module]] = {
+        head.name: partial(LinearHead, head.channels, dtype=shared["dtype"])
+        if head.linear
+        else partial(DeepLabDecoder, head.channels, options, upsample=head.upsample, **shared)
+        for head in heads
     }
 
     def encode(
@@ -102,7 +106,7 @@ def deeplab_network(
         rng: Array | None = None,
     ) -> tuple[Features, PyTree]:
         del rng  # the encoders draw nothing
-        _check_valid(image, valid)
+        check_valid(image, valid)
         normalised = (image - jnp.asarray(mean, image.dtype)) / jnp.asarray(std, image.dtype)
         (low, high), stats = _apply(backbone(train=train), variables, "encoder", (normalised, valid), train, None)
         return Features(low, high, ImageSize(*image.shape[1:3]), valid), stats
@@ -117,7 +121,7 @@ def deeplab_network(
     ) -> tuple[HeadOutput, PyTree]:
         size = (features.size.height, features.size.width)
         inputs = (features.low, features.high, size, features.valid)
-        key = None if rng is None else _named_key(rng, head)
+        key = None if rng is None else named_key(rng, head)
         (output, latent), stats = _apply(decoders[head](train=train), variables, head, inputs, train, key)
         return HeadOutput(output, latent), stats
 
@@ -125,14 +129,14 @@ def deeplab_network(
     def init(key: Array) -> Variables:
         image = jax.ShapeDtypeStruct((1, _INIT_SIZE, _INIT_SIZE, 3), jnp.float32)
         encoder_module = backbone(train=False)
-        parts = {"encoder": draw_variables(encoder_module, _named_key(key, "encoder"), image)}
+        parts = {"encoder": draw_variables(encoder_module, named_key(key, "encoder"), image)}
         low, high = jax.eval_shape(encoder_module.apply, parts["encoder"], image)
         for name, make in decoders.items():
             size = (_INIT_SIZE, _INIT_SIZE)
-            parts[name] = draw_variables(make(train=False), _named_key(key, name), low, high, size, None)
+            parts[name] = draw_variables(make(train=False), named_key(key, name), low, high, size, None)
         return Variables(
             params={name: part["params"] for name, part in parts.items()},
-            batch_stats={name: part["batch_stats"] for name, part in parts.items()},
+            batch_stats={name: part.get("batch_stats", {}) for name, part in parts.items()},
         )
 
     return Network(init, encode, decode, tuple(heads))
@@ -149,10 +153,11 @@ def _apply(
         return module.apply(own, *inputs), variables.batch_stats
     rngs = None if key is None else {"dropout": key}
     result, moved = module.apply(own, *inputs, mutable=["batch_stats"], rngs=rngs)
-    return result, {**variables.batch_stats, part: moved["batch_stats"]}
+    return result, {**variables.batch_stats, part: moved.get("batch_stats", {})}
 
 
-def _named_key(key: Array, name: str) -> Array:
+def named_key(key: Array, name: str) -> Array:
+    """The key of a part: of its name and not of its place, so that parts do not change each other's draws."""
     return jax.random.fold_in(key, crc32(name.encode()))
 
 
@@ -168,7 +173,8 @@ def _check(encoder: str, heads: tuple[HeadSpec, ...], output_stride: int, stem: 
         raise ValueError(f"stem is one of {', '.join(map(repr, STEMS))}, not {stem!r}")
 
 
-def _check_valid(image: Array, valid: Array | None) -> None:
+def check_valid(image: Array, valid: Array | None) -> None:
+    """Raises ValueError where `valid` is given with a shape that is not the images', or sides not multiples of 32."""
     if valid is None:
         return
     if valid.shape != image.shape[:3]:
