@@ -1,7 +1,7 @@
 """From masks that a model found from tags to a data set with labels, for the methods that need some."""
 
 import json
-import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -45,32 +45,42 @@ def write_masks(run: Run, out: Path, *, network: str, keep: float, confidence: f
     or not at all. Raises WorkdirError for a run without masks from tags, DataError where `out` is there already.
     """
     method_from_tags(run)
-    if out.exists():
-        raise DataError(f"--out={out} is there already; choose a new folder")
-    part = out.with_name(out.name + ".part")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is not an empty folder; choose another --out, or move it away")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+            unfinished = Path(temporary) / out.name
+            written = write_folder(run, unfinished, network, keep, confidence, labelled)
+            unfinished.rename(out)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error}); set --out to a folder with room") from error
+    return written
+
+
+def write_folder(run: Run, folder: Path, network: str, keep: float, confidence: float, labelled: str) -> Written:
+    """Writes the data set of `write_masks` into a new folder."""
     data = build.build_training_data(run.config)
-    if data.tagged is None:
-        raise WorkdirError("the run has no tagged images (batch.tagged=0)")
     pool = data.dataset.source(run.config.data.pool)
     true = true_masks(pool, data.dataset.maskless, labelled)
-    tagged = WithTags(pool.without_labels(), len(run.labels.classes), data.tagged.tags)
+    others = select(pool.without_labels(), [name for name in pool.ids if name not in frozenset(true.ids)])
+    tagged = WithTags(others, len(run.labels.classes), data.tagged and data.tagged.tags)
     confidences: dict[str, float] = {}
     for found in masks_from_tags(run, tagged, network, confidence):
-        save_image(part, found.example)
-        if found.example.id not in true.ids:
-            save_mask(part, found.example.id, found.label, run.labels)
-            confidences[found.example.id] = found.confidence
-    sure = sorted(confidences, key=lambda name: -confidences[name])[: round(keep * len(confidences))]
-    for name in confidences.keys() - sure:
-        mask_file(part, name).unlink()
+        save_image(folder, found.example)
+        save_mask(folder, found.example.id, found.label, run.labels)
+        confidences[found.example.id] = found.confidence
+    surest_first = sorted(confidences, key=lambda name: -confidences[name])
+    kept = round(keep * len(surest_first))
+    for name in surest_first[kept:]:
+        mask_file(folder, name).unlink()
     for source in (true, data.validation):
         for example in evaluation_examples(source):
-            save_image(part, example)
+            save_image(folder, example)
             if example.label is not None:
-                save_mask(part, example.id, example.label, run.labels)
-    write_lists(part, run.labels, {"train": pool, "val": data.validation})
-    os.replace(part, out)
-    return Written(len(sure), len(true), len(confidences) - len(sure))
+                save_mask(folder, example.id, example.label, run.labels)
+    write_lists(folder, run.labels, {"train": pool, "val": data.validation})
+    return Written(kept, len(true), len(surest_first) - kept)
 
 
 def method_from_tags(run: Run) -> TagClassifier | WsssRec:
