@@ -2,7 +2,7 @@
 
     forec-jax train --config=configs/camvid.py:forec --workdir=runs/camvid_forec --config.data.root=CamVid
 
-Variants: supervised, mean_teacher, reconstruction, forec, foreground_segmentation and sums of them ("+"); `small` for two
+Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `small` for two
 CPU cores. FOrec's background is road.
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step, an eighth of the 367 training images labelled;
 one GPU. Its optimiser is that of Cityscapes, as the papers have none for CamVid. Not yet measured.

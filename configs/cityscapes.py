@@ -3,7 +3,7 @@
     forec-jax train --config=configs/cityscapes.py:forec --workdir=runs/cityscapes_forec \
         --config.data.root=cityscapes --config.data.labelled=lists/186.txt
 
-Variants: supervised, mean_teacher, reconstruction, forec, foreground_segmentation and sums of them ("+"); `paper` for the
+Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
 FOrec paper's hyper-parameters; `scenery` for another background of FOrec: sky, vegetation and building. The paper does not
 say which class it took; road is the default, and any other is --config.data.background=CLASS,CLASS.
 The default is ResNet-50 at output stride 16, crop 513, 8 + 8 images a step; one large GPU. Not yet measured.

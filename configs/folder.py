@@ -3,7 +3,7 @@
     forec-jax train --config=configs/folder.py:forec --workdir=runs/photos --config.data.root=PHOTOS
     forec-jax predict --workdir=runs/photos --checkpoint=best --images=PHOTOS/unlabelled --out=predictions
 
-Variants: supervised, mean_teacher, reconstruction, forec, foreground_segmentation and sums of them ("+"); `small` for a
+Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `small` for a
 CPU. Every image with a mask is labelled, all others are not; a fifth of the masks is kept for the score.
 The default is ResNet-18, crop 257, 8 + 8 images a step, from random weights; one GPU. Pretrained weights help much with few
 masks: --config.model.encoder=mobilenet_v2 --config.model.weights=FILE.npz (TF-slim's MobileNetV2 1.0).

@@ -2,7 +2,7 @@
 
     forec-jax train --config=configs/shapes.py:forec --workdir=runs/forec
 
-Variants: supervised, mean_teacher, reconstruction, forec, foreground_segmentation and sums of them ("+").
+Variants: the methods and tasks of docs/methods.md and sums of them ("+").
 Two CPU cores are enough; docs/results.md has what was measured.
 """
 
@@ -15,23 +15,33 @@ def get_config(variant: str = "forec") -> ConfigDict:
     """The config of a variant."""
     c = defaults()
     c.data.name = "shapes"
-    c.data.labelled = "64:0"
-    c.data.crop = 96
+    c.data.labelled = "16:0"
+    c.data.crop = 64
     c.data.scale = (0.8, 1.2)
-    c.steps = 400
-    c.log_every = 20
-    c.evaluate_every = 200
-    c.checkpoint_every = 200
+    c.steps = 800
+    c.log_every = 40
+    c.evaluate_every = 400
+    c.checkpoint_every = 400
     c.model.encoder = "resnet18"
     c.model.stem = "deep"
     c.model.width = 0.5
-    c.model.decoder.rates = (1, 2, 3)  # of 6x6 features: larger dilations would read the padding only
+    c.model.decoder.rates = (1, 2, 3)  # of 4x4 features: larger dilations would read the padding only
     c.model.decoder.channels = 64
     c.model.decoder.low_level_channels = 48
+    c.augment.brightness = c.augment.contrast = c.augment.saturation = 0.25
+    c.augment.hue = 0.05  # classes have colours
+    c.augment.grayscale_probability = 0.0
+    c.method.threshold = 0.8  # a short run from scratch is seldom surer
+    c.method.unsupervised_weight = 2.0
+    c.method.ramp = 0.4  # first labels, then pseudo-labels: those of a network from scratch mislead
     c.optim.name = "adamw"
-    c.optim.lr = 1e-3
+    c.optim.lr = 2e-3
     c.optim.head_lr_multiplier = 1.0
     c.optim.weight_decay = 1e-2
+    c.optim.warmup = 30
     c.eval.batch = 16
     c.eval.bucket = 96
-    return apply_variant(c, variant)
+    apply_variant(c, variant)
+    for task in c.auxiliary.values():
+        task.threshold = c.method.threshold
+    return c

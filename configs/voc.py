@@ -3,7 +3,7 @@
     forec-jax train --config=configs/voc.py:forec --workdir=runs/voc_forec \
         --config.data.root=VOCdevkit --config.data.labelled=lists/92.txt --config.data.pool=train_aug
 
-Variants: supervised, mean_teacher, reconstruction, forec, foreground_segmentation and sums of them ("+"); `paper` for the
+Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
 FOrec paper's hyper-parameters; `small` for two CPU cores (docs/results.md has its mIoU).
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one GPU. Not yet measured on a GPU.
 """

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from forec_jax.augment import ClassMix, CutMix, CutOut, NoMixing, Photometric, photometric
+from forec_jax.augment import BetaBox, ClassMix, CutMix, CutOut, NoMixing, Photometric, photometric
 from forec_jax.contracts import AuxiliaryTask, HeadSpec, Method, Network, TrainState, Variables
 from forec_jax.data import (
     Dataset,
@@ -48,25 +48,42 @@ from forec_jax.methods import (
     ForegroundSegmentation,
     ImageReconstruction,
     MeanTeacher,
+    PsMt,
+    S4Gan,
     Supervised,
     TagClassifier,
     WsssRec,
 )
 from forec_jax.methods.reconstruction import RECONSTRUCTION, PixelSpace
+from forec_jax.methods.s4gan import DISCRIMINATOR
 from forec_jax.methods.segmentation_terms import SupervisedLoss
 from forec_jax.methods.student import SEGMENTATION
 from forec_jax.methods.tag_classifier import tags_head
 from forec_jax.methods.teacher import BATCH_NORM_MODES
 from forec_jax.methods.wsss_rec import MASK_LOSSES, wsss_heads
-from forec_jax.models import DeepLabOptions, deeplab_network, filled, fitting_weights, load_weights, unet_network
+from forec_jax.models import (
+    DeepLabOptions,
+    deeplab_network,
+    discriminator_network,
+    filled,
+    fitting_weights,
+    load_weights,
+    unet_network,
+)
 from forec_jax.parallel import global_batch, make_mesh
-from forec_jax.training import Schedule, make_optimizer
+from forec_jax.training import Schedule, make_optimizer, poly_schedule, with_own_optimizers
 
 log = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
     """An option whose value cannot be used; the message names the key and what it takes."""
+
+
+FROM_TAGS = ("tag_classifier", "wsss_rec")
+"""The methods that see image-level tags."""
+
+METHODS = ("supervised", "mean_teacher", "ps_mt", "s4gan", *FROM_TAGS)
 
 
 class Labels(NamedTuple):
@@ -345,7 +362,9 @@ def build_mixing(c: ConfigDict, classes: int) -> Any:
     choices = {
         "none": NoMixing(),
         "cutout": CutOut(probability=p),
+        "cutout_half": CutOut.half_area(probability=p),
         "cutmix": CutMix(probability=p),
+        "cutmix_beta": CutMix(probability=p, box=BetaBox()),
         "cutmix_half": CutMix.half_area(probability=p),
         "classmix": ClassMix(classes, probability=p),
     }
@@ -380,10 +399,6 @@ def build_supervised_loss(c: ConfigDict) -> SupervisedLoss:
             f"method.ohem_min_kept={m.ohem_min_kept} must be at least 1 pixel; published: 50000 to 100000"
         )
     return functools.partial(ohem_cross_entropy, threshold=m.ohem_threshold, min_kept=m.ohem_min_kept)
-
-
-FROM_TAGS = ("tag_classifier", "wsss_rec")
-"""The methods that see image-level tags."""
 
 
 def build_method_from_tags(c: ConfigDict, labels: Labels, classifier: Network | None) -> Method:
@@ -435,29 +450,84 @@ def build_method(
     heads = (HeadSpec(SEGMENTATION, len(labels.classes)), *(task.head for _, task in auxiliary))
     if len({head.name for head in heads}) < len(heads):
         raise ConfigError(f"two auxiliary tasks want the same head: {', '.join(head.name for head in heads)}")
+    mixing = build_mixing(c, len(labels.classes))
+    labelled_mixing = mixing if c.augment.mix_labelled else NoMixing()
     common: dict[str, Any] = {
         "network": build_network(c, heads),
         "colour": build_colour(c),
-        "mixing": build_mixing(c, len(labels.classes)),
         "supervised_loss": build_supervised_loss(c),
         "auxiliary": auxiliary,
         "supervised_weight": c.method.supervised_weight,
         "decay": c.ema.decay,
         "bn_mode": choose("ema.bn_mode", c.ema.bn_mode, BATCH_NORM_MODES),
     }
-    if choose("method.name", c.method.name, ("supervised", "mean_teacher", *FROM_TAGS)) == "supervised":
-        return Supervised(**common)
-    return MeanTeacher(
-        **common,
-        threshold=c.method.threshold,
-        unsupervised_weight=c.method.unsupervised_weight,
-        normaliser=choose("method.normaliser", c.method.normaliser, ("valid", "kept")),
+    if choose("method.name", c.method.name, METHODS) == "supervised":
+        return Supervised(**common, mixing=labelled_mixing)
+    common |= {
+        "mixing": mixing,
+        "labelled_mixing": labelled_mixing,
+        "threshold": c.method.threshold,
+        "unsupervised_weight": c.method.unsupervised_weight,
+        "ramp": in_steps(c, "method.ramp", c.method.ramp),
+        "normaliser": choose("method.normaliser", c.method.normaliser, ("valid", "kept")),
+    }
+    match c.method.name:
+        case "ps_mt":
+            return build_ps_mt(c, common)
+        case "s4gan":
+            return build_s4gan(c, common, len(labels.classes))
+        case _:
+            return MeanTeacher(**common)
+
+
+def in_steps(c: ConfigDict, key: str, length: float) -> int:
+    """A length given in steps, or below 1 as a fraction of all steps."""
+    if length < 0 or (length > 1 and length != int(length)):
+        raise ConfigError(f"{key}={length} must be a whole number of steps, or a fraction of all steps between 0 and 1")
+    return round(length * c.steps) if length < 1 else int(length)
+
+
+def build_ps_mt(c: ConfigDict, common: dict[str, Any]) -> PsMt:
+    """PS-MT with its own options."""
+    o = c.method.ps_mt
+    if o.epoch < 0 or o.epsilon < 0:
+        raise ConfigError(f"method.ps_mt.epoch={o.epoch} and method.ps_mt.epsilon={o.epsilon} must not be negative")
+    warmup = in_steps(c, "method.ps_mt.warmup", o.warmup)
+    return PsMt(**common, warmup=warmup, epoch=o.epoch, epsilon=o.epsilon)
+
+
+def build_s4gan(c: ConfigDict, common: dict[str, Any], classes: int) -> S4Gan:
+    """S4GAN with its discriminator."""
+    o = c.method.s4gan
+    if c.augment.mixing == "classmix":
+        raise ConfigError(
+            "augment.mixing='classmix' pastes the classes of pseudo-labels, and s4gan has none before its student has "
+            "seen the image: choose 'none', or a mixing by boxes"
+        )
+    if not 0 <= o.dropout < 1:
+        raise ConfigError(f"method.s4gan.dropout={o.dropout} must be a probability below 1; published: 0.5")
+    discriminator = discriminator_network(
+        classes, channels=o.channels, dropout=o.dropout, compute_dtype=jnp.dtype(c.compute_dtype)
     )
+    return S4Gan(**common, discriminator=discriminator, feature_matching_weight=o.feature_matching_weight)
+
+
+def with_epoch(c: ConfigDict, data: TrainingData) -> ConfigDict:
+    """The config with the epoch of PS-MT in steps, worked out from the data where it is 0; unchanged for other methods."""
+    if c.method.name != "ps_mt" or c.method.ps_mt.epoch or data.unlabelled is None:
+        return c
+    resolved = c.copy_and_resolve_references()
+    resolved.method.ps_mt.epoch = -(-len(data.unlabelled) // c.batch.unlabelled)
+    return resolved
 
 
 def build_optimizer(c: ConfigDict) -> optax.GradientTransformation:
-    """The optimiser with its schedule."""
-    return make_optimizer(steps=c.steps, **c.optim.to_dict())
+    """The optimiser with its schedule; a discriminator has Adam to itself (S4GAN), with the same decay over time."""
+    shared = make_optimizer(steps=c.steps, **c.optim.to_dict())
+    if c.method.name != "s4gan":
+        return shared
+    schedule = poly_schedule(c.method.s4gan.lr, c.steps, c.optim.poly_power, warmup=0)
+    return with_own_optimizers(shared, {DISCRIMINATOR: optax.adam(schedule, b1=0.9, b2=0.99)})
 
 
 def build_schedule(c: ConfigDict) -> Schedule:
@@ -527,6 +597,8 @@ def protocol(c: ConfigDict) -> dict[str, Any]:
         "normaliser": c.method.normaliser,
         "supervised_weight": c.method.supervised_weight,
         "unsupervised_weight": c.method.unsupervised_weight,
+        "ramp": c.method.ramp,
+        "mixing": c.augment.mixing,
         "method_options": c.method[c.method.name].to_dict() if c.method.name in c.method else {},
         "mask_threshold": c.method.mask_threshold if c.method.name in FROM_TAGS else None,
         "tags": c.data.tags if c.batch.tagged else None,

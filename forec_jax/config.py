@@ -78,17 +78,20 @@ def defaults() -> ConfigDict:
     c.augment.grayscale_probability = 0.2
     c.augment.blur_probability = 0.5
     c.augment.blur_sigma = (0.1, 2.0)  # in pixels
-    c.augment.mixing = "cutmix"  # "none", "cutout", "cutmix", "cutmix_half" (ReCo's box), "classmix"
+    c.augment.mixing = "cutmix"  # "none", "cutout", "cutmix", "cutmix_beta" (PS-MT's box), "cutout_half", "cutmix_half"
+    # (ReCo's box), "classmix"
     c.augment.mixing_probability = 0.5  # of a row
+    c.augment.mix_labelled = True  # mix labelled rows as well, among themselves; False: unlabelled rows alone (ReCo)
 
     c.method = ConfigDict()
-    c.method.name = "mean_teacher"  # or "supervised"; from tags: "tag_classifier", "wsss_rec"
+    c.method.name = "mean_teacher"  # "supervised", "mean_teacher", "ps_mt", "s4gan", "tag_classifier", "wsss_rec"
     c.method.supervised_loss = "cross_entropy"  # L_s: "cross_entropy", or "ohem": of the hard pixels alone (Cityscapes)
     c.method.ohem_threshold = 0.7  # ohem: a pixel is hard where its true class has at most this probability
     c.method.ohem_min_kept = 100_000  # ohem: at least so many pixels a labelled row; UniMatch 100,000, U2PL 50,000
-    c.method.threshold = 0.95  # confidence above which a pseudo-label counts
+    c.method.threshold = 0.95  # confidence above which a pseudo-label counts; s4gan: the discriminator's, in an image
     c.method.supervised_weight = 1.0  # of L_s; 0 trains by the auxiliary tasks alone
-    c.method.unsupervised_weight = 1.0  # of L_u
+    c.method.unsupervised_weight = 1.0  # of L_u; s4gan: of the self-training
+    c.method.ramp = 0.0  # rise of that weight from 0, by a cosine: steps, or a fraction of `steps` below 1; 0: none
     c.method.normaliser = "valid"  # what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident)
 
     c.method.classifier = ""  # wsss_rec: work directory of the trained tag_classifier that guides it
@@ -102,6 +105,17 @@ def defaults() -> ConfigDict:
     c.method.wsss_rec.mask_weight = 1e-3  # lambda_m, of L_mask
     c.method.wsss_rec.class_weight = 1e-3  # lambda_c, of L_cls
     c.method.wsss_rec.mask_loss = "area"  # L_mask by the masks' "area", or "size_penalty": pooled scores, focal penalty
+
+    c.method.ps_mt = ConfigDict()
+    c.method.ps_mt.warmup = 0.0625  # without L_u: steps, or a fraction of `steps` below 1; published: 5 of 80 epochs
+    c.method.ps_mt.epoch = 0  # steps until the other teacher's turn; 0: the unlabelled images / batch.unlabelled
+    c.method.ps_mt.epsilon = 2.0  # T-VAT: length of the perturbation of an image's features; 0: none
+
+    c.method.s4gan = ConfigDict()
+    c.method.s4gan.feature_matching_weight = 0.1  # of L_fm
+    c.method.s4gan.lr = 1e-4  # of the discriminator's Adam, at the start
+    c.method.s4gan.channels = 64  # of the discriminator's first convolution; the next three double them
+    c.method.s4gan.dropout = 0.5  # of the discriminator's channels
 
     c.auxiliary = ConfigDict()  # tasks by name; the variants below add them with their options
 
@@ -161,6 +175,47 @@ def _use_method(name: str) -> Change:
     return change
 
 
+def _use_ps_mt(c: ConfigDict) -> None:
+    """PS-MT as published; the weight is that of VOC's classic lists but 92's (there 0.06; train_aug 1.5, Cityscapes 3)."""
+    c.method.name = "ps_mt"
+    c.method.threshold = 0.6
+    c.method.unsupervised_weight = 0.6
+    c.method.ramp = 0.15  # 12 of 80 epochs
+    c.ema.decay = 0.996
+    c.augment.mixing = "cutmix_beta"
+    c.augment.mix_labelled = False
+
+
+def _use_s4gan(c: ConfigDict) -> None:
+    """S4GAN as published: images as they are, self-training in what the discriminator trusts (VOC 0.6, Cityscapes 0.7)."""
+    c.method.name = "s4gan"
+    c.method.threshold = 0.6
+    c.method.normaliser = "kept"
+    c.augment.mixing = "none"
+
+
+def _use_mixing(name: str) -> Change:
+    """A baseline of ReCo's: this mixing in every unlabelled row, with the colours of ReCo and ClassMix."""
+
+    def change(c: ConfigDict) -> None:
+        c.augment.mixing = name
+        c.augment.mixing_probability = 1.0
+        c.augment.mix_labelled = False
+        c.augment.brightness = c.augment.contrast = c.augment.saturation = c.augment.hue = 0.25
+        c.augment.grayscale_probability = 0.0
+        c.augment.blur_sigma = (0.15, 1.15)
+
+    return change
+
+
+def _sum_of(*parts: str) -> Change:
+    def change(c: ConfigDict) -> None:
+        for part in parts:
+            VARIANTS[part](c)
+
+    return change
+
+
 def _use_reconstruction(target: str) -> Change:
     def change(c: ConfigDict) -> None:
         c.auxiliary.reconstruction = _reconstruction(target)
@@ -193,6 +248,13 @@ def _u2pl_decoder(c: ConfigDict) -> None:
 VARIANTS: Mapping[str, Change] = {
     "supervised": _use_method("supervised"),
     "mean_teacher": _use_method("mean_teacher"),
+    "ps_mt": _use_ps_mt,
+    "ps_mt_forec": _sum_of("ps_mt", "forec"),
+    "s4gan": _use_s4gan,
+    "s4gan_forec": _sum_of("s4gan", "forec"),
+    "cutout": _use_mixing("cutout_half"),
+    "cutmix": _use_mixing("cutmix_half"),
+    "classmix": _use_mixing("classmix"),
     "reconstruction": _use_reconstruction("image"),
     "forec": _use_reconstruction("foreground"),
     "reconstruction_only": _reconstruction_only,  # no segmentation loss: the autoencoder of the paper's Figure 1

@@ -79,7 +79,8 @@ class Network(NamedTuple):
     Images are f32[B,H,W,3] in [0, 1]; the network normalises them as its encoder expects. `valid` (bool[B,H,W]) makes
     the result on a padded image equal to that on the image alone: it marks a top-left rectangle in each row, and H and W
     are then multiples of 32. None means that every pixel counts. In train mode BatchNorm uses the statistics of the whole
-    (global) batch and the returned batch_stats hold the moved averages; otherwise they come back unchanged.
+    (global) batch and the returned batch_stats hold the moved averages; otherwise they come back unchanged. In inference
+    mode `decode` takes each row by itself, and can be differentiated twice in reverse mode (adversarial perturbations).
     """
 
     init: Callable[[Array], Variables]  # key -> variables with every head

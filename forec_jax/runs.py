@@ -114,7 +114,7 @@ def run_training(c: ConfigDict, workdir: Path) -> int | None:
     """Trains by the config in `workdir`, going on from its last checkpoint; returns the signal that ended it, if any."""
     mesh = build.build_mesh(c)
     data = build.build_training_data(c)
-    labels = build.labels_of(data.dataset)
+    c, labels = build.with_epoch(c, data), build.labels_of(data.dataset)
     method = build.build_method(c, labels, classifier=trained_classifier(c, labels))
     start(workdir, c, labels)
     if c.method.classifier:

@@ -117,6 +117,24 @@ def test_a_run_from_before_an_option_existed_is_still_read(trained, tmp_path, ca
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("variant", ["ps_mt_forec", "s4gan_forec"])
+def test_other_methods_from_the_command_line(tmp_path, variant):
+    """Two teachers, or a discriminator: trained, scored, stopped, resumed and read back like any other."""
+    assert train(tmp_path / "run", "--config.steps=3", "--config.method.ramp=2", variant=variant) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    # 504 unlabelled images by 8: PS-MT's epoch was worked out and stored; other methods have none.
+    assert config["method"]["ps_mt"]["epoch"] == (63 if variant == "ps_mt_forec" else 0)
+    assert train(tmp_path / "run", "--config.steps=3", "--config.method.ramp=2", variant=variant) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["method"], summary["last"]["step"]) == (variant.removesuffix("_forec"), 3)
+    events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(
+        0 <= e["teacher_miou"] <= 1 and 0 <= e["student_miou"] <= 1 for e in events if e["event"] == "evaluation"
+    )
+    assert cli.run(["evaluate", f"--workdir={tmp_path / 'run'}", "--split=tune", "--network=teacher"]) == 0
+
+
+@pytest.mark.slow
 def test_ohem_and_sliding_windows_from_the_command_line(tmp_path):
     """A run's windows serve its evaluations, `evaluate` and `predict`: the score is that of the written predictions."""
     options = [

@@ -1,16 +1,20 @@
+import dataclasses
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict, config_flags
 
 from forec_jax import build
+from forec_jax.augment import BetaBox, ClassMix, CutMix, CutOut, HalfAreaBox, NoMixing, Photometric
 from forec_jax.build import ConfigError
 from forec_jax.cli import config_path
 from forec_jax.config import VARIANTS, apply_variant, defaults, load_config
 from forec_jax.contracts import HeadSpec
 from forec_jax.losses import ohem_cross_entropy
-from forec_jax.methods import ForegroundReconstruction, ImageReconstruction, MeanTeacher, Supervised
+from forec_jax.methods import ForegroundReconstruction, ImageReconstruction, MeanTeacher, PsMt, S4Gan, Supervised
 from forec_jax.runs import read_config
 
 LABELS = build.Labels(("background", "a", "b"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), (0,))
@@ -51,6 +55,90 @@ def test_the_other_reading_of_the_lambdas():
 @pytest.mark.parametrize("part", sorted(VARIANTS))
 def test_every_variant_builds(part):
     build.build_method(config(part), LABELS)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ps_mt", PsMt), ("s4gan", S4Gan)])
+def test_forec_attaches_to_every_method_as_a_sum(name, kind):
+    by_name, by_sum = (build.build_method(config(variant), LABELS) for variant in (f"{name}_forec", f"{name}+forec"))
+    assert isinstance(by_name, kind)
+    assert by_name.auxiliary == by_sum.auxiliary == build.build_method(config("forec"), LABELS).auxiliary
+
+
+def test_ps_mt_as_published():
+    c = config("ps_mt")
+    c.steps = 800
+    method = build.build_method(c, LABELS)
+    assert (method.warmup, method.ramp, method.epsilon) == (50, 120, 2.0)
+    assert (method.threshold, method.unsupervised_weight, method.decay, method.bn_mode) == (0.6, 0.6, 0.996, "ema")
+    assert (method.mixing, method.labelled_mixing) == (CutMix(0.5, BetaBox()), NoMixing())
+
+
+@pytest.mark.parametrize(
+    ("name", "mixing"),
+    [
+        ("cutout", CutOut(1.0, HalfAreaBox())),
+        ("cutmix", CutMix(1.0, HalfAreaBox())),
+        ("classmix", ClassMix(3, probability=1.0)),
+    ],
+)
+def test_recos_baselines_mix_every_unlabelled_row_and_no_labelled_one(name, mixing):
+    c = config(f"mean_teacher+{name}")
+    method = build.build_method(c, LABELS)
+    assert (method.mixing, method.labelled_mixing) == (mixing, NoMixing())
+    a, published = c.augment, Photometric.reco()
+    for key in dataclasses.asdict(published):
+        assert a[key] == getattr(published, key), key
+
+
+@pytest.mark.parametrize(("length", "steps"), [(0.0, 0), (0.25, 200), (1.0, 1), (37.0, 37)])
+def test_a_ramp_is_given_in_steps_or_as_a_fraction(length, steps):
+    c = config("mean_teacher")
+    c.steps, c.method.ramp = 800, length
+    assert build.build_method(c, LABELS).ramp == steps
+
+
+@pytest.mark.parametrize("length", [-0.1, 1.5])
+def test_a_ramp_that_is_neither_is_an_error(length):
+    c = config("mean_teacher")
+    c.method.ramp = length
+    with pytest.raises(ConfigError, match=rf"method\.ramp={length} must be .*steps, or a fraction"):
+        build.build_method(c, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("variant", "key", "value"),
+    [
+        ("s4gan", "augment.mixing", "classmix"),
+        ("s4gan", "method.s4gan.dropout", 1.0),
+        ("ps_mt", "method.ps_mt.epsilon", -1.0),
+        ("ps_mt", "method.ps_mt.epoch", -1),
+    ],
+)
+def test_options_that_a_method_cannot_use_are_named(variant, key, value):
+    c = config(variant)
+    c.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=rf"{key.replace('.', '[.]')}='?{value}'?"):
+        build.build_method(c, LABELS)
+
+
+def test_an_epoch_is_the_unlabelled_images_over_the_batch():
+    data = build.TrainingData(dataset=None, split=None, labelled=range(8), unlabelled=range(101), validation=None)
+    c = config("ps_mt").lock()
+    c.batch.unlabelled = 10
+    resolved = build.with_epoch(c, data)
+    assert (resolved.method.ps_mt.epoch, c.method.ps_mt.epoch) == (11, 0)
+    assert build.build_method(resolved, LABELS).epoch == 11
+    c.method.ps_mt.epoch = 7
+    assert build.with_epoch(c, data).method.ps_mt.epoch == 7
+
+
+def test_the_discriminator_has_adam_and_its_own_rate():
+    c = config("s4gan")
+    c.optim.clip_norm, c.method.s4gan.lr = 1e-6, 0.25
+    tx, params = build.build_optimizer(c), {n: {"encoder": jnp.ones(2)} for n in ("student", "discriminator")}
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["discriminator"]["encoder"], -0.25, rtol=1e-5)
+    assert float(jnp.abs(updates["student"]["encoder"]).max()) < 1e-3
 
 
 def test_an_unknown_variant_names_the_known_ones():
@@ -122,7 +210,7 @@ def load(path):
     "file", ["configs/shapes.py", "configs/voc.py", "configs/camvid.py", "configs/cityscapes.py", "configs/folder.py"]
 )
 def test_config_files_load_locked_with_every_variant(file):
-    for variant in ("supervised", "mean_teacher", "reconstruction", "forec", "mean_teacher+forec"):
+    for variant in ("supervised", "reconstruction", "mean_teacher+forec", "ps_mt_forec", "s4gan", "classmix+forec"):
         assert load(f"{file}:{variant}").is_locked
 
 

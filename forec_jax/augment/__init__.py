@@ -2,6 +2,7 @@
 
 from forec_jax.augment.mixing import (
     AreaBox,
+    BetaBox,
     Box,
     ClassMix,
     CutMix,
@@ -24,6 +25,7 @@ from forec_jax.augment.photometric import (
 
 __all__ = [
     "AreaBox",
+    "BetaBox",
     "Box",
     "ClassMix",
     "CutMix",

@@ -79,6 +79,23 @@ class HalfAreaBox:
 
 
 @dataclass(frozen=True)
+class BetaBox:
+    """PS-MT's and CutMix's box: of the image's shape, a share of its area from Beta(alpha, alpha), wherever it fits.
+
+    CutMix (Yun et al., ICCV 2019) draws the centre anywhere and cuts the box at the borders; here it lies inside.
+    """
+
+    alpha: float = 4.0
+
+    def __call__(self, key: Array, rows: int, height: int, width: int) -> Array:
+        """bool[rows,height,width], True inside a box drawn for each row."""
+        area_key, place_key = jax.random.split(key)
+        side = jnp.sqrt(jax.random.beta(area_key, self.alpha, self.alpha, (rows, 1)))
+        box_height, box_width = (jnp.maximum(jnp.round(side * size).astype(jnp.int32), 1) for size in (height, width))
+        return _place(place_key, box_height, box_width, height, width)
+
+
+@dataclass(frozen=True)
 class NoMixing:
     """Every row stays as it is."""
 

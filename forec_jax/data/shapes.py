@@ -1,11 +1,14 @@
 """A synthetic data set in the library itself: six shapes on textured backgrounds, made while it is read.
 
-A class is a shape; colour and texture say nothing about it. As in photographs, classes have a context: in `train`,
-`tune` and `val` the main object's class usually (`CONTEXT_RATE`) comes with the background texture of its own, so a
-network can lean on the background instead of the shape. In `val_decorrelated` the two are independent, which measures
-how much it did.
+A class is a shape. An object usually (`TYPICAL_RATE`) has its class's colour, and as often its class's texture, so neither
+is enough, and what one cue tells can teach the other. Backgrounds have the same textures and the hues between those of
+the classes. As in photographs, classes have a context: in `train`, `tune` and `val` the main object's class usually
+(`CONTEXT_RATE`) stands on the background of its own, which shares its texture and has a hue near its own: object and
+background are entangled, and a network can lean on the background instead of the object. In `val_decorrelated` the two
+are independent, which measures how much it did.
 """
 
+import colorsys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +26,13 @@ COUNTS = {"train": 512, "tune": 96, "val": 192, "val_decorrelated": 192}
 CONTEXT_RATE = 0.87
 """How often the main object's class decides the background (outside val_decorrelated)."""
 
-_KINDS = tuple(PATTERNS)  # class k has the background kind k - 1 as its own
+TYPICAL_RATE = 0.85
+"""How often an object has its class's colour; apart from that, how often it has its class's texture."""
+HUE_SPREAD = 0.03
+"""Standard deviation of hues around the typical one; the whole circle is 1."""
+
+_KINDS = tuple(PATTERNS)  # class k has kind k - 1 as its own, as its texture and as its background's
+_OBJECT_SATURATION, _BACKGROUND_SATURATION = (0.45, 0.95), (0.15, 0.5)
 _SUPERSAMPLING = 4
 
 
@@ -35,7 +44,7 @@ class Thing(NamedTuple):
     radius: float
     stretch: float  # width over height
     angle: float  # radians
-    kind: int  # its own texture, independent of its class
+    kind: int  # index of its texture's kind
     colours: np.ndarray  # f32[2,3] in [0, 255]
     frequency: float
 
@@ -116,8 +125,7 @@ def draw_scene(rng: np.random.Generator, context_rate: float) -> Scene:
     """A scene whose background is the main class's own with probability `context_rate`, any kind alike otherwise."""
     main = int(rng.integers(1, len(CLASSES)))
     background = main - 1 if rng.random() < context_rate else int(rng.integers(len(_KINDS)))
-    dark, light = rng.uniform(40, 110), rng.uniform(145, 215)
-    colours = np.stack([_muted(rng, dark), _muted(rng, light)])
+    colours = _two_colours(rng, (background + 0.5) / len(_KINDS), _BACKGROUND_SATURATION)
     others = [
         main if rng.random() < 0.6 else int(rng.integers(1, len(CLASSES)))
         for _ in range(rng.choice(4, p=[0.5, 0.3, 0.15, 0.05]))
@@ -129,27 +137,25 @@ def draw_scene(rng: np.random.Generator, context_rate: float) -> Scene:
 
 def _draw_thing(rng: np.random.Generator, class_index: int, radii: tuple[float, float]) -> Thing:
     centre = rng.uniform(0.18, 0.82, 2)
-    first = _vivid(rng)
+    own = class_index - 1
+    hue = own / len(_KINDS) if rng.random() < TYPICAL_RATE else rng.random()
     return Thing(
         class_index,
         (float(centre[0]), float(centre[1])),
         radius=rng.uniform(*radii),
         stretch=float(np.exp(rng.uniform(-0.2, 0.2))),
         angle=rng.uniform(-0.35, 0.35),  # things mostly stand upright
-        kind=int(rng.integers(len(_KINDS))),
-        colours=np.stack([first, np.clip(first + rng.normal(0, 16, 3), 0, 255)]),
+        kind=own if rng.random() < TYPICAL_RATE else int(rng.integers(len(_KINDS))),
+        colours=_two_colours(rng, hue, _OBJECT_SATURATION),
         frequency=rng.uniform(5.0, 14.0),
     )
 
 
-def _muted(rng: np.random.Generator, brightness: float) -> np.ndarray:
-    """A background's colour f64[3] of little hue."""
-    return brightness + rng.uniform(-22, 22, 3)
-
-
-def _vivid(rng: np.random.Generator) -> np.ndarray:
-    """An object's colour f64[3]: one channel bright, one dark, one anything."""
-    return rng.permutation([rng.uniform(190, 245), rng.uniform(10, 90), rng.uniform(10, 245)])
+def _two_colours(rng: np.random.Generator, hue: float, saturation: tuple[float, float]) -> np.ndarray:
+    """A texture's two colours f64[2,3] in [0, 255], of one hue near `hue` and each of its own saturation and value."""
+    hue = (hue + rng.normal(0, HUE_SPREAD)) % 1.0
+    shades = [(rng.uniform(*saturation), rng.uniform(0.3, 0.95)) for _ in range(2)]
+    return 255 * np.array([colorsys.hsv_to_rgb(hue, *shade) for shade in shades])
 
 
 def render(rng: np.random.Generator, scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:

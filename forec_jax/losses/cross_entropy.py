@@ -35,6 +35,18 @@ def mean_cross_entropy(logits: Array, label: Array, included: Array) -> Mean:
     return Mean(jnp.sum(error), jnp.sum(included, dtype=jnp.float32))
 
 
+def confidence_weighted_cross_entropy(logits: Array, label: Array, confidence: Array, included: Array) -> Array:
+    """Each pixel's cross-entropy times its label's confidence (PS-MT), f32[B,H,W].
+
+    Args:
+        logits: f32[B,H,W,K].
+        label: i32[B,H,W] in [0, K) where included.
+        confidence: f32[B,H,W] in [0, 1]; carries no gradient.
+        included: bool[B,H,W]; the others have neither value nor gradient.
+    """
+    return jnp.where(included, jax.lax.stop_gradient(confidence) * cross_entropy(logits, label), 0.0)
+
+
 def ohem_cross_entropy(logits: Array, label: Array, included: Array, *, threshold: float, min_kept: int) -> Mean:
     """The cross-entropy's mean over the hard pixels alone (online hard example mining).
 

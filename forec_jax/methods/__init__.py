@@ -2,7 +2,9 @@
 
 from forec_jax.methods.foreground_segmentation import ForegroundSegmentation
 from forec_jax.methods.mean_teacher import MeanTeacher
+from forec_jax.methods.ps_mt import PsMt
 from forec_jax.methods.reconstruction import ForegroundReconstruction, ImageReconstruction
+from forec_jax.methods.s4gan import S4Gan
 from forec_jax.methods.student import Auxiliary
 from forec_jax.methods.supervised import Supervised
 from forec_jax.methods.tag_classifier import TagClassifier
@@ -14,6 +16,8 @@ __all__ = [
     "ForegroundSegmentation",
     "ImageReconstruction",
     "MeanTeacher",
+    "PsMt",
+    "S4Gan",
     "Supervised",
     "TagClassifier",
     "WsssRec",

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from forec_jax.augment import Mixing
+from forec_jax.augment import Mixing, NoMixing
 from forec_jax.contracts import (
     Array,
     Aux,
@@ -19,6 +19,7 @@ from forec_jax.contracts import (
     Views,
 )
 from forec_jax.losses import mean_cross_entropy
+from forec_jax.methods.ramp import ramp_up
 from forec_jax.methods.segmentation_terms import Normaliser, SupervisedLoss, supervised_terms, unsupervised_terms
 from forec_jax.methods.student import (
     SEGMENTATION,
@@ -42,11 +43,12 @@ STUDENT = "student"
 
 @dataclasses.dataclass(frozen=True)
 class MeanTeacher:
-    """L = supervised_weight * L_s + unsupervised_weight * L_u + auxiliary terms.
+    """L = supervised_weight * L_s + unsupervised_weight * ramp * L_u + auxiliary terms.
 
     The teacher, an EMA of the student, labels the weak view in inference mode. Colour changes come first, on each
-    image; then image, label, confidence and validity are mixed with the same boxes, labelled rows among themselves and
-    unlabelled rows among themselves. Student, BatchNorm and normalisers see the whole global batch at once.
+    image; then image, label, confidence and validity are mixed with the same boxes, unlabelled rows among themselves by
+    `mixing`, labelled rows among themselves by `labelled_mixing`. Student, BatchNorm and normalisers see the whole
+    global batch at once.
     """
 
     network: Network
@@ -55,8 +57,10 @@ class MeanTeacher:
     auxiliary: tuple[Auxiliary, ...] = ()
     supervised_loss: SupervisedLoss = mean_cross_entropy
     supervised_weight: float = 1.0
+    labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     threshold: float = 0.95
     unsupervised_weight: float = 1.0
+    ramp: int = 0  # steps over which that weight rises from 0
     normaliser: Normaliser = "valid"
     decay: float = 0.99
     bn_mode: BatchNormMode = "ema"
@@ -86,7 +90,11 @@ class MeanTeacher:
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         unsupervised, metrics = unsupervised_terms(
-            logits, views, threshold=self.threshold, normaliser=self.normaliser, weight=self.unsupervised_weight
+            logits,
+            views,
+            threshold=self.threshold,
+            normaliser=self.normaliser,
+            weight=self.unsupervised_weight * ramp_up(state.step, self.ramp),
         )
         task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
 
@@ -99,7 +107,7 @@ class MeanTeacher:
         colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
         probabilities = class_probabilities(self.network, teacher, unit_image(unlabelled.image))
         return student_input(
-            self.mixing(mixing_l, labelled_rows(colour_l, labelled, self.colour)),
+            self.labelled_mixing(mixing_l, labelled_rows(colour_l, labelled, self.colour)),
             self.mixing(mixing_u, pseudo_labelled_rows(colour_u, unlabelled, probabilities, self.colour)),
         )
 

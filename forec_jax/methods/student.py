@@ -35,8 +35,16 @@ def run_heads(
 ) -> tuple[dict[str, HeadOutput], PyTree]:
     """One encoder pass and every named head on it; returns the outputs by head and the new batch_stats."""
     features, stats = network.encode(variables, image, train=train, rng=rng)
-    outputs = {}
-    for head in heads:
+    features_of = dict.fromkeys(heads, features)
+    return decode_heads(network, variables._replace(batch_stats=stats), features_of, train=train, rng=rng)
+
+
+def decode_heads(
+    network: Network, variables: Variables, features_of: Mapping[str, PyTree], *, train: bool, rng: Array
+) -> tuple[dict[str, HeadOutput], PyTree]:
+    """Every named head on the features that are given for it; returns the outputs by head and the new batch_stats."""
+    outputs, stats = {}, variables.batch_stats
+    for head, features in features_of.items():
         outputs[head], stats = network.decode(
             variables._replace(batch_stats=stats), head, features, train=train, rng=rng
         )

@@ -43,6 +43,29 @@ def pseudo_labelled_rows(key: Array, part: Unlabelled, probabilities: Array, col
     )
 
 
+def unlabelled_rows(key: Array, part: Unlabelled, colour: Colour) -> Rows:
+    """Rows of which nothing is said yet: every label is IGNORE."""
+    clean = unit_image(part.image)
+    return Rows(
+        clean=clean,
+        strong=colour(key, clean, part.valid),
+        label=jnp.full(part.valid.shape, IGNORE, jnp.int32),
+        confidence=jnp.zeros(part.valid.shape, jnp.float32),
+        is_ground_truth=jnp.zeros(part.valid.shape, bool),
+        valid=part.valid,
+    )
+
+
+def self_labelled(views: Views, probabilities: Array) -> Views:
+    """The views with the student's own f32[B,H,W,K] probabilities of them as pseudo-labels where there is no truth."""
+    probabilities = jax.lax.stop_gradient(probabilities)
+    asked = views.valid & ~views.is_ground_truth
+    return views._replace(
+        label=jnp.where(asked, jnp.argmax(probabilities, axis=-1).astype(jnp.int32), views.label),
+        confidence=jnp.where(asked, jnp.max(probabilities, axis=-1), views.confidence),
+    )
+
+
 def interleave(labelled: Array, unlabelled: Array) -> Array:
     """Joins two parts on the batch axis; row by row when they are equally many.
 

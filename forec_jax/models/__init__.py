@@ -3,6 +3,7 @@
 from forec_jax.models.conv import conv2d
 from forec_jax.models.convert import WeightsError, convert
 from forec_jax.models.deeplab import U2PL, DeepLabOptions
+from forec_jax.models.discriminator import discriminator_network
 from forec_jax.models.layers import valid_extent
 from forec_jax.models.network import ENCODERS, Features, ImageSize, count_parameters, deeplab_network
 from forec_jax.models.pretrained import filled, fitting_weights, load_weights, mobilenet_v2_from_slim
@@ -20,6 +21,7 @@ __all__ = [
     "convert",
     "count_parameters",
     "deeplab_network",
+    "discriminator_network",
     "filled",
     "fitting_weights",
     "load_weights",

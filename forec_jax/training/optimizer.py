@@ -1,11 +1,14 @@
 """Optimisers and schedules."""
 
+from collections.abc import Mapping
+
 import jax
 import optax
 
 from forec_jax.contracts import Array, PyTree
 
 ENCODER, HEADS = "encoder", "heads"
+SHARED = "shared"
 
 
 def poly_schedule(peak: float, steps: int, power: float, warmup: int) -> optax.Schedule:
@@ -28,6 +31,22 @@ def parameter_groups(params: dict[str, PyTree]) -> dict[str, PyTree]:
         }
         for network, parts in params.items()
     }
+
+
+def with_own_optimizers(
+    shared: optax.GradientTransformation, own: Mapping[str, optax.GradientTransformation]
+) -> optax.GradientTransformation:
+    """`shared` for all networks but those named in `own`, each of which has its own; neither sees the other's gradients."""
+    if not own:
+        return shared
+
+    def owner(params: dict[str, PyTree]) -> dict[str, PyTree]:
+        return {
+            name: jax.tree.map(lambda _, group=name if name in own else SHARED: group, parts)
+            for name, parts in params.items()
+        }
+
+    return optax.partition({SHARED: shared, **own}, owner)
 
 
 def is_kernel(params: PyTree) -> PyTree:

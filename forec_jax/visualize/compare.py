@@ -90,7 +90,8 @@ def mean_correlations(model: Model, examples: Iterable[Example]) -> dict[int, Be
 
 def painting_variables(model: Model, painter: Painter) -> tuple[dict[str, Variables], str]:
     """The variables to paint with and whose they are: the model's own where they have the head, else the student's."""
-    if RECONSTRUCTION in model.variables[painter.name].params:
+    own = model.variables.get(painter.name)  # two teachers have names of their own
+    if own is not None and RECONSTRUCTION in own.params:
         return model.variables, model.network
     return model.student, "student"
 

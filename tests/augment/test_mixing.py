@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from jax.sharding import NamedSharding, PartitionSpec
 
-from forec_jax.augment import AreaBox, Box, ClassMix, CutMix, CutOut, HalfAreaBox, Mixing, NoMixing, Rows
+from forec_jax.augment import AreaBox, BetaBox, Box, ClassMix, CutMix, CutOut, HalfAreaBox, Mixing, NoMixing, Rows
 from forec_jax.contracts import IGNORE
 
 K = 5
@@ -153,6 +154,17 @@ def test_area_boxes_keep_to_area_and_aspect():
     aspect = height[large] / width[large]
     assert aspect.min() > 0.25
     assert aspect.max() < 3.7
+
+
+def test_beta_boxes_have_the_images_shape_and_a_beta_share_of_it():
+    boxes = draw(BetaBox(), 1000, 48, 96)
+    top, left, height, width = extents(boxes)
+    np.testing.assert_allclose(width, 2 * height, atol=1)
+    share = height * width / (48 * 96)
+    assert scipy.stats.kstest(share, scipy.stats.beta(4, 4).cdf).statistic < 0.06  # the 1 % point is 0.05, and rounding
+    assert (top.min(), left.min()) == (0, 0)
+    assert (top + height).max() == 48
+    assert (left + width).max() == 96
 
 
 def rejection(rng: np.random.Generator, size: int, count: int) -> np.ndarray:

@@ -1,10 +1,11 @@
+import colorsys
 import pickle
 
 import numpy as np
 import pytest
 
 from forec_jax.data import DataError, shapes_dataset
-from forec_jax.data.shapes import CLASSES, CONTEXT_RATE, COUNTS, PALETTE, ShapesSource
+from forec_jax.data.shapes import CLASSES, CONTEXT_RATE, COUNTS, HUE_SPREAD, PALETTE, TYPICAL_RATE, ShapesSource
 
 
 def test_examples_have_the_promised_form():
@@ -57,6 +58,28 @@ def test_the_background_says_nothing_about_single_classes_when_decorrelated():
         scene = source.scene(i)
         table[scene.things[-1].class_index - 1, scene.background] += 1
     assert np.abs(table / table.sum(1, keepdims=True) - 1 / 6).max() < 0.06
+
+
+def hue(colour) -> float:
+    return colorsys.rgb_to_hsv(*colour)[0]
+
+
+def test_an_object_mostly_has_its_classs_colour_and_apart_from_that_its_texture():
+    things = [thing for i in range(1500) for thing in ShapesSource("train", 1500).scene(i).things]
+    texture = np.array([thing.kind == thing.class_index - 1 for thing in things])
+    distance = np.array([hue(thing.colours[0]) - (thing.class_index - 1) / 6 for thing in things])
+    colour = np.abs((distance + 0.5) % 1 - 0.5) < 3 * HUE_SPREAD
+    by_chance = 6 * HUE_SPREAD  # a uniform hue falls into an arc of that length
+    assert colour.mean() == pytest.approx(TYPICAL_RATE * 0.997 + (1 - TYPICAL_RATE) * by_chance, abs=0.02)
+    assert texture.mean() == pytest.approx(TYPICAL_RATE + (1 - TYPICAL_RATE) / 6, abs=0.02)
+    assert np.corrcoef(texture, colour)[0, 1] == pytest.approx(0, abs=0.06)
+
+
+def test_a_backgrounds_hue_lies_between_those_of_two_classes():
+    scenes = [ShapesSource("val", 400).scene(i) for i in range(400)]
+    away = [(hue(scene.colours[0]) - (scene.background + 0.5) / 6 + 0.5) % 1 - 0.5 for scene in scenes]
+    assert np.mean(away) == pytest.approx(0, abs=0.006)
+    assert np.std(away) == pytest.approx(HUE_SPREAD, rel=0.15)
 
 
 def test_without_labels_shares_the_images():

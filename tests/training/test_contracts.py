@@ -13,7 +13,7 @@ from forec_jax.losses import cross_entropy
 from forec_jax.methods.student import class_probabilities
 from forec_jax.methods.views import unit_image
 from forec_jax.parallel import make_mesh, replicated, shard_batch
-from forec_jax.training import compile_step, create_state, make_optimizer
+from forec_jax.training import compile_step, create_state, make_optimizer, with_own_optimizers
 
 SEED = 0
 
@@ -183,6 +183,18 @@ def test_the_encoder_and_the_heads_have_their_learning_rates():
         assert float(updates["n"]["encoder"]["kernel"][0, 0]) == pytest.approx(-rate * 1.1, rel=1e-5)  # with decay
         assert float(updates["n"]["encoder"]["bias"][0]) == pytest.approx(-rate, rel=1e-5)  # without
         assert float(updates["n"]["segmentation"]["kernel"][0, 0]) == pytest.approx(-10 * rate * 1.1, rel=1e-5)
+
+
+def test_a_network_with_an_optimiser_of_its_own_neither_sees_nor_disturbs_the_others():
+    """Clipping by the norm over all parameters would couple them: each must be as if it were alone."""
+    shared, own = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)), optax.adam(1e-2)
+    params = {"student": {"w": jnp.ones(3)}, "discriminator": {"w": jnp.ones(2)}}
+    gradients = {"student": {"w": jnp.array([3.0, 0.0, 4.0])}, "discriminator": {"w": jnp.array([100.0, -7.0])}}
+    tx = with_own_optimizers(shared, {"discriminator": own})
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    np.testing.assert_allclose(updates["student"]["w"], [-0.06, 0.0, -0.08], rtol=1e-6)
+    np.testing.assert_allclose(updates["discriminator"]["w"], [-0.01, 0.01], rtol=1e-5)
+    assert with_own_optimizers(shared, {}) is shared
 
 
 def test_an_unknown_optimiser_is_named():

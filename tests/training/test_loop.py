@@ -14,8 +14,8 @@ import optax
 import pytest
 
 from forec_jax.augment import NoMixing
-from forec_jax.contracts import Batch, Labelled, Mean, Term
-from forec_jax.methods import Supervised
+from forec_jax.contracts import Batch, HeadOutput, HeadSpec, Labelled, Mean, Network, Term, Unlabelled, Variables
+from forec_jax.methods import PsMt, S4Gan, Supervised
 from forec_jax.parallel import make_mesh, replicated
 from forec_jax.training import (
     CheckpointError,
@@ -27,6 +27,7 @@ from forec_jax.training import (
     compile_step,
     create_state,
     train,
+    with_own_optimizers,
 )
 from forec_jax.training.reporting import read_events
 
@@ -41,6 +42,14 @@ def batch_of(step):
     return Batch(
         Labelled(image, (image[..., 0] > 127).astype(np.int32), np.ones((4, 5, 5), bool), np.zeros(4, np.int32))
     )
+
+
+def both_parts_of(step):
+    """Labelled and unlabelled rows."""
+    image = np.random.default_rng(step).integers(0, 256, (2, 2, 5, 5, 3), dtype=np.uint8)
+    label = (image[0, ..., 0] > 127).astype(np.int32)
+    valid, none = np.ones(label.shape, bool), np.zeros(2, np.int32)
+    return Batch(Labelled(image[0], label, valid, none), Unlabelled(image[1], valid, none))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +74,23 @@ def method(make_toy_network):
     return Supervised(network=make_toy_network(), colour=noisy_colour, mixing=NoMixing())
 
 
-def run(workdir, method, *, steps=STEPS, stop_at=None, signal_at=None, score=lambda step: step / 100):
+def run(
+    workdir,
+    method,
+    *,
+    steps=STEPS,
+    stop_at=None,
+    signal_at=None,
+    score=lambda step: step / 100,
+    tx=TX,
+    batch_of=batch_of,
+):
     """Trains in `workdir`, resuming; `stop_at` raises as a kill would, `signal_at` sends SIGTERM."""
     workdir.mkdir(exist_ok=True)
     mesh = make_mesh(devices=jax.devices()[:1])
     checkpoints = Checkpoints(workdir / "checkpoints")
-    state = checkpoints.restore_last(abstract_state(method, TX, SEED, replicated(mesh)))
-    state = create_state(method, TX, SEED, replicated(mesh)) if state is None else state
+    state = checkpoints.restore_last(abstract_state(method, tx, SEED, replicated(mesh)))
+    state = create_state(method, tx, SEED, replicated(mesh)) if state is None else state
     first = int(state.step)
     checkpoints.drop_after(first)
     reporter = Reporter(workdir, steps=steps, first_step=first, images_per_step=4)
@@ -89,7 +108,7 @@ def run(workdir, method, *, steps=STEPS, stop_at=None, signal_at=None, score=lam
         return train(
             state,
             first_step=first,
-            step=compile_step(method, TX, seed=SEED, accumulate=1, mesh=mesh),
+            step=compile_step(method, tx, seed=SEED, accumulate=1, mesh=mesh),
             batches=batches(),
             batch_ids=lambda step: f"batch {step}",
             evaluate=lambda state, step: {"teacher_miou": score(step)},
@@ -123,6 +142,46 @@ def test_killed_at_three_moments_and_resumed_is_bit_equal(tmp_path, method):
     # The first step of each part is not logged by its rule but once: compare the steps that every run logs.
     logged = [[e for e in part if e["step"] % 2 == 0 or e["event"] == "evaluation"] for part in events]
     assert logged[0] == logged[1]
+
+
+def two_teachers(network):
+    """Killed and resumed in the middle of a teacher's turn."""
+    return PsMt(network, noisy_colour, NoMixing(), threshold=0.0, ramp=6, warmup=2, epoch=4), TX
+
+
+def toy_critic():
+    """A linear discriminator of the mean pixel, without BatchNorm like the real one."""
+
+    def init(key):
+        params = {"encoder": {"w": jax.random.normal(key, (6, 4))}, "score": {"w": jnp.ones(4)}}
+        return Variables(params, {"encoder": {}, "score": {}})
+
+    def encode(variables, pair, *, train, rng):
+        return jnp.tanh(pair.mean((1, 2)) @ variables.params["encoder"]["w"]), variables.batch_stats
+
+    def decode(variables, head, features, *, train, rng):
+        return HeadOutput(features @ variables.params[head]["w"], features), variables.batch_stats
+
+    return Network(init, encode, decode, (HeadSpec("score", 1),))
+
+
+def with_discriminator(network):
+    """A network without BatchNorm statistics, and an optimiser of its own."""
+    tx = with_own_optimizers(TX, {"discriminator": optax.adam(1e-3)})
+    return S4Gan(network, toy_critic(), noisy_colour, NoMixing()), tx
+
+
+@pytest.mark.parametrize("make", [two_teachers, with_discriminator])
+def test_killed_and_resumed_is_bit_equal_with_any_networks(tmp_path, make_toy_network, make):
+    method, tx = make(make_toy_network())
+    whole, _ = run(tmp_path / "whole", method, tx=tx, batch_of=both_parts_of)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", method, stop_at=8, tx=tx, batch_of=both_parts_of)
+    resumed, _ = run(tmp_path / "killed", method, tx=tx, batch_of=both_parts_of)
+    assert_equal(whole, resumed)
+    start = create_state(method, tx, SEED, replicated(make_mesh(devices=jax.devices()[:1])))
+    for name, first in start.params.items():
+        assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, first, whole.params[name]))), name
 
 
 def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, method):
@@ -181,8 +240,6 @@ def test_checkpoints_that_are_all_damaged_are_an_error(tmp_path, method):
 
 def test_a_checkpoint_of_another_architecture_is_an_error(tmp_path, method, make_toy_network):
     run(tmp_path / "run", method, steps=3)
-    from forec_jax.contracts import HeadSpec
-
     other = dataclasses.replace(method, network=make_toy_network((HeadSpec("segmentation", 7),)))
     with pytest.raises(CheckpointError, match=r"another model.*segmentation.*expected float32\[4, 7\]"):
         run(tmp_path / "run", other, steps=3)

@@ -11,7 +11,7 @@ from forec_jax.data import Example
 from forec_jax.methods import Supervised
 from forec_jax.training import first_state
 from forec_jax.visualize import Legend, Model, Painter, compare, mean_correlations
-from forec_jax.visualize.compare import CELL_SIDE
+from forec_jax.visualize.compare import CELL_SIDE, painting_variables
 from forec_jax.visualize.panel import Panel
 
 PALETTE = np.array([(0, 0, 0), (250, 10, 10), (10, 10, 250)], np.uint8)
@@ -125,3 +125,11 @@ def test_the_panel_ends_with_what_the_student_paints():
     picture = Panel(method, PALETTE, [make_example()], 32, "unit").draw(state)
     assert picture.shape == (18 + 24 + 4, 4 + 5 * 44, 3)
     assert (picture[18:42, -44:-4] == 0).all()
+
+
+def test_two_teachers_leave_the_painting_to_the_student():
+    """Their variables have names of their own, none of them the student's."""
+    model, _ = make_model("run")
+    teachers = {name: model.variables["student"] for name in ("teacher_1", "teacher_2")}
+    painter = Painter("student", model.method.networks["student"], 32, "unit")
+    assert painting_variables(model._replace(variables=teachers), painter) == (model.student, "student")

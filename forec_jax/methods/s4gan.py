@@ -1,0 +1,178 @@
+"""S4GAN: a discriminator that tells truth from prediction (Mittal et al., TPAMI 2019, without its tag branch)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from forec_jax.augment import Mixing, NoMixing
+from forec_jax.contracts import (
+    Array,
+    Aux,
+    Batch,
+    HeadOutput,
+    Labelled,
+    Network,
+    PyTree,
+    Term,
+    Terms,
+    TrainState,
+    Unlabelled,
+    Variables,
+    Views,
+)
+from forec_jax.losses import discrimination, feature_matching, mean_cross_entropy
+from forec_jax.methods.ramp import ramp_up
+from forec_jax.methods.segmentation_terms import Normaliser, SupervisedLoss, supervised_terms, unsupervised_terms
+from forec_jax.methods.student import (
+    SEGMENTATION,
+    Auxiliary,
+    auxiliary_terms,
+    class_probabilities,
+    head_names,
+    run_heads,
+)
+from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
+from forec_jax.methods.views import Colour, labelled_rows, self_labelled, student_input, unlabelled_rows
+from forec_jax.models.discriminator import SCORE
+
+STUDENT, DISCRIMINATOR = "student", "discriminator"
+
+
+@dataclasses.dataclass(frozen=True)
+class S4Gan:
+    """L = supervised_weight * L_s + unsupervised_weight * ramp * L_st + feature_matching_weight * L_fm + L_D + tasks.
+
+    The discriminator D sees [image, truth] of the labelled and [image, softmax] of the unlabelled rows. L_D teaches it
+    to tell them apart and reaches no other network; L_fm asks the student for predictions with the features of truth,
+    L_st for its own argmax in the rows that D takes for truth with more than `threshold`; both leave D alone. Where
+    nothing is said of a labelled row's pixel (void), D sees the prediction, and in the padding nothing: neither tells
+    truth from prediction. Auxiliary tasks see the student's own argmax and its confidence. The teacher is the student's
+    EMA, to score beside it, and teaches nothing.
+    """
+
+    network: Network
+    discriminator: Network
+    colour: Colour
+    mixing: Mixing
+    auxiliary: tuple[Auxiliary, ...] = ()
+    supervised_loss: SupervisedLoss = mean_cross_entropy
+    supervised_weight: float = 1.0
+    labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
+    threshold: float = 0.6
+    unsupervised_weight: float = 1.0
+    ramp: int = 0  # steps over which that weight rises from 0
+    normaliser: Normaliser = "kept"
+    feature_matching_weight: float = 0.1
+    decay: float = 0.99
+    bn_mode: BatchNormMode = "ema"
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The student and its discriminator."""
+        return {STUDENT: self.network, DISCRIMINATOR: self.discriminator}
+
+    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+        """The first params, batch_stats, teacher and memory."""
+        student = self.network.init(key)
+        discriminator = self.discriminator.init(jax.random.fold_in(key, 1))
+        return (
+            {STUDENT: student.params, DISCRIMINATOR: discriminator.params},
+            {STUDENT: student.batch_stats, DISCRIMINATOR: discriminator.batch_stats},
+            {STUDENT: first_teacher(student)},
+            {},
+        )
+
+    def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
+        """The loss terms; see the class."""
+        if batch.labelled is None or batch.unlabelled is None:
+            raise ValueError("s4gan needs both: set batch.labelled and batch.unlabelled above 0")
+        view_key, dropout_key, critic_key, task_key = jax.random.split(key, 4)
+        image, views = self.views(batch.labelled, batch.unlabelled, view_key)
+
+        student = Variables(params[STUDENT], state.batch_stats[STUDENT])
+        outputs, stats = run_heads(
+            self.network, student, image, head_names(self.auxiliary), train=True, rng=dropout_key
+        )
+        logits = outputs[SEGMENTATION].output
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        views = self_labelled(views, probabilities)
+
+        pair = shown_to_discriminator(image, views, probabilities)
+        discriminator = Variables(params[DISCRIMINATOR], state.batch_stats[DISCRIMINATOR])
+        learning = self.judge(discriminator, jax.lax.stop_gradient(pair), critic_key)
+        judging = self.judge(jax.lax.stop_gradient(discriminator), pair, critic_key)
+        real, fake = discrimination(learning.output, views.labelled_row)
+
+        trust = jnp.broadcast_to(jax.nn.sigmoid(judging.output)[:, None, None], views.confidence.shape)
+        unsupervised, metrics = unsupervised_terms(
+            logits,
+            views._replace(confidence=trust),
+            threshold=self.threshold,
+            normaliser=self.normaliser,
+            weight=self.unsupervised_weight * ramp_up(state.step, self.ramp),
+        )
+        adversarial = {
+            "feature_matching_loss": Term(
+                feature_matching(judging.latent, views.labelled_row), self.feature_matching_weight
+            ),
+            "discriminator_real_loss": Term(real, 0.5),
+            "discriminator_fake_loss": Term(fake, 0.5),
+        }
+        terms = (
+            supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
+            | unsupervised
+            | adversarial
+        )
+        task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
+
+        teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
+        new_stats = {STUDENT: stats, DISCRIMINATOR: state.batch_stats[DISCRIMINATOR]}
+        terms |= unsupervised | adversarial | task_terms
+        return terms, Aux(new_stats, {STUDENT: teacher_stats}, state.memory, metrics | task_metrics)
+
+    def views(self, labelled: Labelled, unlabelled: Unlabelled, key: Array) -> tuple[Array, Views]:
+        """The student's images and what is known of them before it has seen them."""
+        colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
+        return student_input(
+            self.labelled_mixing(mixing_l, labelled_rows(colour_l, labelled, self.colour)),
+            self.mixing(mixing_u, unlabelled_rows(colour_u, unlabelled, self.colour)),
+        )
+
+    def judge(self, discriminator: Variables, pair: Array, key: Array) -> HeadOutput:
+        """The discriminator's logits f32[B] and pooled features f32[B,D]; the same dropout for the same key."""
+        outputs, _ = run_heads(self.discriminator, discriminator, pair, (SCORE,), train=True, rng=key)
+        return outputs[SCORE]
+
+    def update_teacher(
+        self,
+        state: TrainState,
+        params: dict[str, PyTree],
+        batch_stats: dict[str, PyTree],
+        teacher_stats: dict[str, PyTree],
+    ) -> dict[str, Variables]:
+        """The EMA after a step."""
+        teacher = updated_teacher(
+            state.teacher[STUDENT],
+            Variables(params[STUDENT], batch_stats[STUDENT]),
+            teacher_stats[STUDENT],
+            decay=ema_decay(state.step, self.decay),
+            bn_mode=self.bn_mode,
+        )
+        return {STUDENT: teacher}
+
+    def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
+        """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""
+        return class_probabilities(self.network, variables[STUDENT], image, valid)
+
+
+def shown_to_discriminator(image: Array, views: Views, probabilities: Array) -> Array:
+    """f32[B,H,W,3+K]: the image, with the truth (one-hot) where a labelled row has one, elsewhere the prediction.
+
+    Only the predictions of unlabelled rows carry a gradient. Padding is shown as zeros in either.
+    """
+    is_class = views.label[..., None] == jnp.arange(probabilities.shape[-1])
+    known = (views.is_ground_truth & jnp.any(is_class, axis=-1))[..., None]
+    truth = jnp.where(known, is_class.astype(probabilities.dtype), jax.lax.stop_gradient(probabilities))
+    shown = jnp.where(views.labelled_row[:, None, None, None], truth, probabilities)
+    return jnp.concatenate([image, jnp.where(views.valid[..., None], shown, 0.0)], axis=-1)

@@ -1,0 +1,174 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from forec_jax.augment import NoMixing
+from forec_jax.contracts import Batch, HeadSpec, Labelled, Unlabelled, Variables
+from forec_jax.methods import Auxiliary, ForegroundReconstruction, PsMt
+from forec_jax.methods.ps_mt import TEACHERS
+from forec_jax.parallel import make_mesh, replicated, shard_batch
+from forec_jax.training import compile_step, create_state, first_state, objective, train_step
+
+HEADS = (HeadSpec("segmentation", 3), HeadSpec("reconstruction", 3))
+TASK = Auxiliary(1.0, ForegroundReconstruction((0,), threshold=0.0))
+TX = optax.sgd(0.5)
+
+
+def same_colour(key, image, valid):
+    return image
+
+
+def make_batch(rows=2, size=5):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (2, rows, size, size, 3), dtype=np.uint8)
+    label = rng.integers(0, 3, (rows, size, size)).astype(np.int32)
+    valid, none = np.ones((rows, size, size), bool), np.zeros(rows, np.int32)
+    return Batch(Labelled(image[0], label, valid, none), Unlabelled(image[1], valid, none))
+
+
+def make_method(network, **options):
+    return PsMt(network, same_colour, NoMixing(), **{"epoch": 3, "warmup": 2, "threshold": 0.0, **options})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def terms_of(method, params, state):
+    return method.loss(params, state, jax.tree.map(jnp.asarray, make_batch()), jax.random.key(0))[0]
+
+
+def apart(state):
+    """Teachers that differ from each other and from the student."""
+    first, second = TEACHERS
+    teacher = {
+        first: jax.tree.map(lambda x: 1.3 * x, state.teacher[first]),
+        second: jax.tree.map(lambda x: 0.5 * x - 0.1, state.teacher[second]),
+    }
+    return state._replace(teacher=teacher, step=jnp.asarray(100))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_the_loss_equals_a_numpy_oracle(make_toy_network):
+    """L_u: cross-entropy against the argmax of the mean logits, times its probability above 0.6, over all pixels."""
+    method = make_method(
+        make_toy_network(normalise=False), threshold=0.6, unsupervised_weight=0.7, ramp=196, epsilon=0.0
+    )
+    state = apart(first_state(method, TX, seed=3))
+    terms = terms_of(method, state.params, state)
+
+    image = np.asarray(make_batch().unlabelled.image) / 255.0
+
+    def logits(variables):
+        p, mean = variables.params, variables.batch_stats["encoder"]["mean"]
+        return np.tanh(image @ np.asarray(p["encoder"]["w"]) - np.asarray(mean)) @ np.asarray(p["segmentation"]["w"])
+
+    ensemble = softmax((logits(state.teacher[TEACHERS[0]]) + logits(state.teacher[TEACHERS[1]])) / 2)
+    student = softmax(logits(Variables(state.params["student"], state.batch_stats["student"])))
+    label, confidence = ensemble.argmax(-1), ensemble.max(-1)
+    assert 0.1 < (confidence > 0.6).mean() < 1
+    error = -np.log(np.take_along_axis(student, label[..., None], -1)[..., 0])
+    expected = np.where(confidence > 0.6, confidence * error, 0).mean()
+    assert float(terms["unsupervised_loss"].mean.value()) == pytest.approx(float(expected), rel=1e-4)
+    assert float(terms["unsupervised_loss"].weight) == pytest.approx(0.7 * 0.5, rel=1e-5)  # step 98 of 196
+
+
+def test_the_teachers_take_turns_after_the_warm_up(make_toy_network):
+    method = make_method(make_toy_network(normalise=False))
+    step = jax.jit(functools.partial(train_step, method=method, tx=TX, seed=0))
+    state, moved = first_state(method, TX, seed=0), []
+    for _ in range(10):
+        after, _ = step(state, make_batch())
+        moved.append(
+            "".join(
+                name[-1]
+                for name in TEACHERS
+                if not all(jax.tree.leaves(jax.tree.map(np.array_equal, state.teacher[name], after.teacher[name])))
+            )
+        )
+        state = after
+    assert moved == ["12", "12", "1", "1", "1", "2", "2", "2", "1", "1"]
+
+
+@pytest.mark.parametrize("mode", ["ema", "copy", "own"])
+def test_a_teachers_turn_is_an_ema_of_the_student(make_toy_network, mode):
+    method = make_method(make_toy_network(), decay=0.9, bn_mode=mode)
+    state = apart(first_state(method, TX, seed=0))._replace(step=jnp.asarray(2 + 3))  # the second's first step
+    one = jax.tree.map(jnp.ones_like, state.params), jax.tree.map(jnp.ones_like, state.batch_stats)
+    own = {name: jax.tree.map(lambda x: x + 5.0, t.batch_stats) for name, t in state.teacher.items()}
+    after = method.update_teacher(state, *one, own)
+    before, stats = state.teacher[TEACHERS[1]], after[TEACHERS[1]].batch_stats["encoder"]["mean"]
+    decay = 1 - 1 / 6  # the EMA's own warm-up, below 0.9
+    np.testing.assert_allclose(
+        after[TEACHERS[1]].params["encoder"]["w"], decay * before.params["encoder"]["w"] + (1 - decay), rtol=1e-5
+    )
+    old = np.asarray(before.batch_stats["encoder"]["mean"])
+    expected = {"ema": decay * old + (1 - decay), "copy": np.ones_like(old), "own": old + 5.0}[mode]
+    np.testing.assert_allclose(stats, expected, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, after[TEACHERS[0]], state.teacher[TEACHERS[0]])
+
+
+def test_in_the_warm_up_the_unlabelled_rows_teach_nothing_and_nothing_is_perturbed(make_toy_network):
+    network = make_toy_network(normalise=False)
+    state = first_state(make_method(network), TX, seed=0)._replace(step=jnp.asarray(1))
+    perturbed, plain = (terms_of(make_method(network, epsilon=e), state.params, state) for e in (2.0, 0.0))
+    assert float(perturbed["unsupervised_loss"].weight) == 0
+    np.testing.assert_allclose(perturbed["supervised_loss"].mean.total, plain["supervised_loss"].mean.total, rtol=1e-6)
+
+
+def test_the_perturbation_reaches_the_segmentation_of_all_rows_and_no_other_head(make_toy_network):
+    network = make_toy_network(HEADS, normalise=False)
+    state = first_state(make_method(network, auxiliary=(TASK,)), TX, seed=0)._replace(step=jnp.asarray(9))
+    perturbed, plain = (
+        terms_of(make_method(network, auxiliary=(TASK,), epsilon=e), state.params, state) for e in (2.0, 0.0)
+    )
+    for name in ("supervised_loss", "unsupervised_loss"):
+        assert float(perturbed[name].mean.total) > 1.02 * float(plain[name].mean.total)
+    for name in ("reconstruction_labelled_loss", "reconstruction_unlabelled_loss"):
+        assert float(perturbed[name].mean.total) == float(plain[name].mean.total) > 0
+
+
+def test_the_teachers_get_no_gradient(make_toy_network):
+    method = make_method(make_toy_network())
+    state = apart(first_state(method, TX, seed=0))
+    gradients = jax.grad(lambda t: objective(terms_of(method, state.params, state._replace(teacher=t))))(state.teacher)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_prediction_is_the_softmax_of_the_mean_logits(make_toy_network):
+    method = make_method(make_toy_network())
+    state = apart(first_state(method, TX, seed=0))
+    image = jax.random.uniform(jax.random.key(1), (1, 4, 4, 3))
+    single = [np.log(method.predict({name: state.teacher[name]}, image, None)) for name in TEACHERS]
+    np.testing.assert_allclose(method.predict(state.teacher, image, None), softmax(sum(single) / 2), rtol=1e-5)
+
+
+def test_an_unknown_epoch_predicts_but_does_not_train(make_toy_network):
+    method = make_method(make_toy_network(), epoch=0)
+    state = first_state(method, TX, seed=0)
+    assert method.predict(state.teacher, jnp.zeros((1, 4, 4, 3)), None).shape == (1, 4, 4, 3)
+    with pytest.raises(ValueError, match=r"method\.ps_mt\.epoch"):
+        method.update_teacher(state, state.params, state.batch_stats, {})
+
+
+def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network):
+    method = make_method(make_toy_network(normalise=False), warmup=1)
+
+    def run(devices, accumulate):
+        mesh = make_mesh(devices=jax.devices()[:devices])
+        state = create_state(method, TX, 0, replicated(mesh))
+        step = compile_step(method, TX, seed=0, accumulate=accumulate, mesh=mesh)
+        for _ in range(3):
+            state, metrics = step(state, shard_batch(mesh, make_batch(rows=8)))
+        return jax.device_get((state, metrics))
+
+    one, eight = run(1, 1), run(8, 1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, eight)
+    state, metrics = run(2, 4)
+    assert int(state.step) == 3
+    assert metrics["kept"] == one[1]["kept"]

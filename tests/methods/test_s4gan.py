@@ -1,0 +1,173 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from forec_jax.augment import CutOut, NoMixing
+from forec_jax.contracts import IGNORE, Batch, HeadSpec, Labelled, Unlabelled, Variables, Views
+from forec_jax.methods import Auxiliary, ForegroundReconstruction, S4Gan
+from forec_jax.methods.s4gan import shown_to_discriminator
+from forec_jax.methods.views import self_labelled
+from forec_jax.models import discriminator_network
+from forec_jax.parallel import make_mesh, replicated, shard_batch
+from forec_jax.training import compile_step, create_state, first_state, objective, with_own_optimizers
+
+CLASSES, SIZE = 3, 16
+HEADS = (HeadSpec("segmentation", CLASSES), HeadSpec("reconstruction", 3))
+TASK = Auxiliary(1.0, ForegroundReconstruction((0,), threshold=0.4))
+TX = with_own_optimizers(optax.sgd(0.5), {"discriminator": optax.adam(1e-2)})
+
+
+def same_colour(key, image, valid):
+    return image
+
+
+def make_batch(rows=2):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (2, rows, SIZE, SIZE, 3), dtype=np.uint8)
+    label = rng.integers(0, CLASSES, (rows, SIZE, SIZE)).astype(np.int32)
+    label[:, :3] = IGNORE
+    valid, none = np.ones((rows, SIZE, SIZE), bool), np.zeros(rows, np.int32)
+    valid[:, :, -2:] = False
+    return Batch(Labelled(image[0], label, valid, none), Unlabelled(image[1], valid, none))
+
+
+def make_method(network, dropout=0.0, **options):
+    critic = discriminator_network(CLASSES, channels=2, dropout=dropout)
+    return S4Gan(network, critic, same_colour, **{"mixing": NoMixing(), "threshold": 0.5, **options})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_of(method, params, state):
+    return method.loss(params, state, jax.tree.map(jnp.asarray, make_batch()), jax.random.key(0))
+
+
+def views(label, truth, valid, labelled_row):
+    shape = (2, 1, 3)
+    return Views(
+        jnp.zeros((*shape, 3)),
+        jnp.array(label).reshape(shape),
+        jnp.zeros(shape),
+        jnp.array(truth).reshape(shape),
+        jnp.array(valid).reshape(shape),
+        jnp.array(labelled_row),
+    )
+
+
+def test_what_the_discriminator_sees_by_hand():
+    """The truth of a labelled row, the prediction in its void and in the unlabelled row, nothing in the padding."""
+    v = views([1, IGNORE, 0, 0, 1, IGNORE], [True] * 3 + [False] * 3, [True, True, False] * 2, [True, False])
+    p = jnp.array([[[[0.6, 0.4]] * 3], [[[0.2, 0.8]] * 3]])
+    image = jnp.full((2, 1, 3, 3), 0.5)
+    shown = shown_to_discriminator(image, v, p)
+    np.testing.assert_array_equal(shown[..., :3], image)
+    np.testing.assert_allclose(shown[0, 0, :, 3:], [[0, 1], [0.6, 0.4], [0, 0]])
+    np.testing.assert_allclose(shown[1, 0, :, 3:], [[0.2, 0.8], [0.2, 0.8], [0, 0]])
+    gradient = jax.grad(lambda x: shown_to_discriminator(image, v, x).sum())(p)
+    np.testing.assert_array_equal(gradient[0], 0)
+    np.testing.assert_array_equal(gradient[1, 0], [[1, 1], [1, 1], [0, 0]])
+
+
+def test_the_students_own_predictions_fill_what_is_not_known():
+    v = views(
+        [1, IGNORE, IGNORE, IGNORE, IGNORE, 0], [True] * 2 + [False] * 3 + [True], [True] * 4 + [False, True], [1, 0]
+    )
+    p = jnp.broadcast_to(jnp.array([0.3, 0.7]), (2, 1, 3, 2))
+    filled = self_labelled(v, p)
+    np.testing.assert_array_equal(filled.label.reshape(-1), [1, IGNORE, 1, 1, IGNORE, 0])
+    np.testing.assert_allclose(filled.confidence.reshape(-1), [0, 0, 0.7, 0.7, 0, 0])
+
+
+def test_the_loss_equals_a_numpy_oracle(make_toy_network):
+    method = make_method(
+        make_toy_network(normalise=False), unsupervised_weight=0.7, threshold=0.0, labelled_mixing=NoMixing()
+    )
+    state = first_state(method, TX, seed=3)
+    terms, _ = loss_of(method, state.params, state)
+    batch, params = make_batch(), jax.tree.map(np.asarray, state.params["student"])
+
+    def softmax(x):
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    images = {"l": batch.labelled.image / 255.0, "u": batch.unlabelled.image / 255.0}
+    p = {k: softmax(np.tanh(x @ params["encoder"]["w"]) @ params["segmentation"]["w"]) for k, x in images.items()}
+    label, valid = np.asarray(batch.labelled.label), np.asarray(batch.labelled.valid)[..., None]
+    truth = np.where((label == IGNORE)[..., None], p["l"], np.eye(CLASSES)[np.where(label == IGNORE, 0, label)])
+    critic = method.discriminator
+    variables = Variables(state.params["discriminator"], {})
+    latent, score = {}, {}
+    for part, shown in (("l", truth), ("u", p["u"])):
+        pair = np.concatenate([images[part], np.where(valid, shown, 0)], axis=-1).astype(np.float32)
+        latent[part] = np.asarray(critic.encode(variables, pair)[0])
+        score[part] = np.asarray(critic.decode(variables, "score", latent[part])[0].output)
+    known = label != IGNORE
+    supervised = -np.log(np.take_along_axis(p["l"], np.where(known, label, 0)[..., None], -1)[..., 0][known]).mean()
+    expected = supervised + 0.7 * -np.log(p["u"].max(-1)[valid[..., 0]]).mean()
+    expected += 0.1 * np.abs(latent["l"].mean(0) - latent["u"].mean(0)).mean()
+    expected += 0.5 * np.log1p(np.exp(-score["l"])).mean() + 0.5 * np.log1p(np.exp(score["u"])).mean()
+    assert float(objective(terms)) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_self_training_takes_the_rows_that_the_discriminator_trusts(make_toy_network):
+    network = make_toy_network(normalise=False)
+    state = first_state(make_method(network), TX, seed=0)
+    score = state.params["discriminator"]["score"]["last"]
+    kept = {}
+    for bias in (-5.0, 5.0):
+        params = state.params | {
+            "discriminator": state.params["discriminator"]
+            | {"score": {"last": {"kernel": score["kernel"], "bias": jnp.full(1, bias)}}}
+        }
+        terms, aux = loss_of(make_method(network), params, state)
+        kept[bias] = float(aux.metrics["kept"].value())
+        assert (float(terms["unsupervised_loss"].mean.total) > 0) == (bias > 0)
+    assert kept == {-5.0: 0.0, 5.0: 1.0}
+
+
+def test_neither_network_learns_from_the_others_terms(make_toy_network):
+    method = make_method(make_toy_network(HEADS), dropout=0.5, auxiliary=(TASK,), threshold=0.0)
+    state = first_state(method, TX, seed=0)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def gradients(params, name):
+        return jax.grad(lambda p: loss_of(method, p, state)[0][name].mean.value())(params)
+
+    def moved(tree):
+        return any((np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(tree))
+
+    for name in loss_of(method, state.params, state)[0]:
+        found = gradients(state.params, name)
+        of_discriminator = name.startswith("discriminator")
+        assert moved(found["discriminator"]) == of_discriminator, name
+        assert moved(found["student"]) != of_discriminator, name
+
+
+def test_the_teacher_gets_no_gradient_and_keeps_no_discriminator(make_toy_network):
+    method = make_method(make_toy_network(HEADS), auxiliary=(TASK,))
+    state = first_state(method, TX, seed=0)
+    assert {name: set(t.params) for name, t in state.teacher.items()} == {"student": {"encoder", "segmentation"}}
+    gradient = jax.grad(lambda t: objective(loss_of(method, state.params, state._replace(teacher=t))[0]))(state.teacher)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network):
+    network = make_toy_network(HEADS, normalise=False)
+    method = make_method(network, mixing=CutOut(1.0), auxiliary=(TASK,), feature_matching_weight=0.0, threshold=0.0)
+
+    def run(devices, accumulate, method=method):
+        mesh = make_mesh(devices=jax.devices()[:devices])
+        state = create_state(method, TX, 0, replicated(mesh))
+        step = compile_step(method, TX, seed=0, accumulate=accumulate, mesh=mesh)
+        for _ in range(2):
+            state, metrics = step(state, shard_batch(mesh, make_batch(rows=8)))
+        return jax.device_get((state, metrics))
+
+    one, eight = run(1, 1), run(8, 1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one, eight)
+    whole, parts = (run(1, n, make_method(network, feature_matching_weight=0.0, threshold=0.0))[1] for n in (1, 4))
+    for name in ("discriminator_real_loss", "discriminator_fake_loss", "unsupervised_loss"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-4)

@@ -1,0 +1,58 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forec_jax.contracts import Variables
+from forec_jax.models import discriminator_network
+
+torch = pytest.importorskip("torch")
+
+CLASSES = 3
+NETWORK = discriminator_network(CLASSES, channels=4)
+
+
+@functools.partial(jax.jit, static_argnames="train")
+def run(variables, pair, train=False, rng=None):
+    features, _ = NETWORK.encode(variables, pair, train=train, rng=rng)
+    head, _ = NETWORK.decode(variables, "score", features, train=train, rng=rng)
+    return head
+
+
+def pairs(size=(33, 48)):
+    return np.random.default_rng(0).uniform(size=(2, *size, 3 + CLASSES)).astype(np.float32)
+
+
+def test_it_equals_the_published_layers_in_pytorch():
+    variables = NETWORK.init(jax.random.key(0))
+    shifted = jax.tree.map(lambda leaf: leaf + 0.02, variables.params)  # biases that are not zero
+    head = run(Variables(shifted, variables.batch_stats), jnp.asarray(pairs()))
+
+    x = torch.tensor(pairs()).permute(0, 3, 1, 2)
+    for index in range(1, 5):
+        layer = {k: torch.tensor(np.array(v)) for k, v in shifted["encoder"][f"conv{index}"].items()}
+        x = torch.nn.functional.conv2d(x, layer["kernel"].permute(3, 2, 0, 1), layer["bias"], stride=2, padding=1)
+        x = torch.nn.functional.leaky_relu(x, 0.2)
+    pooled = x.mean((2, 3))
+    last = {k: torch.tensor(np.array(v)) for k, v in shifted["score"]["last"].items()}
+    np.testing.assert_allclose(head.latent, pooled.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        head.output, (pooled @ last["kernel"][0, 0, :, 0] + last["bias"]).numpy(), rtol=1e-4, atol=1e-5
+    )
+    assert head.latent.shape == (2, 32)
+
+
+def test_dropout_follows_the_key_in_train_mode_alone():
+    variables, pair = NETWORK.init(jax.random.key(0)), jnp.asarray(pairs((16, 16)))
+    still = run(variables, pair).output
+    one, again, other = (run(variables, pair, train=True, rng=jax.random.key(k)).output for k in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert not np.allclose(one, other)
+    assert not np.allclose(one, still)
+
+
+def test_images_that_would_vanish_are_an_error():
+    with pytest.raises(ValueError, match="16 pixels"):
+        NETWORK.encode(NETWORK.init(jax.random.key(0)), jnp.zeros((1, 12, 40, 3 + CLASSES)))
