@@ -61,10 +61,12 @@ def write_masks(run: Run, out: Path, *, network: str, keep: float, confidence: f
 def write_folder(run: Run, folder: Path, network: str, keep: float, confidence: float, labelled: str) -> Written:
     """Writes the data set of `write_masks` into a new folder."""
     data = build.build_training_data(run.config)
+    assert data.tagged is not None, "a run of method_from_tags has tagged images"
     pool = data.dataset.source(run.config.data.pool)
     true = true_masks(pool, data.dataset.maskless, labelled)
-    others = select(pool.without_labels(), [name for name in pool.ids if name not in frozenset(true.ids)])
-    tagged = WithTags(others, len(run.labels.classes), data.tagged and data.tagged.tags)
+    has_true = frozenset(true.ids)
+    others = select(pool.without_labels(), [name for name in pool.ids if name not in has_true])
+    tagged = WithTags(others, len(run.labels.classes), data.tagged.tags)
     confidences: dict[str, float] = {}
     for found in masks_from_tags(run, tagged, network, confidence):
         save_image(folder, found.example)

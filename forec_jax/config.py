@@ -41,9 +41,7 @@ def defaults() -> ConfigDict:
     c.data.labelled = "all"  # a list file, "<count>:<seed>" (a draw), or "all": of the pool's images with masks
     c.data.unlabelled = "rest"  # a list file, "rest" (the pool without the labelled part), or "none"
     c.data.protocol = ""  # a published list that the split must be, such as "voc/classic/183" (docs/data.md); "": none
-    c.data.tags = (
-        "masks"  # where tags come from: "masks" (simulated annotation), "folders" (one a class), or a CSV file
-    )
+    c.data.tags = "masks"  # where tags come from: "masks" (simulated annotation), "folders" (one a class), a CSV file
     c.data.tag = ""  # one class against the rest, such as "dog"; empty: every class of the data set
     c.data.crop = 321  # side of the square training crop in pixels, at least 33
     c.data.scale = (0.5, 2.0)  # range of the random scale, relative to the image's own size
