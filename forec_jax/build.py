@@ -21,16 +21,26 @@ from forec_jax.data import (
     PartialLabels,
     Source,
     Split,
+    Tags,
+    WithTags,
+    balanced,
     camvid_dataset,
+    check_tags,
     cityscapes_dataset,
     class_coverage,
     classes_in_images,
     folder_dataset,
+    one_against_rest,
     parse_partial,
+    read_tags,
     resolve_split,
     select,
     shapes_dataset,
     sunrgbd_dataset,
+    tag_indices,
+    tagged_split,
+    tags_of_folders,
+    tags_of_masks,
     voc_dataset,
 )
 from forec_jax.data.published import check_protocol, protocol_names, published_name
@@ -47,12 +57,16 @@ from forec_jax.methods import (
     RegionalContrast,
     S4Gan,
     Supervised,
+    TagClassifier,
+    WsssRec,
 )
 from forec_jax.methods.reconstruction import RECONSTRUCTION, PixelSpace
 from forec_jax.methods.s4gan import DISCRIMINATOR
 from forec_jax.methods.segmentation_terms import SupervisedLoss
 from forec_jax.methods.student import SEGMENTATION
+from forec_jax.methods.tag_classifier import tags_head
 from forec_jax.methods.teacher import BATCH_NORM_MODES
+from forec_jax.methods.wsss_rec import MASK_LOSSES, wsss_heads
 from forec_jax.models import (
     DeepLabOptions,
     deeplab_network,
@@ -60,6 +74,7 @@ from forec_jax.models import (
     filled,
     fitting_weights,
     load_weights,
+    unet_network,
 )
 from forec_jax.parallel import global_batch, local_mesh, make_mesh
 from forec_jax.training import Schedule, drop_not_finite, make_optimizer, poly_schedule, with_own_optimizers
@@ -72,7 +87,10 @@ class ConfigError(ValueError):
     """An option whose value cannot be used; the message names the key and what it takes."""
 
 
-METHODS = ("supervised", "mean_teacher", "ps_mt", "s4gan")
+FROM_TAGS = ("tag_classifier", "wsss_rec")
+"""The methods that see image-level tags."""
+
+METHODS = ("supervised", "mean_teacher", "ps_mt", "s4gan", *FROM_TAGS)
 
 
 class Labels(NamedTuple):
@@ -88,9 +106,10 @@ class TrainingData(NamedTuple):
 
     dataset: Dataset
     split: Split
-    labelled: Source
+    labelled: Source | None
     unlabelled: Source | None
     validation: Source
+    tagged: WithTags | None = None
 
 
 def choose(key: str, value: Any, choices: tuple[Any, ...]) -> Any:
@@ -111,7 +130,20 @@ ROOTS = {
 
 
 def build_dataset(c: ConfigDict) -> Dataset:
-    """The data set that data.name names."""
+    """The data set that data.name names, with one class against the rest where data.tag is set."""
+    return with_tag(build_full_dataset(c), c.data.tag)
+
+
+def with_tag(dataset: Dataset, tag: str) -> Dataset:
+    """The data set with the class `tag` against the rest; with all its classes where `tag` is empty."""
+    if not tag:
+        return dataset
+    classes = [name for k, name in enumerate(dataset.classes) if k not in dataset.background_classes]
+    return one_against_rest(dataset, choose("data.tag", tag, tuple(classes)))
+
+
+def build_full_dataset(c: ConfigDict) -> Dataset:
+    """The data set that data.name names, with all its classes."""
     if choose("data.name", c.data.name, ("shapes", *ROOTS)) == "shapes":
         return with_background(shapes_dataset(size=c.data.size), c.data.background)
     if not c.data.root:
@@ -146,6 +178,8 @@ def labels_of(dataset: Dataset) -> Labels:
 
 def build_training_data(c: ConfigDict) -> TrainingData:
     """Data set, split and sources; warns of classes that no labelled image shows."""
+    if c.batch.tagged:
+        return build_tagged_data(c)
     dataset = build_dataset(c)
     pool, validation = dataset.source(c.data.pool), dataset.source(c.eval.split)
     split = resolve_split(
@@ -174,6 +208,51 @@ def with_partial_labels(labelled: Source, partial: str) -> Source:
     except ValueError as error:
         raise ConfigError(f"data.partial={error}") from error
     return PartialLabels(labelled, share, seed)
+
+
+def build_tagged_data(c: ConfigDict) -> TrainingData:
+    """Data set and sources of a run that sees image-level tags; its tagged stream cannot open a mask.
+
+    With data.tag, images with and without the tag are equally many (the paper draws a batch's halves from either).
+    """
+    full = build_full_dataset(c)
+    dataset = with_tag(full, c.data.tag)
+    pool = dataset.source(c.data.pool)
+    split = tagged_split(pool_ids=pool.ids, validation_ids=evaluation_ids(dataset, c.data.pool))
+    foreground = foreground_classes(labels_of(dataset))
+    tags = build_tags(c, full, dataset)
+    check_tags(tags, dataset.classes, foreground)
+    images: Source = pool.without_labels()
+    if c.data.tag:
+        images = balanced(images, tags, foreground[0])
+    tagged = WithTags(images, len(dataset.classes), {name: tuple(present) for name, present in tags.items()})
+    return TrainingData(dataset, split, None, None, dataset.source(c.eval.split), tagged)
+
+
+def build_tags(c: ConfigDict, full: Dataset, dataset: Dataset) -> Tags:
+    """The tags of the pool's images as classes of `dataset`; names are looked up among those of the `full` one."""
+    pool = dataset.source(c.data.pool)
+    match c.data.tags:
+        case "masks":
+            return tags_of_masks(pool, len(dataset.classes))
+        case "folders":
+            named = tags_of_folders(pool.ids)
+        case path:
+            named = read_tags(Path(path), pool.ids)
+    return tag_indices(named, full.classes, dataset.classes)
+
+
+def foreground_classes(labels: Labels) -> tuple[int, ...]:
+    """The classes that tags speak of: all but the background, which must be one class. Raises ConfigError otherwise."""
+    if len(labels.classes) < 2:
+        raise ConfigError(f"the classes are {', '.join(labels.classes)}: masks from tags need a background and a class")
+    if len(labels.background_classes) != 1:
+        names = [labels.classes[k] for k in labels.background_classes]
+        raise ConfigError(
+            f"masks from tags need one background class, not {len(names)} ({', '.join(names)}): set data.background=NAME, "
+            "or background in classes.toml"
+        )
+    return tuple(k for k in range(len(labels.classes)) if k not in labels.background_classes)
 
 
 def claim_protocol(c: ConfigDict, split: Split) -> None:
@@ -212,8 +291,10 @@ def build_stream(c: ConfigDict, data: TrainingData) -> dict[str, Any]:
     return {
         "labelled": data.labelled,
         "unlabelled": data.unlabelled,
+        "tagged": data.tagged,
         "batch_labelled": c.batch.labelled,
         "batch_unlabelled": c.batch.unlabelled,
+        "batch_tagged": c.batch.tagged,
         "seed": c.seed,
     }
 
@@ -294,6 +375,8 @@ def known_background(labels: Labels) -> tuple[int, ...]:
 def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     """The network; its first weights come from model.weights where that is set."""
     m = c.model
+    if m.encoder == "unet":
+        return build_unet(c, heads)
     network = deeplab_network(
         encoder=m.encoder,
         stem=m.stem,
@@ -311,6 +394,24 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     stored = load_weights(m.weights, m.encoder, stem=m.stem, width=m.width)
     weights = fitting_weights(stored, jax.eval_shape(network.init, jax.random.key(c.seed)))
     return network._replace(init=functools.partial(pretrained_init, network, weights))
+
+
+def build_unet(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
+    """The U-Net of WSSSByRec, which there are no pretrained weights for."""
+    if c.model.weights:
+        raise ConfigError(
+            f"model.weights={c.model.weights!r}: model.encoder='unet' starts from random weights; leave it empty"
+        )
+    if any(head.linear for head in heads):
+        raise ConfigError(
+            "model.encoder='unet' cannot classify tags: choose resnet18, resnet34, resnet50, ... for that"
+        )
+    return unet_network(
+        heads=heads,
+        width=c.model.width,
+        align_corners=c.model.decoder.align_corners,
+        compute_dtype=jnp.dtype(choose("compute_dtype", c.compute_dtype, ("float32", "bfloat16"))),
+    )
 
 
 def pretrained_init(network: Network, weights: Variables, key: jax.Array) -> Variables:
@@ -363,8 +464,51 @@ def build_supervised_loss(c: ConfigDict) -> SupervisedLoss:
     return functools.partial(ohem_cross_entropy, threshold=m.ohem_threshold, min_kept=m.ohem_min_kept)
 
 
-def build_method(c: ConfigDict, labels: Labels, more: tuple[Auxiliary, ...] = ()) -> Method:
-    """The method with its networks and auxiliary tasks: those of the config, and `more`, which no config knows."""
+def build_method_from_tags(c: ConfigDict, labels: Labels, classifier: Network | None) -> Method:
+    """A method that sees image-level tags; `classifier` is the trained network that guides wsss_rec."""
+    foreground = foreground_classes(labels)
+    (background,) = labels.background_classes
+    if not 0 < c.method.mask_threshold < 1:
+        raise ConfigError(f"method.mask_threshold={c.method.mask_threshold} must lie between 0 and 1")
+    common: dict[str, Any] = {
+        "foreground": foreground,
+        "background": background,
+        "mask_threshold": c.method.mask_threshold,
+    }
+    if len(c.auxiliary):
+        raise ConfigError(
+            f"method.name={c.method.name!r} has no labels for auxiliary tasks; leave {[*c.auxiliary]} out"
+        )
+    if c.method.name == "tag_classifier":
+        network, threshold = build_network(c, (tags_head(foreground),)), c.method.tag_classifier.tag_threshold
+        return TagClassifier(network, build_colour(c), **common, tag_threshold=threshold)
+    if classifier is None:
+        raise ConfigError(
+            "method.classifier is empty: train one by --config=configs/tags.py:classifier, and name its work directory"
+        )
+    o = c.method.wsss_rec
+    return WsssRec(
+        build_network(c, wsss_heads(len(labels.classes))),
+        classifier,
+        **common,
+        reconstruction_weight=o.reconstruction_weight,
+        mask_weight=o.mask_weight,
+        class_weight=o.class_weight,
+        mask_loss=choose("method.wsss_rec.mask_loss", o.mask_loss, MASK_LOSSES),
+        decay=c.ema.decay,
+        bn_mode=choose("ema.bn_mode", c.ema.bn_mode, BATCH_NORM_MODES),
+    )
+
+
+def build_method(
+    c: ConfigDict, labels: Labels, more: tuple[Auxiliary, ...] = (), classifier: Network | None = None
+) -> Method:
+    """The method with its networks and auxiliary tasks: those of the config, and `more`, which no config knows.
+
+    `classifier` is the trained network that method.classifier names (`runs.load_classifier`).
+    """
+    if c.method.name in FROM_TAGS:
+        return build_method_from_tags(c, labels, classifier)
     auxiliary = (*build_auxiliary(c, labels), *more)
     heads = (HeadSpec(SEGMENTATION, len(labels.classes)), *(task.head for _, task in auxiliary))
     if len({head.name for head in heads}) < len(heads):
@@ -462,7 +606,7 @@ def build_guard(c: ConfigDict) -> Callable[[Step], Step]:
 def build_mesh(c: ConfigDict) -> Mesh:
     """The device mesh; checks that the batch spreads evenly over it."""
     mesh = make_mesh(c.mesh.fsdp)
-    for key in ("labelled", "unlabelled"):
+    for key in ("labelled", "unlabelled", "tagged"):
         rows = global_batch(mesh, c.batch[key], f"batch.{key}")
         if rows // mesh.size % c.accumulate:
             raise ConfigError(
@@ -495,8 +639,8 @@ def build_predicts(c: ConfigDict, method: Method) -> Predicts:
 
 
 def network_variables(state: TrainState, network: str) -> dict[str, Variables]:
-    """The teacher's or the student's networks, as Method.predict takes them."""
-    if choose("--network", network, ("teacher", "student")) == "teacher":
+    """The teacher's or the student's networks, as Method.predict takes them; the student's where there is no teacher."""
+    if choose("--network", network, ("teacher", "student")) == "teacher" and state.teacher:
         return state.teacher
     return {name: Variables(state.params[name], state.batch_stats[name]) for name in state.params}
 
@@ -527,6 +671,8 @@ def protocol(c: ConfigDict) -> dict[str, Any]:
         "ramp": c.method.ramp,
         "mixing": c.augment.mixing,
         "method_options": c.method[c.method.name].to_dict() if c.method.name in c.method else {},
+        "mask_threshold": c.method.mask_threshold if c.method.name in FROM_TAGS else None,
+        "tags": c.data.tags if c.batch.tagged else None,
         "auxiliary": c.auxiliary.to_dict(),
         "evaluation_split": c.eval.split,
         "evaluation_mode": c.eval.mode,

@@ -25,6 +25,8 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
   predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
   visualize  --workdir=DIR[,DIR] --out=DIR --images=FILE|FOLDER|ID,ID [--class=NAME] [--k=4] [--correlate=SPLIT]
   table      --workdirs=DIR,DIR [--splits=val,...] [--network=...] [--checkpoint=...]       mIoU of several runs
+  threshold  --workdir=DIR [--split=tune] [--network=...] [--checkpoint=...]      chooses the threshold of masks from tags
+  bridge     --workdir=DIR --out=FOLDER [--keep=0.5] [--confidence=0.7] ...       masks from tags as labels (docs/data.md)
   prepare    --dataset=voc|camvid|cityscapes|sunrgbd|folder --source=FOLDER [--prepared=DIR]
   voc-masks  --source=VOCdevkit --sbd=FOLDER --out=FOLDER       VOC-Aug's masks from VOC's and SBD's own files
   convert    --from=SOURCE --arch=resnet101 --weights=FILE --out=FILE.safetensors [--network=...]   PyTorch's weights
@@ -136,9 +138,8 @@ def evaluate(argv: Sequence[str]) -> int:
     run = load_run(Path(values.workdir), values.checkpoint)
     evaluation = evaluate_run(run, values.split, values.network)
     print(format_iou(evaluation.confusion, run.labels.classes))
-    print(
-        f"{values.network} {values.checkpoint} step {int(run.state.step)} on {values.split}: {evaluation.miou:.4f} mIoU"
-    )
+    network = values.network if run.state.teacher else "student"
+    print(f"{network} {values.checkpoint} step {int(run.state.step)} on {values.split}: {evaluation.miou:.4f} mIoU")
     return 0
 
 
@@ -156,6 +157,51 @@ def table(argv: Sequence[str]) -> int:
 
     print(f"\nmIoU (%) of the {values.network}, {values.checkpoint} checkpoint\n")
     print(compare_runs([Path(w) for w in values.workdirs], values.splits, values.network, values.checkpoint))
+    return 0
+
+
+def threshold(argv: Sequence[str]) -> int:
+    """Chooses the threshold of masks from tags."""
+
+    def define(values: flags.FlagValues) -> None:
+        checkpoint_flags(values)
+        flags.DEFINE_string("split", "tune", "split whose masks it is chosen on", flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "workdir")
+    from forec_jax.runs import choose_threshold, load_run
+
+    workdir = Path(values.workdir)
+    chosen = choose_threshold(load_run(workdir, values.checkpoint), workdir, values.split, values.network)
+    for value, miou in chosen["miou"].items():
+        print(f"{value}  {100 * miou:5.2f}{'  *' if float(value) == round(chosen['threshold'], 2) else ''}")
+    print(f"threshold {chosen['threshold']:.2f}, chosen on the {chosen['masks']} masks of {values.split}")
+    return 0
+
+
+def bridge(argv: Sequence[str]) -> int:
+    """Writes masks from tags as a data set that other methods train on."""
+
+    def define(values: flags.FlagValues) -> None:
+        checkpoint_flags(values)
+        flags.DEFINE_string("out", None, "new folder for the data set", flag_values=values)
+        flags.DEFINE_float("keep", 0.5, "share of the images, the surest, that get masks", 0, 1, flag_values=values)
+        flags.DEFINE_float("confidence", 0.7, "pixels below it are void", 0, 1, flag_values=values)
+        labelled = "images with their true masks: a list file, or <count>:<seed>; by default none"
+        flags.DEFINE_string("labelled", "", labelled, flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "workdir", "out")
+    from forec_jax.bridge import write_masks
+    from forec_jax.runs import load_run
+
+    run = load_run(Path(values.workdir), values.checkpoint)
+    options = {"keep": values.keep, "confidence": values.confidence, "labelled": values.labelled}
+    written = write_masks(run, Path(values.out), network=values.network, **options)
+    print(
+        f"{values.out}: {written.from_tags} masks from tags, {written.true} true ones, {written.without} images without"
+    )
+    print(f"train on it by --config=configs/folder.py:forec --config.data.root={values.out}")
     return 0
 
 
@@ -276,6 +322,8 @@ COMMANDS: dict[str, Command] = {
     "table": table,
     "predict": predict,
     "visualize": visualize,
+    "threshold": threshold,
+    "bridge": bridge,
     "prepare": prepare,
     "voc-masks": voc_masks,
     "convert": convert,

@@ -29,6 +29,7 @@ def defaults() -> ConfigDict:
     c.batch = ConfigDict()
     c.batch.labelled = 8  # labelled rows a step, over all devices
     c.batch.unlabelled = 8  # unlabelled rows a step, over all devices; 0 for none
+    c.batch.tagged = 0  # rows with image-level tags a step, over all devices; for the methods of configs/tags.py
 
     c.data = ConfigDict()
     c.data.name = ""  # "shapes", "voc", "camvid", "cityscapes", "sunrgbd" or "folder" (a data set of your own)
@@ -43,6 +44,8 @@ def defaults() -> ConfigDict:
     c.data.unlabelled = "rest"  # a list file, "rest" (the pool without the labelled part), or "none"
     c.data.protocol = ""  # a published list that the split must be, such as "voc/classic/183" (docs/data.md); "": none
     c.data.partial = ""  # of each class in each labelled image: "1px" (one pixel) or "5%", grown from it; "": all of it
+    c.data.tags = "masks"  # where tags come from: "masks" (simulated annotation), "folders" (one a class), a CSV file
+    c.data.tag = ""  # one class against the rest, such as "dog"; empty: every class of the data set
     c.data.crop = 321  # side of the square training crop in pixels, at least 33
     c.data.scale = (0.5, 2.0)  # range of the random scale, relative to the image's own size
     c.data.flip = True  # mirror half of the images
@@ -52,7 +55,7 @@ def defaults() -> ConfigDict:
     c.data.on_corrupt = "raise"  # an unreadable training image: "raise", or "skip" it, count it and take the next
 
     c.model = ConfigDict()
-    c.model.encoder = "resnet50"  # resnet18, resnet34, resnet50, resnet101, mobilenet_v2
+    c.model.encoder = "resnet50"  # resnet18, resnet34, resnet50, resnet101, mobilenet_v2; unet: with its own decoders
     c.model.stem = "7x7"  # ResNets: "7x7", "deep" (three 3x3), or "d" (ResNet-D, timm's resnet50d)
     c.model.width = 1.0  # multiplies the encoder's channels; 1 is the published network
     c.model.output_stride = 16  # 8 or 16
@@ -83,7 +86,7 @@ def defaults() -> ConfigDict:
     c.augment.mix_labelled = True  # mix labelled rows as well, among themselves; False: unlabelled rows alone (ReCo)
 
     c.method = ConfigDict()
-    c.method.name = "mean_teacher"  # "supervised", "mean_teacher", "ps_mt", "s4gan" (docs/methods.md)
+    c.method.name = "mean_teacher"  # "supervised", "mean_teacher", "ps_mt", "s4gan", "tag_classifier", "wsss_rec"
     c.method.supervised_loss = "cross_entropy"  # L_s: "cross_entropy", or "ohem": of the hard pixels alone (Cityscapes)
     c.method.ohem_threshold = 0.7  # ohem: a pixel is hard where its true class has at most this probability
     c.method.ohem_min_kept = 100_000  # ohem: at least so many pixels a labelled row; UniMatch 100,000, U2PL 50,000
@@ -93,6 +96,18 @@ def defaults() -> ConfigDict:
     c.method.ramp = 0.0  # rise of that weight from 0, by a cosine: steps, or a fraction of `steps` below 1; 0: none
     c.method.normaliser = "valid"  # what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident);
     # "eta": all of them count, each image's times its share of confident ones (ReCo)
+
+    c.method.classifier = ""  # wsss_rec: work directory of the trained tag_classifier that guides it
+    c.method.mask_threshold = 0.5  # methods from tags: share that foreground must exceed (docs/methods.md)
+
+    c.method.tag_classifier = ConfigDict()
+    c.method.tag_classifier.tag_threshold = 0.5  # probability above which a class is said to be in an image
+
+    c.method.wsss_rec = ConfigDict()
+    c.method.wsss_rec.reconstruction_weight = 1.0  # of L_recon; 0 leaves a term out
+    c.method.wsss_rec.mask_weight = 1e-3  # lambda_m, of L_mask
+    c.method.wsss_rec.class_weight = 1e-3  # lambda_c, of L_cls
+    c.method.wsss_rec.mask_loss = "area"  # L_mask by the masks' "area", or "size_penalty": pooled scores, focal penalty
 
     c.method.ps_mt = ConfigDict()
     c.method.ps_mt.warmup = 0.0625  # without L_u: steps, or a fraction of `steps` below 1; published: 5 of 80 epochs

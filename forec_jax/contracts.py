@@ -61,11 +61,12 @@ class Variables(NamedTuple):
 
 
 class HeadSpec(NamedTuple):
-    """A head to grow on the shared encoder: a decoder of its own that ends in a 1x1 convolution."""
+    """A head to grow on the shared encoder: a decoder of its own that ends in a 1x1 convolution, or that alone."""
 
     name: str
     channels: int
     upsample: bool = True  # resize the output to the image's size; otherwise it stays at the decoder's stride
+    linear: bool = False  # a 1x1 convolution of the encoder's last features, at their stride: a classifier's scores
 
 
 class HeadOutput(NamedTuple):

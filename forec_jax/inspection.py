@@ -9,9 +9,10 @@ from PIL import Image
 
 from forec_jax import build
 from forec_jax.data import DataError, Example, evaluation_examples, select
+from forec_jax.methods import WsssRec
 from forec_jax.runs import Run, WorkdirError, file_examples, load_run, palette_of, unused_stem
 from forec_jax.training.reporting import write_json
-from forec_jax.visualize import Legend, Model, compare, mean_correlations
+from forec_jax.visualize import Legend, Model, compare, decompositions, mean_correlations
 
 
 def load_runs(workdirs: Sequence[Path], checkpoint: str) -> dict[str, Run]:
@@ -37,7 +38,25 @@ def visualize_runs(
         target = out / f"{unused_stem(Path(example.id), written)}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(target)
-    return len(written)
+    return len(written) + write_decompositions(runs, images, out)
+
+
+def write_decompositions(runs: Mapping[str, Run], images: str, out: Path) -> int:
+    """Writes a sheet of mask-lets and image-lets to `out`/decomposition for each image and each run of wsss_rec."""
+    count = 0
+    for name, run in runs.items():
+        if not isinstance(run.method, WsssRec):
+            continue
+        variables, written = build.network_variables(run.state, "student"), set[str]()
+        examples = chosen_examples(images, run)
+        bucket = run.config.eval.bucket
+        for example, picture in decompositions(run.method, variables, examples, run.labels.classes, bucket):
+            stem = unused_stem(Path(example.id), written)
+            target = out / "decomposition" / Path(name).name / f"{stem}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(target)
+        count += len(written)
+    return count
 
 
 def correlate_runs(runs: Mapping[str, Run], split: str, out: Path) -> dict[str, Any]:

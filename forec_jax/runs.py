@@ -1,5 +1,6 @@
 """What the commands do with a work directory: train in it, and read models back from it."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,11 +20,12 @@ from PIL import Image
 import forec_jax
 from forec_jax import build
 from forec_jax.config import defaults
-from forec_jax.contracts import Batch, Method, TrainState
+from forec_jax.contracts import Batch, Method, Network, TrainState
 from forec_jax.data import Example, Source, batch_ids, train_batches
 from forec_jax.data.published import published_name
-from forec_jax.evaluation import Buckets, Evaluation, Evaluator, Predictor, image_files, read_image
+from forec_jax.evaluation import Buckets, Evaluation, Evaluator, Predictor, ThresholdSweep, image_files, read_image
 from forec_jax.locking import only_run_in
+from forec_jax.methods import TagClassifier, WsssRec
 from forec_jax.parallel import barrier, is_primary, make_mesh, on_local_devices, replicated
 from forec_jax.training import (
     Checkpoints,
@@ -41,6 +44,11 @@ from forec_jax.visualize.panel import Panel
 log = logging.getLogger(__name__)
 
 NETWORKS = ("teacher", "student")
+CLASSIFIER_CONFIG = "classifier.json"
+"""The config of the classifier that guided a run; its weights are in the run's own checkpoints."""
+THRESHOLD = "mask_threshold.json"
+"""The threshold chosen for a run's masks, with the split and the number of masks that it was chosen on."""
+CHOSEN = ("threshold", "masks", "split")
 
 
 class WorkdirError(ValueError):
@@ -158,15 +166,17 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
     mesh = build.build_mesh(c)
     data = build.build_training_data(c)
     c, labels = build.with_epoch(c, data), build.labels_of(data.dataset)
-    method = build.build_method(c, labels)
+    method = build.build_method(c, labels, classifier=trained_classifier(c, labels))
     if is_primary():
         start(workdir, c, labels)
+        if c.method.classifier:
+            write_json(workdir / CLASSIFIER_CONFIG, json.loads((Path(c.method.classifier) / "config.json").read_text()))
     meet(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = first_or_resumed(c, method, checkpoints, mesh)
     first_step = int(jax.device_get(state.step))
     reporter = (Reporter if is_primary() else Onlooker)(
-        workdir, steps=c.steps, first_step=first_step, images_per_step=c.batch.labelled + c.batch.unlabelled
+        workdir, steps=c.steps, first_step=first_step, images_per_step=sum(c.batch.values())
     )
     stream = build.build_stream(c, data)
     examples = pictured(data.validation, c.eval.pictures)
@@ -304,6 +314,7 @@ def summary(
             "published": published_name(data.split.sha256),
             "labelled": len(data.split.labelled),
             "unlabelled": len(data.split.unlabelled),
+            "tagged": len(data.split.tagged),
         },
         "seed": c.seed,
         "steps": c.steps,
@@ -336,7 +347,7 @@ def load_run(workdir: Path, checkpoint: str) -> Run:
     c.model.weights = ""  # the checkpoint holds every weight, and that file may be gone
     labels = read_labels(workdir / "labels.json")
     mesh = make_mesh()
-    method = build.build_method(c, labels)
+    method = with_chosen_threshold(build.build_method(c, labels, classifier=kept_classifier(workdir, labels)), workdir)
     abstract = abstract_state(method, build.build_optimizer(c), c.seed, replicated(mesh))
     checkpoints = Checkpoints(workdir / "checkpoints")
     build.choose("--checkpoint", checkpoint, ("last", "best"))
@@ -345,6 +356,70 @@ def load_run(workdir: Path, checkpoint: str) -> Run:
     if state is None:
         raise WorkdirError(f"--workdir={workdir} holds no {checkpoint} checkpoint yet; train longer")
     return Run(c, labels, method, state, mesh)
+
+
+def trained_classifier(c: ConfigDict, labels: build.Labels) -> Network | None:
+    """The network that method.classifier names; its `init` gives the trained variables. None where it names none.
+
+    Raises WorkdirError where that run is no classifier, or knows other classes.
+    """
+    if not c.method.classifier:
+        return None
+    run = load_run(Path(c.method.classifier), "last")
+    if not isinstance(run.method, TagClassifier):
+        raise WorkdirError(
+            f"method.classifier={c.method.classifier} holds a run of {run.config.method.name}; train a classifier by "
+            "--config=configs/tags.py:classifier"
+        )
+    if run.labels.classes != labels.classes or run.labels.background_classes != labels.background_classes:
+        raise WorkdirError(
+            f"method.classifier={c.method.classifier} knows the classes {', '.join(run.labels.classes)}, this run has "
+            f"{', '.join(labels.classes)}; train a classifier with the same data.name, data.tag and data.background"
+        )
+    (variables,) = jax.device_get(build.network_variables(run.state, "student")).values()
+    return run.method.network._replace(init=lambda _: jax.tree.map(jnp.asarray, variables))
+
+
+def kept_classifier(workdir: Path, labels: build.Labels) -> Network | None:
+    """The form of the classifier that guided a stored run, whose weights are in the checkpoint; None where none did."""
+    if not (workdir / CLASSIFIER_CONFIG).exists():
+        return None
+    c = read_config(workdir / CLASSIFIER_CONFIG)
+    c.model.weights = ""
+    return build.build_method(c, labels).networks["student"]
+
+
+def with_chosen_threshold(method: Method, workdir: Path) -> Method:
+    """The method with the threshold that `forec-jax threshold` chose for its masks, if it did."""
+    if not isinstance(method, TagClassifier | WsssRec) or not (workdir / THRESHOLD).exists():
+        return method
+    chosen = json.loads((workdir / THRESHOLD).read_text(encoding="utf-8"))
+    log.info("%s: mask threshold %.2f, chosen on %d masks of %s", workdir, *(chosen[k] for k in CHOSEN))
+    return dataclasses.replace(method, mask_threshold=chosen["threshold"])
+
+
+def choose_threshold(run: Run, workdir: Path, split: str, network: str) -> dict[str, Any]:
+    """Chooses the threshold of a run's masks by mIoU on a split, and writes it where the other commands look for it.
+
+    Raises WorkdirError for a run whose masks do not come from tags.
+    """
+    if not isinstance(run.method, TagClassifier | WsssRec):
+        raise WorkdirError(f"{workdir} is a run of {run.config.method.name}, which has no mask threshold")
+    rows = -(-run.config.eval.batch // run.mesh.size) * run.mesh.size
+    sweep = ThresholdSweep(run.method, len(run.labels.classes), Buckets(run.config.eval.bucket, rows))
+    source = build.build_dataset(run.config).source(split)
+    mious = sweep(build.network_variables(run.state, network), source)
+    best = max(mious, key=lambda threshold: mious[threshold])
+    chosen = {
+        "threshold": best,
+        "masks": len(source),
+        "split": split,
+        "network": network,
+        "step": int(run.state.step),
+        "miou": {f"{threshold:.2f}": miou for threshold, miou in mious.items()},
+    }
+    write_json(workdir / THRESHOLD, chosen)
+    return chosen
 
 
 def read_labels(path: Path) -> build.Labels:

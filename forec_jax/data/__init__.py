@@ -8,8 +8,18 @@ from forec_jax.data.partial import PartialLabels, parse_partial
 from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batches
 from forec_jax.data.shapes import shapes_dataset
 from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags, select
-from forec_jax.data.splits import Split, class_coverage, resolve_split
+from forec_jax.data.splits import Split, class_coverage, resolve_split, tagged_split
 from forec_jax.data.sunrgbd import sunrgbd_dataset
+from forec_jax.data.tags import (
+    Tags,
+    balanced,
+    check_tags,
+    one_against_rest,
+    read_tags,
+    tag_indices,
+    tags_of_folders,
+    tags_of_masks,
+)
 from forec_jax.data.transforms import Geometry
 from forec_jax.data.voc import voc_dataset
 
@@ -22,19 +32,28 @@ __all__ = [
     "Source",
     "Split",
     "Subset",
+    "Tags",
     "WithTags",
+    "balanced",
     "batch_ids",
     "camvid_dataset",
+    "check_tags",
     "cityscapes_dataset",
     "class_coverage",
     "classes_in_images",
     "evaluation_examples",
     "folder_dataset",
+    "one_against_rest",
     "parse_partial",
+    "read_tags",
     "resolve_split",
     "select",
     "shapes_dataset",
     "sunrgbd_dataset",
+    "tag_indices",
+    "tagged_split",
+    "tags_of_folders",
+    "tags_of_masks",
     "train_batches",
     "voc_dataset",
 ]

@@ -26,6 +26,7 @@ class Split(NamedTuple):
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
     sha256: str  # of the labelled ids, sorted and joined by newlines: equal lists have equal sums whatever their format
+    tagged: tuple[str, ...] = ()  # with image-level tags instead of masks; the sum is theirs where nothing is labelled
 
 
 def resolve_split(
@@ -66,6 +67,12 @@ def resolve_split(
             f"{unlabelled}: {_some(both)} in the labelled part ({labelled}) too; remove them from one, or use 'rest'"
         )
     return Split(name, labelled_ids, unlabelled_ids, list_sha256(labelled_ids))
+
+
+def tagged_split(*, pool_ids: Sequence[str], validation_ids: Collection[str] = ()) -> Split:
+    """The whole pool with tags and no masks. Raises DataError where it holds a validation id."""
+    _check_part("tagged", "data.pool", pool_ids, pool_ids, validation_ids)
+    return Split("tags", (), (), list_sha256(pool_ids), tuple(pool_ids))
 
 
 def _labelled_part(

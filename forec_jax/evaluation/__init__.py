@@ -4,6 +4,7 @@ from forec_jax.evaluation.evaluate import Buckets, Evaluation, Evaluator
 from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
 from forec_jax.evaluation.predict import Prediction, Predictor, image_files, read_image
 from forec_jax.evaluation.sliding import Predicts, SlidingWindow
+from forec_jax.evaluation.thresholds import ThresholdSweep
 
 __all__ = [
     "Buckets",
@@ -13,6 +14,7 @@ __all__ = [
     "Predictor",
     "Predicts",
     "SlidingWindow",
+    "ThresholdSweep",
     "class_iou",
     "confusion_matrix",
     "image_files",

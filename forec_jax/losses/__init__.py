@@ -8,18 +8,22 @@ from forec_jax.losses.cross_entropy import (
     ohem_cross_entropy,
     weighted_cross_entropy,
 )
+from forec_jax.losses.masks import area_loss, mask_area, size_penalty_loss
 from forec_jax.losses.reconstruction import squared_error
 
 __all__ = [
+    "area_loss",
     "class_means",
     "class_weights",
     "cross_entropy",
     "discrimination",
     "draw",
     "feature_matching",
+    "mask_area",
     "mean_cross_entropy",
     "ohem_cross_entropy",
     "regional_contrast",
+    "size_penalty_loss",
     "squared_error",
     "weighted_cross_entropy",
 ]

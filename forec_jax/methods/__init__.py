@@ -8,6 +8,8 @@ from forec_jax.methods.reconstruction import ForegroundReconstruction, ImageReco
 from forec_jax.methods.s4gan import S4Gan
 from forec_jax.methods.student import Auxiliary
 from forec_jax.methods.supervised import Supervised
+from forec_jax.methods.tag_classifier import TagClassifier
+from forec_jax.methods.wsss_rec import WsssRec
 
 __all__ = [
     "Auxiliary",
@@ -19,4 +21,6 @@ __all__ = [
     "RegionalContrast",
     "S4Gan",
     "Supervised",
+    "TagClassifier",
+    "WsssRec",
 ]

@@ -13,6 +13,7 @@ from flax import linen as nn
 from forec_jax.contracts import HeadOutput, HeadSpec, Network, PyTree, Variables
 from forec_jax.models.deeplab import DeepLabDecoder, DeepLabOptions, SharedPyramid, SharingDecoder
 from forec_jax.models.layers import draw_variables
+from forec_jax.models.linear import LinearHead
 from forec_jax.models.mobilenet import MobileNetV2
 from forec_jax.models.resnet import BLOCKS, STEMS, ResNet
 
@@ -96,7 +97,12 @@ def deeplab_network(
         )
     options = DeepLabOptions() if decoder is None else decoder
     form = SharingDecoder if share_aspp else DeepLabDecoder
-    decoders = {head.name: partial(form, head.channels, options, upsample=head.upsample, **shared) for head in heads}
+    decoders: dict[str, Callable[..., nn.Module]] = {
+        head.name: partial(LinearHead, head.channels, dtype=shared["dtype"])
+        if head.linear
+        else partial(form, head.channels, options, upsample=head.upsample, **shared)
+        for head in heads
+    }
     pyramid = partial(SharedPyramid, options, **shared) if share_aspp else None
 
     def encode(
@@ -107,7 +113,7 @@ def deeplab_network(
         train: bool = False,
         rng: Array | None = None,
     ) -> tuple[Features, PyTree]:
-        _check_valid(image, valid)
+        check_valid(image, valid)
         normalised = (image - jnp.asarray(mean, image.dtype)) / jnp.asarray(std, image.dtype)
         (low, high), stats = _apply(backbone(train=train), variables, "encoder", (normalised, valid), train, None)
         if pyramid is not None:
@@ -144,7 +150,7 @@ def deeplab_network(
             parts[name] = draw_variables(make(train=False), named_key(key, name), low, high, size, None)
         return Variables(
             params={name: part["params"] for name, part in parts.items()},
-            batch_stats={name: part["batch_stats"] for name, part in parts.items()},
+            batch_stats={name: part.get("batch_stats", {}) for name, part in parts.items()},
         )
 
     return Network(init, encode, decode, tuple(heads))
@@ -161,7 +167,7 @@ def _apply(
         return module.apply(own, *inputs), variables.batch_stats
     rngs = None if key is None else {"dropout": key}
     result, moved = module.apply(own, *inputs, mutable=["batch_stats"], rngs=rngs)
-    return result, {**variables.batch_stats, part: moved["batch_stats"]}
+    return result, {**variables.batch_stats, part: moved.get("batch_stats", {})}
 
 
 def named_key(key: Array, name: str) -> Array:
@@ -181,7 +187,8 @@ def _check(encoder: str, heads: tuple[HeadSpec, ...], output_stride: int, stem: 
         raise ValueError(f"stem is one of {', '.join(map(repr, STEMS))}, not {stem!r}")
 
 
-def _check_valid(image: Array, valid: Array | None) -> None:
+def check_valid(image: Array, valid: Array | None) -> None:
+    """Raises ValueError where `valid` is given with a shape that is not the images', or sides not multiples of 32."""
     if valid is None:
         return
     if valid.shape != image.shape[:3]:

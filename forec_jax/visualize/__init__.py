@@ -1,6 +1,7 @@
 """Pictures of labels, predictions, confidence and latent images, in NumPy and Pillow alone."""
 
 from forec_jax.visualize.compare import Legend, Model, compare, mean_correlations
+from forec_jax.visualize.decomposition import decompositions
 from forec_jax.visualize.latents import (
     BestChannel,
     best_channels,
@@ -26,6 +27,7 @@ __all__ = [
     "class_correlations",
     "colourise",
     "compare",
+    "decompositions",
     "fit",
     "heatmap",
     "latent_image",

@@ -1,0 +1,124 @@
+"""Masks from image-level tags: a classifier with its class activation maps, then WSSSByRec guided by it (docs/methods.md).
+
+    forec-jax train --config=configs/tags.py:classifier --workdir=runs/classifier
+    forec-jax train --config=configs/tags.py:wsss --workdir=runs/wsss --config.method.classifier=runs/classifier
+    forec-jax threshold --workdir=runs/wsss
+    forec-jax bridge --workdir=runs/wsss --out=runs/masks
+
+Variants: `classifier` (or `cam`: its activation maps are what is evaluated), `wsss`, and for the latter the ablations
+`no_reconstruction`, `no_mask_loss`, `no_class_loss`, `size_penalty`, and `paper` (its hyper-parameters); the data set
+`shapes` (unless named) or `voc`, all classes or one against the rest (`dog`): `--config=configs/tags.py:voc+dog+classifier`.
+The data set comes first. `shapes` needs two CPU cores, `voc` one GPU; not yet measured on a GPU.
+"""
+
+from ml_collections import ConfigDict
+
+from forec_jax.config import Change, apply_variant, defaults
+
+
+def _shapes(c: ConfigDict) -> None:
+    """The embedded set, with the small networks of configs/shapes.py."""
+    c.data.name = "shapes"
+    c.data.size = 64
+    c.data.crop = 64
+    c.data.scale = (0.8, 1.2)
+    c.steps = 800
+    c.log_every = 20
+    c.evaluate_every = c.checkpoint_every = 200
+    c.model.stem = "deep"
+    c.model.width = 0.5
+    c.model.output_stride = 8
+    c.model.decoder.rates = (1, 2, 3)
+    c.model.decoder.channels = 64
+    c.augment.brightness = c.augment.contrast = c.augment.saturation = 0.2
+    c.augment.hue = 0.02
+    c.augment.grayscale_probability = c.augment.blur_probability = 0.0
+    c.eval.batch = 16
+    c.eval.bucket = 64
+
+
+def _voc(c: ConfigDict) -> None:
+    """PASCAL VOC; data.root is the folder that holds VOC2012/. Thresholds are chosen by `--split=train`."""
+    c.data.name = "voc"
+    c.data.pool = "train_aug"
+    c.data.size = 96
+    c.data.crop = 224
+    c.data.scale = (0.5, 1.5)
+    c.steps = 10_000
+    c.log_every = 50
+    c.evaluate_every = c.checkpoint_every = 1000
+    c.model.stem = "7x7"
+    c.model.width = 1.0
+    c.model.output_stride = 16
+    c.model.decoder.rates = (6, 12, 18)
+    c.model.decoder.channels = 256
+    c.augment.brightness = c.augment.contrast = c.augment.saturation = 0.4
+    c.augment.hue = 0.1
+    c.eval.batch = 8
+    c.eval.bucket = 128
+
+
+def _dog(c: ConfigDict) -> None:
+    c.data.tag = "dog"
+
+
+def _classifier(c: ConfigDict) -> None:
+    c.method.name = "tag_classifier"
+    c.method.mask_threshold = 0.3
+    c.batch.tagged = 32
+    c.data.scale = (0.8, 1.2)
+
+
+def _wsss(c: ConfigDict) -> None:
+    c.method.name = "wsss_rec"
+    c.method.mask_threshold = 0.5
+    c.batch.tagged = 8
+
+
+def _paper(c: ConfigDict) -> None:
+    """The paper's U-Net, weights and learning rate; 4 + 4 images of 224 x 224 a step."""
+    c.model.encoder = "unet"
+    c.model.width = 1.0
+    c.data.crop = 224
+    c.batch.tagged = 8
+    c.method.wsss_rec.update({"mask_weight": 1e-3, "class_weight": 1e-3, "mask_loss": "area"})
+    c.optim.lr = 1e-4
+
+
+def _without(weight: str) -> Change:
+    def change(c: ConfigDict) -> None:
+        c.method.wsss_rec[weight] = 0.0
+
+    return change
+
+
+def _size_penalty(c: ConfigDict) -> None:
+    c.method.wsss_rec.mask_loss = "size_penalty"
+
+
+PARTS = {
+    "shapes": _shapes,
+    "voc": _voc,
+    "dog": _dog,
+    "classifier": _classifier,
+    "cam": _classifier,
+    "wsss": _wsss,
+    "paper": _paper,
+    "no_reconstruction": _without("reconstruction_weight"),
+    "no_mask_loss": _without("mask_weight"),
+    "no_class_loss": _without("class_weight"),
+    "size_penalty": _size_penalty,
+}
+
+
+def get_config(variant: str = "wsss") -> ConfigDict:
+    """The config of a variant."""
+    c = defaults()
+    c.batch.labelled = c.batch.unlabelled = 0
+    c.model.encoder = "resnet18"
+    c.optim.name = "adamw"
+    c.optim.lr = 1e-3
+    c.optim.head_lr_multiplier = 1.0
+    c.optim.weight_decay = 1e-4
+    _shapes(c)
+    return apply_variant(c, variant, PARTS)

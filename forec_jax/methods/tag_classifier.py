@@ -1,0 +1,142 @@
+"""A classifier from image-level tags; its class activation maps are masks (Zhou et al., CVPR 2016)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from forec_jax.contracts import (
+    Array,
+    Aux,
+    Batch,
+    HeadSpec,
+    Mean,
+    Network,
+    PyTree,
+    Tagged,
+    Term,
+    Terms,
+    TrainState,
+    Variables,
+)
+from forec_jax.methods.student import run_heads
+from forec_jax.methods.views import Colour, unit_image
+from forec_jax.models import resize, valid_extent
+
+STUDENT = "student"
+TAGS = "tags"
+"""The head's name."""
+
+
+def tags_head(foreground: tuple[int, ...]) -> HeadSpec:
+    """A score map for each foreground class."""
+    return HeadSpec(TAGS, len(foreground), upsample=False, linear=True)
+
+
+def tagged_part(batch: Batch) -> Tagged:
+    """The batch's tagged rows; raises ValueError where it has none."""
+    if batch.tagged is None:
+        raise ValueError("masks from tags need tagged rows: set batch.tagged above 0")
+    return batch.tagged
+
+
+def pooled(scores: Array, valid: Array) -> Array:
+    """f32[B,C]: the mean of score maps f32[B,h,w,C] over the valid pixels of bool[B,H,W]: the classes' logits."""
+    stride = 1
+    while -(-valid.shape[1] // stride) > scores.shape[1]:
+        stride *= 2
+    weight = valid[:, ::stride, ::stride, None].astype(jnp.float32)
+    return jnp.sum(scores * weight, axis=(1, 2)) / jnp.maximum(jnp.sum(weight, axis=(1, 2)), 1.0)
+
+
+def score_maps(network: Network, variables: Variables, image: Array, valid: Array | None) -> Array:
+    """f32[B,h,w,C] of images f32[B,H,W,3] in [0,1], in inference mode: neither the statistics nor anything else moves."""
+    features, _ = network.encode(variables, image, valid=valid, train=False, rng=None)
+    head, _ = network.decode(variables, TAGS, features, train=False, rng=None)
+    return head.output
+
+
+@dataclasses.dataclass(frozen=True)
+class TagClassifier:
+    """L = binary cross-entropy between each class's tag and the mean of its score map over the image. No teacher.
+
+    What is evaluated are its class activation maps: the positive part of a class's score map, as a share of the
+    largest value in the image, for the classes that it finds in the image. A pixel's class is that of the largest share,
+    or the background where none exceeds `mask_threshold`.
+    """
+
+    network: Network
+    colour: Colour
+    foreground: tuple[int, ...]  # the classes of the head's channels
+    background: int
+    tag_threshold: float = 0.5
+    mask_threshold: float = 0.5
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The classifier."""
+        return {STUDENT: self.network}
+
+    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+        """The first params, batch_stats, teacher (none) and memory (none)."""
+        variables = self.network.init(key)
+        return {STUDENT: variables.params}, {STUDENT: variables.batch_stats}, {}, {}
+
+    def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
+        """The loss term; see the class."""
+        part = tagged_part(batch)
+        colour_key, dropout_key = jax.random.split(key)
+        image = self.colour(colour_key, unit_image(part.image), part.valid)
+        variables = Variables(params[STUDENT], state.batch_stats[STUDENT])
+        outputs, stats = run_heads(self.network, variables, image, (TAGS,), train=True, rng=dropout_key)
+        logits = pooled(outputs[TAGS].output, part.valid)
+        target = part.tags[:, jnp.array(self.foreground)]
+        number = jnp.asarray(target.size, jnp.float32)
+        error = optax.sigmoid_binary_cross_entropy(logits, target)
+        right = jnp.sum((logits > 0) == (target > 0), dtype=jnp.float32)
+        terms = {"tags_loss": Term(Mean(jnp.sum(error), number), 1.0)}
+        return terms, Aux({STUDENT: stats}, {}, state.memory, {"tags_right": Mean(right, number)})
+
+    def update_teacher(
+        self,
+        state: TrainState,
+        params: dict[str, PyTree],
+        batch_stats: dict[str, PyTree],
+        teacher_stats: dict[str, PyTree],
+    ) -> dict[str, Variables]:
+        """There is none."""
+        return {}
+
+    def scores(
+        self, variables: dict[str, Variables], image: Array, valid: Array | None, present: Array | None = None
+    ) -> Array:
+        """The activations f32[B,H,W,K] in [0, 1], the background's 1, of images f32[B,H,W,3] in [0,1].
+
+        Only classes in `present` (f32[B,K], an image's tags) have any; None asks the classifier which these are.
+        """
+        maps = score_maps(self.network, variables[STUDENT], image, valid)
+        inside = jnp.ones(image.shape[:3], bool) if valid is None else valid
+        found = jax.nn.sigmoid(pooled(maps, inside)) > self.tag_threshold
+        shown = found if present is None else present[:, jnp.array(self.foreground)] > 0
+        large = enlarged(maps, (image.shape[1], image.shape[2]), valid)
+        active = jnp.where(shown[:, None, None] & inside[..., None], jax.nn.relu(large), 0.0)
+        share = active / jnp.maximum(jnp.max(active, axis=(1, 2), keepdims=True), 1e-6)
+        return jnp.insert(share, self.background, 1.0, axis=-1)
+
+    def at_threshold(self, scores: Array, threshold: Array | float) -> Array:
+        """Probabilities f32[B,H,W,K] from `scores`: the background wins where no share exceeds the threshold."""
+        weights = scores.at[..., self.background].multiply(threshold)
+        return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-6)
+
+    def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
+        """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""
+        return self.at_threshold(self.scores(variables, image, valid), self.mask_threshold)
+
+
+def enlarged(maps: Array, size: tuple[int, int], valid: Array | None) -> Array:
+    """Score maps f32[B,h,w,C] at the image's size, each from the valid part of its image alone."""
+    if valid is None:
+        return resize(maps, size, align_corners=True)
+    before, after = valid_extent(valid, valid.shape[1] // maps.shape[1]), valid_extent(valid, 1)
+    return resize(maps, size, align_corners=True, extent_in=before, extent_out=after)

@@ -1,0 +1,193 @@
+"""WSSSByRec: masks from image tags by reconstruction from a structured decomposition (Zeng), with any number of classes."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from forec_jax.contracts import (
+    Array,
+    Aux,
+    Batch,
+    HeadSpec,
+    Mean,
+    Metrics,
+    Network,
+    PyTree,
+    Term,
+    Terms,
+    TrainState,
+    Variables,
+)
+from forec_jax.losses import area_loss, mask_area, size_penalty_loss, squared_error
+from forec_jax.methods.student import SEGMENTATION, class_probabilities, run_heads
+from forec_jax.methods.tag_classifier import pooled, score_maps, tagged_part
+from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
+from forec_jax.methods.views import interleave, unit_image
+
+STUDENT = "student"
+CLASSIFIER = "classifier"
+IMAGE_LETS = "image_lets"
+HEADS = (SEGMENTATION, IMAGE_LETS)
+
+MaskLoss = Literal["area", "size_penalty"]
+MASK_LOSSES: tuple[MaskLoss, ...] = ("area", "size_penalty")
+
+
+def wsss_heads(classes: int) -> tuple[HeadSpec, HeadSpec]:
+    """f_m's mask-lets, which are a segmentation, and f_x's image-lets."""
+    return HeadSpec(SEGMENTATION, classes), HeadSpec(IMAGE_LETS, 3 * classes)
+
+
+class Decomposition(NamedTuple):
+    """An image as mask-lets times image-lets."""
+
+    logits: Array  # f32[B,H,W,K]
+    masks: Array  # f32[B,H,W,K] in [0, 1], their softmax: M
+    images: Array  # f32[B,H,W,K,3] in [0, 1]: X
+
+    def parts(self) -> Array:
+        """f32[B,H,W,K,3]: M_k X_k."""
+        return self.masks[..., None] * self.images
+
+    def reconstruction(self) -> Array:
+        """f32[B,H,W,3]: the sum of the parts."""
+        return jnp.sum(self.parts(), axis=3)
+
+
+def decomposition(logits: Array, colours: Array) -> Decomposition:
+    """From the two heads' outputs, f32[B,H,W,K] and f32[B,H,W,3K]."""
+    logits = logits.astype(jnp.float32)
+    images = jax.nn.sigmoid(colours.astype(jnp.float32)).reshape(*logits.shape, 3)
+    return Decomposition(logits, jax.nn.softmax(logits, axis=-1), images)
+
+
+@dataclasses.dataclass(frozen=True)
+class WsssRec:
+    """L = reconstruction_weight L_recon + mask_weight L_mask + class_weight L_cls, on tagged rows alone.
+
+    L_recon is the squared error between the image and sum_k M_k X_k. L_mask ties the masks' sizes to the tags. L_cls asks
+    a fixed classifier about two parts of each image: the part of one class, drawn from the image's tags (from all classes
+    where it has none), should show that class if it is tagged, and nothing else; the background's part should show nothing.
+    With two classes that is the paper's loss; with more it is its expectation at the price of two looks an image. The
+    classifier lives in `memory`, runs in inference mode and never changes.
+
+    What is evaluated are the masks (the EMA's as well, which the paper has not): foreground is where a class's mask,
+    against the background's, exceeds `mask_threshold`; with 0.5 the largest mask wins.
+    """
+
+    network: Network
+    classifier: Network  # its `init` gives the trained variables
+    foreground: tuple[int, ...]  # the classes of the classifier's channels
+    background: int
+    reconstruction_weight: float = 1.0
+    mask_weight: float = 1e-3
+    class_weight: float = 1e-3
+    mask_loss: MaskLoss = "area"
+    mask_threshold: float = 0.5
+    decay: float = 0.99
+    bn_mode: BatchNormMode = "ema"
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The student: the mask and the decomposition network with their shared encoder."""
+        return {STUDENT: self.network}
+
+    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+        """The first params, batch_stats, teacher and memory."""
+        student = self.network.init(key)
+        memory = {CLASSIFIER: self.classifier.init(key)}
+        return {STUDENT: student.params}, {STUDENT: student.batch_stats}, {STUDENT: first_teacher(student)}, memory
+
+    def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
+        """The loss terms; see the class."""
+        part = tagged_part(batch)
+        image = unit_image(part.image)
+        draw_key, dropout_key = jax.random.split(key)
+        student = Variables(params[STUDENT], state.batch_stats[STUDENT])
+        outputs, stats = run_heads(self.network, student, image, HEADS, train=True, rng=dropout_key)
+        found = decomposition(*(outputs[head].output for head in HEADS))
+        terms = {
+            "reconstruction_loss": Term(
+                squared_error(found.reconstruction(), image, part.valid), self.reconstruction_weight
+            ),
+            "mask_loss": Term(self._mask_loss(found, part.valid, part.tags), self.mask_weight),
+        }
+        guidance, metrics = self._class_terms(state.memory[CLASSIFIER], found, part.valid, part.tags, draw_key)
+        teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
+        return terms | guidance, Aux({STUDENT: stats}, {STUDENT: teacher_stats}, state.memory, metrics)
+
+    def _mask_loss(self, found: Decomposition, valid: Array, tags: Array) -> Mean:
+        if self.mask_loss == "area":
+            return area_loss(found.masks, valid, tags.at[:, self.background].set(1.0))
+        return size_penalty_loss(found.logits, valid, tags, jnp.array(self.foreground))
+
+    def _class_terms(
+        self, classifier: Variables, found: Decomposition, valid: Array, tags: Array, key: Array
+    ) -> tuple[Terms, Metrics]:
+        """L_cls, apart for the drawn class's part and the background's, and the share of the image in foreground masks."""
+        tagged = tags[:, jnp.array(self.foreground)]
+        any_tag = jnp.any(tagged > 0, axis=-1, keepdims=True)
+        drawn = jax.random.categorical(key, jnp.log(jnp.where(any_tag, tagged, 1.0)))
+        row = jnp.arange(drawn.shape[0])
+        parts = found.parts()
+        shown = interleave(parts[row, :, :, jnp.array(self.foreground)[drawn]], parts[:, :, :, self.background])
+        maps = score_maps(self.classifier, classifier, shown, None)
+        logits = pooled(maps, interleave(valid, valid)).reshape(len(drawn), 2, -1)
+        target = tagged * jax.nn.one_hot(drawn, tagged.shape[1])
+        number = jnp.asarray(target.size, jnp.float32)
+        error = optax.sigmoid_binary_cross_entropy(logits, jnp.stack([target, jnp.zeros_like(target)], axis=1))
+        terms = {
+            "class_foreground_loss": Term(Mean(jnp.sum(error[:, 0]), number), self.class_weight),
+            "class_background_loss": Term(Mean(jnp.sum(error[:, 1]), number), self.class_weight),
+        }
+        covered = 1 - mask_area(found.masks, valid)[:, self.background]
+        return terms, {"foreground": Mean(jnp.sum(covered), jnp.asarray(len(drawn), jnp.float32))}
+
+    def update_teacher(
+        self,
+        state: TrainState,
+        params: dict[str, PyTree],
+        batch_stats: dict[str, PyTree],
+        teacher_stats: dict[str, PyTree],
+    ) -> dict[str, Variables]:
+        """The EMA after a step, of the encoder and the mask network."""
+        teacher = updated_teacher(
+            state.teacher[STUDENT],
+            Variables(params[STUDENT], batch_stats[STUDENT]),
+            teacher_stats[STUDENT],
+            decay=ema_decay(state.step, self.decay),
+            bn_mode=self.bn_mode,
+        )
+        return {STUDENT: teacher}
+
+    def decompose(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Decomposition:
+        """The decomposition of images f32[B,H,W,3] in [0,1], in inference mode; the variables are the student's."""
+        features, _ = self.network.encode(variables[STUDENT], image, valid=valid, train=False, rng=None)
+        heads = (self.network.decode(variables[STUDENT], head, features, train=False, rng=None) for head in HEADS)
+        return decomposition(*(head.output for head, _ in heads))
+
+    def scores(
+        self, variables: dict[str, Variables], image: Array, valid: Array | None, present: Array | None = None
+    ) -> Array:
+        """The masks f32[B,H,W,K], which add up to 1, of images f32[B,H,W,3] in [0,1].
+
+        `present` (f32[B,K], an image's tags) takes the masks of other classes out; None leaves them all.
+        """
+        masks = class_probabilities(self.network, variables[STUDENT], image, valid)
+        if present is None:
+            return masks
+        kept = masks * present.at[:, self.background].set(1.0)[:, None, None]
+        return kept / jnp.maximum(jnp.sum(kept, axis=-1, keepdims=True), 1e-6)
+
+    def at_threshold(self, scores: Array, threshold: Array | float) -> Array:
+        """Probabilities f32[B,H,W,K] from `scores`: a class wins where M_k / (M_k + M_background) exceeds the threshold."""
+        is_background = jnp.arange(scores.shape[-1]) == self.background
+        weights = scores * jnp.where(is_background, threshold, 1.0 - threshold)
+        return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-6)
+
+    def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
+        """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""
+        return self.at_threshold(self.scores(variables, image, valid), self.mask_threshold)

@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forec_jax.contracts import HeadSpec
+from forec_jax.models import count_parameters, unet_network
+from forec_jax.models.unet import halved
+
+HEADS = (HeadSpec("segmentation", 2), HeadSpec("image_lets", 6))
+
+
+def small():
+    network = unet_network(heads=HEADS, width=0.0625)
+    return network, network.init(jax.random.key(0))
+
+
+def predict(network, variables, image, valid=None, head="segmentation"):
+    features, _ = network.encode(variables, image, valid=valid)
+    return network.decode(variables, head, features)[0]
+
+
+def test_the_papers_network_has_the_papers_channels():
+    network = unet_network(heads=HEADS)
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    encoder = variables.params["encoder"]
+    assert encoder["level0_1"]["kernel"].shape == (3, 3, 3, 64)
+    assert encoder["bottom_1"]["kernel"].shape == (3, 3, 512, 1024)
+    assert encoder["bottom_2"]["kernel"].shape == (3, 3, 1024, 512)
+    decoder = variables.params["segmentation"]
+    assert decoder["level3_1"]["kernel"].shape == (3, 3, 512 + 512, 512)
+    assert decoder["level0_1"]["kernel"].shape == (3, 3, 64 + 64, 64)
+    # 2x2 pooling four times: the bottom of 64 pixels is 4.
+    features, _ = jax.eval_shape(network.encode, variables, jnp.zeros((1, 64, 64, 3)))
+    assert features.bottom.shape == (1, 4, 4, 512)
+    convolutions = (3 * 64, 64 * 64, 64 * 128, 128**2, 128 * 256, 256**2, 256 * 512, 512**2, 512 * 1024, 1024 * 512)
+    biases = 2 * (64 + 128 + 256 + 512) + 1024 + 512
+    assert count_parameters(variables.params)["encoder"] == 9 * sum(convolutions) + biases
+
+
+def test_padding_changes_nothing():
+    network, variables = small()
+    alone = jnp.asarray(np.random.default_rng(0).uniform(size=(1, 75, 101, 3)), jnp.float32)
+    padded = jnp.full((1, 96, 128, 3), 0.7).at[:, :75, :101].set(alone)
+    valid = jnp.zeros((1, 96, 128), bool).at[:, :75, :101].set(True)
+    expected = predict(network, variables, alone).output
+    ours = predict(network, variables, padded, valid).output
+    np.testing.assert_allclose(ours[:, :75, :101], expected, atol=1e-4 * float(jnp.abs(expected).max()))
+
+
+def test_signals_keep_their_size_through_the_network():
+    """Nothing normalises: an initialisation by another fan would make them vanish or explode."""
+    network = unet_network(heads=HEADS, width=0.25)
+    image = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 64, 64, 3)), jnp.float32)
+    output = predict(network, network.init(jax.random.key(0)), image).latent
+    assert 0.03 < float(jnp.std(output)) < 3
+
+
+def test_any_size_comes_back():
+    network, variables = small()
+    image = jax.ShapeDtypeStruct((2, 33, 47, 3), jnp.float32)
+    shape = jax.eval_shape(lambda v, x: predict(network, v, x, head="image_lets"), variables, image).output.shape
+    assert shape == (2, 33, 47, 6)
+
+
+def test_pooling_takes_what_is_inside_even_where_it_is_negative():
+    x = jnp.array([[1.0, -5.0, -3.0], [0.0, -6.0, -2.0], [-9.0, -8.0, -7.0]])[None, :, :, None]
+    np.testing.assert_array_equal(halved(x, None)[0, :, :, 0], [[1, -2], [-8, -7]])
+    valid = jnp.array([[[True, True, False], [True, True, False], [False, False, False]]])
+    np.testing.assert_array_equal(halved(x, valid)[0, :, :, 0], [[1, 0], [0, 0]])
+
+
+def test_heads_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="tags is not one"):
+        unet_network(heads=(HeadSpec("tags", 2, linear=True),))

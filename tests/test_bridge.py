@@ -1,0 +1,75 @@
+import jax
+import numpy as np
+import pytest
+
+from forec_jax import build
+from forec_jax.bridge import write_masks
+from forec_jax.config import load_config
+from forec_jax.contracts import TrainState
+from forec_jax.data import DataError, folder_dataset, shapes_dataset
+from forec_jax.methods import WsssRec
+from forec_jax.methods.tag_classifier import tags_head
+from forec_jax.methods.wsss_rec import wsss_heads
+from forec_jax.parallel import make_mesh
+from forec_jax.runs import Run, WorkdirError, choose_threshold
+
+SIZE = 40
+
+
+@pytest.fixture
+def run(make_toy_network, monkeypatch):
+    """A run of wsss_rec with a network of a few matrices on twenty images."""
+    dataset = shapes_dataset(size=SIZE, counts={"train": 20, "tune": 8, "val": 4})
+    monkeypatch.setattr(build, "build_full_dataset", lambda c: dataset)
+    monkeypatch.setattr(build, "check_tags", lambda *a: None)  # so few images need not show every class
+    c = load_config("configs/tags.py:wsss", {"data.size": SIZE, "eval.bucket": 64, "eval.batch": 8})
+    labels = build.labels_of(dataset)
+    network, classifier = make_toy_network(wsss_heads(7)), make_toy_network((tags_head(tuple(range(1, 7))),))
+    method = WsssRec(network, classifier, tuple(range(1, 7)), 0)
+    state = TrainState(np.int32(5), *method.init(jax.random.key(0))[:3], None, {})
+    return Run(c, labels, method, state, make_mesh(devices=jax.devices()[:1]))
+
+
+def test_masks_from_tags_become_a_data_set(run, tmp_path):
+    options = {"network": "student", "keep": 0.5, "confidence": 0.3, "labelled": "4:0"}
+    written = write_masks(run, tmp_path / "masks", **options)
+    assert written == (8, 4, 8)
+    dataset = folder_dataset(tmp_path / "masks", tmp_path / "prepared")
+    pool, truth = dataset.source("train"), shapes_dataset(size=SIZE).source("train")
+    assert (dataset.classes, dataset.background_classes) == (run.labels.classes, (0,))
+    assert (len(pool), len(dataset.maskless), len(dataset.source("val"))) == (20, 8, 4)
+    variables = build.network_variables(run.state, "student")
+    true, confidences = 0, {True: [], False: []}
+    for index, name in enumerate(pool.ids):
+        theirs, maskless = truth[index], name in dataset.maskless
+        image = pool.without_labels()[index].image
+        np.testing.assert_array_equal(image, theirs.image)
+        if not maskless and np.array_equal(pool[index].label, theirs.label):
+            true += 1
+            continue
+        present = np.isin(np.arange(7), np.unique(theirs.label)).astype(np.float32)
+        unit = image[None].astype(np.float32) / 255
+        scores = np.asarray(run.method.scores(variables, unit, None, jax.numpy.asarray(present[None])))[0]
+        confidences[maskless].append(scores.max(-1).mean())
+        if not maskless:
+            expected = np.where(scores.max(-1) >= 0.3, scores.argmax(-1), 255)
+            assert (pool[index].label != expected).mean() < 0.01  # rounding may flip a pixel
+            assert set(np.unique(pool[index].label)) <= {0, 255, *np.flatnonzero(present)}
+    assert true == 4
+    assert min(confidences[False]) >= max(confidences[True])
+    np.testing.assert_array_equal(dataset.source("val")[3].label, shapes_dataset(size=SIZE).source("val")[3].label)
+
+
+def test_nothing_is_overwritten(run, tmp_path):
+    (tmp_path / "file.txt").write_text("mine")
+    with pytest.raises(DataError, match="is not an empty folder"):
+        write_masks(run, tmp_path, network="student", keep=0.5, confidence=0.5, labelled="")
+
+
+def test_a_run_with_labels_has_no_such_masks(run, tmp_path):
+    other = run._replace(method=object())
+    other.config.method.name = "supervised"
+    with pytest.raises(WorkdirError, match="a run of supervised makes no masks from tags"):
+        write_masks(other, tmp_path / "out", network="student", keep=0.5, confidence=0.5, labelled="")
+    with pytest.raises(WorkdirError, match="supervised, which has no mask threshold"):
+        choose_threshold(other, tmp_path, "tune", "student")

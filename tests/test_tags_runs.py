@@ -1,0 +1,149 @@
+"""From tags to masks to labels, as a user runs the commands, on runs of a few steps."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from forec_jax import cli
+from forec_jax.build import ConfigError, Labels, build_method
+from forec_jax.config import load_config
+from forec_jax.contracts import HeadSpec
+from forec_jax.data import folder_dataset
+
+TINY = [
+    "--config.steps=2",
+    "--config.evaluate_every=2",
+    "--config.checkpoint_every=2",
+    "--config.log_every=1",
+    "--config.data.size=48",
+    "--config.data.crop=33",
+    "--config.batch.tagged=8",
+    "--config.eval.batch=48",
+    "--config.eval.split=tune",
+    "--config.eval.bucket=64",
+    "--config.eval.pictures=0",
+    "--config.model.width=0.0625",
+    "--config.model.decoder.channels=4",
+    "--config.model.decoder.low_level_channels=4",
+]
+
+
+def train(variant, workdir, *options):
+    return cli.run(["train", f"--config=configs/tags.py:{variant}", f"--workdir={workdir}", *TINY, *options])
+
+
+def error_of(capsys, code):
+    assert code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "classifier"
+    assert train("shapes+classifier", workdir) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def wsss(classifier, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "wsss"
+    assert train("wsss", workdir, f"--config.method.classifier={classifier}") == 0
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_run_says_that_it_had_tags_and_no_masks(classifier, wsss):
+    for workdir, method in ((classifier, "tag_classifier"), (wsss, "wsss_rec")):
+        summary = json.loads((workdir / "summary.json").read_text())
+        assert summary["method"] == method
+        assert (summary["split"]["labelled"], summary["split"]["tagged"]) == (0, 512)
+        assert summary["protocol"]["tags"] == "masks"
+
+
+@pytest.mark.slow
+def test_a_run_is_read_when_its_classifier_has_gone(classifier, wsss, capsys):
+    hidden = classifier.rename(classifier.with_name("gone"))
+    try:
+        assert cli.run(["evaluate", f"--workdir={wsss}", "--split=tune"]) == 0
+    finally:
+        hidden.rename(classifier)
+    events = [json.loads(line) for line in (wsss / "metrics.jsonl").read_text().splitlines()]
+    assert f"{events[-1]['teacher_miou']:.4f} mIoU" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_stored_classifier_is_the_trained_one(classifier, wsss):
+    from forec_jax.runs import load_run
+
+    trained = load_run(classifier, "last").state
+    used = load_run(wsss, "last").state.memory["classifier"]
+    for mine, theirs in ((used.params, trained.params), (used.batch_stats, trained.batch_stats)):
+        jax.tree.map(np.testing.assert_array_equal, mine, theirs["student"])
+
+
+@pytest.mark.slow
+def test_a_threshold_is_chosen_and_used(wsss, capsys):
+    assert cli.run(["threshold", f"--workdir={wsss}", "--split=tune"]) == 0
+    chosen = json.loads((wsss / "mask_threshold.json").read_text())
+    best = max(chosen["miou"].values())
+    assert (chosen["masks"], chosen["miou"][f"{chosen['threshold']:.2f}"]) == (96, best)
+    assert "chosen on the 96 masks of tune" in capsys.readouterr().out
+    assert cli.run(["evaluate", f"--workdir={wsss}", "--split=tune"]) == 0
+    (wsss / "mask_threshold.json").unlink()
+    assert f"{best:.4f} mIoU" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_commands_for_pictures_and_labels(classifier, wsss, tmp_path, capsys):
+    arguments = [f"--workdir={classifier},{wsss}", "--images=tune_00000", f"--out={tmp_path}"]
+    assert cli.run(["visualize", *arguments]) == 0
+    assert {file.name for file in tmp_path.rglob("*.png")} == {"tune_00000.png"}
+    assert (tmp_path / "decomposition" / "wsss" / "tune_00000.png").exists()
+    out = tmp_path / "masks"
+    command = ["bridge", f"--workdir={wsss}", f"--out={out}", "--keep=0.25", "--confidence=0.2", "--labelled=12:0"]
+    assert cli.run(command) == 0
+    assert f"{out}: 125 masks from tags, 12 true ones, 375 images without" in capsys.readouterr().out
+    assert len(folder_dataset(out, tmp_path / "prepared").maskless) == 375
+    assert "is not an empty folder" in error_of(capsys, cli.run(command))
+
+
+@pytest.mark.slow
+def test_a_classifier_of_other_classes_is_an_error(classifier, tmp_path, capsys):
+    options = (f"--config.method.classifier={classifier}", "--config.data.tag=star")
+    message = error_of(capsys, train("wsss", tmp_path / "run", *options))
+    assert "knows the classes background, disc" in message
+    assert "this run has background, star" in message
+
+
+def test_a_classifier_is_asked_for(tmp_path, capsys):
+    assert "method.classifier is empty" in error_of(capsys, train("wsss", tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_no_classifier_is_an_error(wsss, tmp_path, capsys):
+    message = error_of(capsys, train("wsss", tmp_path / "run", f"--config.method.classifier={wsss}"))
+    assert "holds a run of wsss_rec; train a classifier" in message
+
+
+def test_a_unet_cannot_classify(tmp_path, capsys):
+    message = error_of(capsys, train("classifier", tmp_path / "run", "--config.model.encoder=unet"))
+    assert "cannot classify tags: choose resnet18" in message
+
+
+def test_below_two_classes_there_is_nothing_to_tell_apart(make_toy_network):
+    c = load_config("configs/tags.py:wsss", {})
+    with pytest.raises(ConfigError, match="need a background and a class"):
+        build_method(c, Labels(("thing",), ((0, 0, 0),), (0,)), classifier=make_toy_network((HeadSpec("tags", 1),)))
+
+
+def test_the_papers_variant_and_the_ablations():
+    c = load_config("configs/tags.py:shapes+wsss+paper", {})
+    assert (c.model.encoder, c.model.width, c.data.crop, c.optim.lr, c.batch.tagged) == ("unet", 1.0, 224, 1e-4, 8)
+    weights = ("reconstruction_weight", "mask_weight", "class_weight")
+    for part, weight in zip(("no_reconstruction", "no_mask_loss", "no_class_loss"), weights, strict=True):
+        o = load_config(f"configs/tags.py:wsss+{part}", {}).method.wsss_rec
+        assert [name for name in weights if not o[name]] == [weight]
+    c = load_config("configs/tags.py:voc+dog+classifier", {})
+    assert (c.data.name, c.data.tag, c.batch.labelled, c.method.name) == ("voc", "dog", 0, "tag_classifier")
