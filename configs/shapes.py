@@ -32,7 +32,6 @@ def get_config(variant: str = "forec") -> ConfigDict:
     c.augment.hue = 0.05  # classes have colours
     c.augment.grayscale_probability = 0.0
     c.method.threshold = 0.8  # a short run from scratch is seldom surer
-    c.method.unsupervised_weight = 2.0
     c.method.ramp = 0.4  # first labels, then pseudo-labels: those of a network from scratch mislead
     c.optim.name = "adamw"
     c.optim.lr = 2e-3
