@@ -285,7 +285,7 @@ def test_a_full_disk_is_explained():
 def start(workdir, *options, environment=None):
     command = [sys.executable, "-m", "forec_jax", "train", "--config=configs/shapes.py:forec", f"--workdir={workdir}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    options = [*TINY, "--config.steps=40", "--config.eval.pictures=0", *options]
+    options = [*TINY, "--config.steps=40", "--config.evaluate_every=10", "--config.eval.pictures=0", *options]
     return subprocess.Popen([*command, *options], env=environment, stdin=subprocess.DEVNULL, **quiet)
 
 

@@ -126,6 +126,7 @@ def test_one_and_eight_devices_agree_on_a_step_with_partial_labels(make_toy_netw
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one_params, eight_params)
 
 
+@pytest.mark.slow
 def test_a_short_training_with_forec_on_partial_labels(tmp_path):
     """The whole way, from the config to a summary; the representation head is no part of the teacher."""
     c = load_config(
