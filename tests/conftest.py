@@ -1,16 +1,11 @@
 """Eight virtual CPU devices for every test, set before the first use of a backend; a toy network."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from forec_jax.contracts import HeadOutput, HeadSpec, Network, Variables
 
-# Most of a test's time is compiling a small program that runs once: optimising its machine code costs more than it saves.
-# What is computed stays the same, and the processes that tests start inherit it.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 jax.config.update("jax_num_cpu_devices", 8)
 
 TOY_CHANNELS = 4

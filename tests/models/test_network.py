@@ -213,6 +213,7 @@ def test_a_shared_aspp_says_what_the_same_one_of_a_heads_own_says():
     np.testing.assert_allclose(run[0].output, run[1].output, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_head_moves_the_shared_aspp():
     dropout = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4, dropout=0.1)
     network = small(heads=(SEGMENTATION, RECONSTRUCTION), share_aspp=True, decoder=dropout)
