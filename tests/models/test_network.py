@@ -204,6 +204,7 @@ def as_one(shared):
     return Variables(*({part: tree[part] for part in ("encoder", "segmentation")} for tree in joined))
 
 
+@pytest.mark.slow
 def test_a_shared_aspp_says_what_the_same_one_of_a_heads_own_says():
     network, alone = small(heads=(SEGMENTATION, RECONSTRUCTION), share_aspp=True), small()
     variables = unsettled(network.init(jax.random.key(0)))
