@@ -24,6 +24,7 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
   evaluate   --workdir=DIR [--split=val] [--network=teacher|student] [--checkpoint=last|best]
   predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
   visualize  --workdir=DIR[,DIR] --out=DIR --images=FILE|FOLDER|ID,ID [--class=NAME] [--k=4] [--correlate=SPLIT]
+  visualize  --what=classes --workdir=DIR[,DIR] --out=DIR [--images=...]       class relations, ReCo's queries and keys
   table      --workdirs=DIR,DIR [--splits=val,...] [--network=...] [--checkpoint=...]       mIoU of several runs
   threshold  --workdir=DIR [--split=tune] [--network=...] [--checkpoint=...]      chooses the threshold of masks from tags
   bridge     --workdir=DIR --out=FOLDER [--keep=0.5] [--confidence=0.7] ...       masks from tags as labels (docs/data.md)
@@ -228,14 +229,18 @@ def visualize(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         checkpoint_flags(values)
+        what = "images: predictions and latent images; classes: how alike the classes' features are, and ReCo's queries"
+        flags.DEFINE_enum("what", "images", ["images", "classes"], what, flag_values=values)
         flags.DEFINE_string("images", None, "an image, a folder, or ids of the evaluation split", flag_values=values)
-        flags.DEFINE_string("out", None, "folder for the sheets and latents.json", flag_values=values)
+        flags.DEFINE_string("out", None, "folder for the sheets and figures", flag_values=values)
         flags.DEFINE_string("class", None, "whose mask; by default each image's largest object's", flag_values=values)
         flags.DEFINE_integer("k", 4, "latent images on a sheet", lower_bound=0, flag_values=values)
         flags.DEFINE_string("correlate", None, "split over which latents.json is measured", flag_values=values)
 
     values = parse(argv, define)
     required(values, "workdir", "out")
+    if values.what == "classes":
+        return visualize_classes(values)
     if not values.images and not values.correlate:
         raise flags.Error("--images or --correlate is missing: say what to show, or over which split to measure")
     from forec_jax.inspection import correlate_runs, load_runs, visualize_runs
@@ -247,6 +252,21 @@ def visualize(argv: Sequence[str]) -> int:
     if values.correlate:
         for name, found in correlate_runs(runs, values.correlate, out)["runs"].items():
             print(f"{name}: mean correlation {found['mean_correlation']}, by class in {out / 'latents.json'}")
+    return 0
+
+
+def visualize_classes(values: flags.FlagValues) -> int:
+    """Shows how alike the features of the classes are and, on images, which queries and keys ReCo draws."""
+    from forec_jax.inspection import load_runs, query_runs, relate_runs
+
+    runs, out = load_runs([Path(w) for w in values.workdir.split(",")], values.checkpoint), Path(values.out)
+    if values.images:
+        print(f"{query_runs(runs, values.images, out, values['class'].value)} sheets in {out / 'queries'}")
+    for name, found in relate_runs(runs, out).items():
+        for embedding in ("encoder", "representation"):
+            if embedding in found:
+                print(f"{name}, {embedding}: mean similarity of two classes {found[embedding]['mean_similarity']:.3f}")
+    print(f"matrix and dendrogram in {out / 'classes.png'}, figures in {out / 'classes.json'}")
     return 0
 
 

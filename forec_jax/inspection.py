@@ -12,7 +12,20 @@ from forec_jax.data import DataError, Example, evaluation_examples, select
 from forec_jax.methods import WsssRec
 from forec_jax.runs import Run, WorkdirError, file_examples, load_run, palette_of, unused_stem
 from forec_jax.training.reporting import write_json
-from forec_jax.visualize import Legend, Model, compare, decompositions, mean_correlations
+from forec_jax.visualize import (
+    Legend,
+    Model,
+    Relations,
+    captioned,
+    compare,
+    decompositions,
+    mean_correlations,
+    query_sheets,
+    relation_picture,
+    relations,
+    segmenting_network,
+    sheet,
+)
 
 
 def load_runs(workdirs: Sequence[Path], checkpoint: str) -> dict[str, Run]:
@@ -26,19 +39,20 @@ def visualize_runs(
 ) -> int:
     """Writes a sheet for each image that `images` names to `out`, a row a run; returns their number (docs/visualize.md)."""
     first, *_ = runs.values()
-    classes = shared_classes(runs)
-    if class_name is not None:
-        build.choose("--class", class_name, classes)
-    class_index = None if class_name is None else classes.index(class_name)
+    legend, class_index = legend_of(runs), class_index_of(runs, class_name)
     models = [shown_model(run, name, network) for name, run in runs.items()]
-    legend = Legend(classes, palette_of(first.labels), first.labels.background_classes)
-    examples = chosen_examples(images, first)
+    sheets = compare(models, chosen_examples(images, first), legend, class_index=class_index, count=count)
+    return write_sheets(sheets, out) + write_decompositions(runs, images, out)
+
+
+def write_sheets(sheets: Iterable[tuple[Example, np.ndarray]], out: Path) -> int:
+    """Writes each example's picture to `out`, by its id; returns their number."""
     written: set[str] = set()
-    for example, picture in compare(models, examples, legend, class_index=class_index, count=count):
+    for example, picture in sheets:
         target = out / f"{unused_stem(Path(example.id), written)}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(target)
-    return len(written) + write_decompositions(runs, images, out)
+    return len(written)
 
 
 def write_decompositions(runs: Mapping[str, Run], images: str, out: Path) -> int:
@@ -47,15 +61,9 @@ def write_decompositions(runs: Mapping[str, Run], images: str, out: Path) -> int
     for name, run in runs.items():
         if not isinstance(run.method, WsssRec):
             continue
-        variables, written = build.network_variables(run.state, "student"), set[str]()
-        examples = chosen_examples(images, run)
-        bucket = run.config.eval.bucket
-        for example, picture in decompositions(run.method, variables, examples, run.labels.classes, bucket):
-            stem = unused_stem(Path(example.id), written)
-            target = out / "decomposition" / Path(name).name / f"{stem}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(target)
-        count += len(written)
+        variables, examples = build.network_variables(run.state, "student"), chosen_examples(images, run)
+        sheets = decompositions(run.method, variables, examples, run.labels.classes, run.config.eval.bucket)
+        count += write_sheets(sheets, out / "decomposition" / Path(name).name)
     return count
 
 
@@ -82,6 +90,75 @@ def correlations_of(run: Run, name: str, split: str) -> dict[str, Any]:
         "mean_correlation": float(np.mean(foreground)) if foreground else None,
         "classes": {run.labels.classes[k]: found._asdict() for k, found in best.items()},
     }
+
+
+def query_runs(runs: Mapping[str, Run], images: str, out: Path, class_name: str | None) -> int:
+    """Writes a sheet of easy and hard queries for each image to `out`/queries, a row a run; returns their number."""
+    first, *_ = runs.values()
+    models = [shown_model(run, name, "student") for name, run in runs.items()]
+    examples = chosen_examples(images, first)
+    sheets = query_sheets(models, examples, legend_of(runs), class_index=class_index_of(runs, class_name))
+    return write_sheets(sheets, out / "queries")
+
+
+def relate_runs(runs: Mapping[str, Run], out: Path) -> dict[str, Any]:
+    """Measures how alike the classes' features are in each run, over its evaluation split (docs/visualize.md).
+
+    Writes classes.png, a row a run and a column an embedding, and classes.json.
+    """
+    found = {name: relations_of(run, name) for name, run in runs.items()}
+    embeddings = max(found.values(), key=len)  # the encoder's, and the representation where a run has one
+    rows = [[relation_picture(r, runs[name].labels.classes) for r in by.values()] for name, by in found.items()]
+    captioned_rows = [[captioned(picture, name) for picture in row] for name, row in zip(found, rows, strict=True)]
+    out.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet(captioned_rows, list(embeddings))).save(out / "classes.png")
+    content = {
+        name: {
+            "split": runs[name].config.eval.split,
+            "step": int(runs[name].state.step),
+            "network": "student",
+            **{embedding: relation_content(r, runs[name].labels.classes) for embedding, r in by.items()},
+        }
+        for name, by in found.items()
+    }
+    write_json(out / "classes.json", {"runs": content})
+    return content
+
+
+def relations_of(run: Run, name: str) -> dict[str, Relations]:
+    """The class relations of a run's student by embedding. Raises WorkdirError where it does not segment."""
+    network = segmenting_network(run.method)
+    if network is None:
+        raise WorkdirError(f"{name}: this method has no segmentation head, so there is no relation of classes to show")
+    examples = evaluation_examples(build.build_dataset(run.config).source(run.config.eval.split))
+    variables = build.network_variables(run.state, "student")[network[0]]
+    return relations(network[1], variables, examples, len(run.labels.classes), run.config.eval.bucket)
+
+
+def relation_content(found: Relations, classes: Sequence[str]) -> dict[str, Any]:
+    """An embedding's part of classes.json."""
+    return {
+        "mean_similarity": found.mean_similarity(),
+        "classes": [classes[k] for k in found.classes],
+        "pixels": list(found.pixels),
+        "similarity": found.similarity.round(6).tolist(),
+        "merges": found.merges.round(6).tolist(),
+    }
+
+
+def legend_of(runs: Mapping[str, Run]) -> Legend:
+    """What is the same for runs of one data set; raises WorkdirError where their classes differ."""
+    first, *_ = runs.values()
+    return Legend(shared_classes(runs), palette_of(first.labels), first.labels.background_classes)
+
+
+def class_index_of(runs: Mapping[str, Run], class_name: str | None) -> int | None:
+    """The index of the class that --class names; None where it names none."""
+    if class_name is None:
+        return None
+    classes = shared_classes(runs)
+    build.choose("--class", class_name, classes)
+    return classes.index(class_name)
 
 
 def shown_model(run: Run, name: str, network: str) -> Model:

@@ -188,9 +188,26 @@ def test_visualize_draws_a_sheet_an_image_and_measures_a_split(trained, tmp_path
     assert Image.open(tmp_path / "own" / "own.png").size[1] == 18 + 2 * (128 + 18 + 4)
 
 
+def test_visualize_draws_how_the_classes_relate(trained, tmp_path, capsys):
+    """A run without regional contrast has the encoder's relations, and probabilities but no queries."""
+    arguments = ["visualize", "--what=classes", f"--workdir={trained}", f"--out={tmp_path}"]
+    assert cli.run([*arguments, "--images=tune_00000"]) == 0
+    (found,) = json.loads((tmp_path / "classes.json").read_text())["runs"].values()
+    assert found.keys() == {"split", "step", "network", "encoder"}
+    relations = found["encoder"]
+    assert (found["split"], len(relations["classes"])) == ("tune", 7)
+    similarity = np.array(relations["similarity"])
+    np.testing.assert_allclose(np.diag(similarity), 1, atol=1e-6)
+    assert relations["mean_similarity"] == pytest.approx((similarity.sum() - 7) / 42, abs=1e-5)
+    assert f"{relations['mean_similarity']:.3f}" in capsys.readouterr().out
+    assert Image.open(tmp_path / "classes.png").size[0] > 7 * 22
+    assert Image.open(tmp_path / "queries" / "tune_00000.png").size[0] == 4 + 3 * 164
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--what=classes", "--images=tune_00000", "--class=dog"], "--class='dog': choose one of"),
         (["--images=val_00000"], "val_00000 is neither a file nor a folder, nor an id of the run's split tune"),
         (["--images=tune_00000", "--class=dog"], "--class='dog': choose one of 'background', 'disc'"),
         (["--correlate=test"], "no split 'test'"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,25 @@ import numpy as np
 
 from forec_jax.contracts import Array, HeadOutput, HeadSpec, Mean, Metrics, Term, Terms, Views
 from forec_jax.losses import class_means, class_weights, draw, regional_contrast
-from forec_jax.losses.contrast import Keys
+from forec_jax.losses.contrast import ClassMeans, Draws, Keys
 from forec_jax.methods.background import is_known
 from forec_jax.methods.student import SEGMENTATION
 
 Queries = Literal["hard", "easy", "random"]
 KeySets = Literal["own", "shared"]
+
+REPRESENTATION = "representation"
+
+
+class Sample(NamedTuple):
+    """What is contrasted: N pixels at the representation's resolution, row by row, and the draws among them."""
+
+    representation: Array  # f32[N,D]
+    label: Array  # i32[N]
+    valid: Array  # bool[N], whether a pixel takes part
+    hard: Array  # bool[N], whether the student is unsure of its label
+    means: ClassMeans
+    draws: Draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +56,19 @@ class RegionalContrast:
     @property
     def head(self) -> HeadSpec:
         """A decoder like the segmentation's, ending in the representation."""
-        return HeadSpec("representation", self.channels, upsample=self.upsample)
+        return HeadSpec(REPRESENTATION, self.channels, upsample=self.upsample)
 
     def loss(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> tuple[Terms, Metrics]:
         """The contrast over labelled and unlabelled pixels together."""
+        sample = self.sample(outputs, views, key)
+        mean = regional_contrast(sample.representation, sample.means, sample.draws, temperature=self.temperature)
+        return {"reco_loss": Term(mean, 1.0)}, {
+            "reco_valid": share(sample.valid, jnp.ones_like(sample.valid)),
+            "reco_hard": share(sample.hard & sample.valid, sample.valid),
+        }
+
+    def sample(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> Sample:
+        """Who takes part, who is hard, and which queries and keys are drawn."""
         representation = outputs[self.head.name].output
         size = (representation.shape[1], representation.shape[2])
         label = nearest(views.label, size).reshape(-1)
@@ -66,11 +88,7 @@ class RegionalContrast:
             sets=1 if self.key_sets == "shared" else self.queries,
             keys=self.negative_keys,
         )
-        mean = regional_contrast(representation, means, draws, temperature=self.temperature)
-        return {"reco_loss": Term(mean, 1.0)}, {
-            "reco_valid": share(valid, jnp.ones_like(valid)),
-            "reco_hard": share(hard & valid, valid),
-        }
+        return Sample(representation, label, valid, hard, means, draws)
 
 
 def share(part: Array, whole: Array) -> Mean:

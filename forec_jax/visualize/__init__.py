@@ -1,4 +1,4 @@
-"""Pictures of labels, predictions, confidence and latent images, in NumPy and Pillow alone."""
+"""Pictures of labels, predictions, confidence and latent images, made with NumPy and Pillow."""
 
 from forec_jax.visualize.compare import Legend, Model, compare, mean_correlations
 from forec_jax.visualize.decomposition import decompositions
@@ -12,6 +12,8 @@ from forec_jax.visualize.latents import (
 )
 from forec_jax.visualize.painter import Painted, Painter, painter_of
 from forec_jax.visualize.palettes import IGNORE_COLOUR, colourise, overlay, save_index_png
+from forec_jax.visualize.queries import query_sheets
+from forec_jax.visualize.relations import Relations, relation_picture, relations, segmenting_network
 from forec_jax.visualize.sheets import captioned, fit, heatmap, sheet
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Model",
     "Painted",
     "Painter",
+    "Relations",
     "best_channels",
     "captioned",
     "channel_correlation",
@@ -34,7 +37,11 @@ __all__ = [
     "mean_correlations",
     "overlay",
     "painter_of",
+    "query_sheets",
+    "relation_picture",
+    "relations",
     "save_index_png",
+    "segmenting_network",
     "sheet",
     "top_channels",
 ]

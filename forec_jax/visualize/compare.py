@@ -126,7 +126,7 @@ def _row(model: Model, found: Finding, legend: Legend, class_index: int | None, 
         return row
     row.append(_cell(painted.image, found.painted_by))
     label, origin = (prediction.label, "predicted") if example.label is None else (example.label, "truth")
-    shown = _main_class(label, legend.background) if class_index is None else class_index
+    shown = main_class(label, legend.background) if class_index is None else class_index
     correlations = class_correlations(painted.latent, label)
     if shown not in correlations:
         return row
@@ -143,7 +143,7 @@ def _cell(picture: np.ndarray, text: str) -> np.ndarray:
     return captioned(fit(picture, CELL_SIDE), text)
 
 
-def _main_class(label: np.ndarray, background: Sequence[int]) -> int:
+def main_class(label: np.ndarray, background: Sequence[int]) -> int:
     """The class of most pixels that is not the background's; IGNORE where there is none."""
     pixels = np.bincount(label.ravel(), minlength=IGNORE + 1)
     pixels[[*background, IGNORE]] = 0

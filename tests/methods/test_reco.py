@@ -1,10 +1,12 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from forec_jax import runs
+from forec_jax import cli, runs
 from forec_jax.augment import ClassMix
 from forec_jax.config import load_config
 from forec_jax.contracts import IGNORE, UNLABELLED, Batch, HeadOutput, HeadSpec, Labelled, Views
@@ -158,3 +160,8 @@ def test_a_short_training_with_forec_on_partial_labels(tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text()
     assert '"reco_loss"' in lines
     assert '"unsupervised_loss"' in lines
+    arguments = [f"--workdir={tmp_path}", f"--out={tmp_path / 'seen'}", "--images=tune_00000"]
+    assert cli.run(["visualize", "--what=classes", *arguments]) == 0
+    found = json.loads((tmp_path / "seen" / "classes.json").read_text())["runs"][tmp_path.name]
+    assert found["representation"]["classes"][0] == "background"
+    assert (tmp_path / "seen" / "queries" / "tune_00000.png").stat().st_size > 0
