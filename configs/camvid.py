@@ -13,22 +13,6 @@ from ml_collections import ConfigDict
 from forec_jax.config import apply_variant, defaults
 
 
-def _small(c: ConfigDict) -> None:
-    """MobileNetV2 with a narrow decoder at crop 128: a run of minutes on two CPU cores."""
-    c.model.encoder = "mobilenet_v2"
-    c.model.output_stride = 8
-    c.model.decoder.channels = 64
-    c.model.decoder.low_level_channels = 24
-    c.data.crop = 128
-    c.data.scale = (0.3, 1.0)
-    c.optim.name = "adamw"  # in so few steps SGD learns the background and little else
-    c.optim.lr = 3e-4
-    c.optim.head_lr_multiplier = 5.0
-    c.optim.weight_decay = 1e-2
-    c.steps = 400
-    c.evaluate_every = c.checkpoint_every = 200
-
-
 def get_config(variant: str = "forec") -> ConfigDict:
     """The config of a variant."""
     c = defaults()
@@ -37,4 +21,4 @@ def get_config(variant: str = "forec") -> ConfigDict:
     c.optim.lr = 1e-2
     c.optim.head_lr_multiplier = 1.0
     c.optim.weight_decay = 5e-4
-    return apply_variant(c, variant, {"small": _small})
+    return apply_variant(c, variant)

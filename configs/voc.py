@@ -23,25 +23,9 @@ def _paper(c: ConfigDict) -> None:
     c.evaluate_every = c.checkpoint_every = 10582 // 8
 
 
-def _small(c: ConfigDict) -> None:
-    """MobileNetV2 with a narrow decoder at crop 128: a run of minutes on two CPU cores."""
-    c.model.encoder = "mobilenet_v2"
-    c.model.output_stride = 8
-    c.model.decoder.channels = 64
-    c.model.decoder.low_level_channels = 24
-    c.data.crop = 128
-    c.data.scale = (0.3, 1.0)
-    c.optim.name = "adamw"  # in so few steps SGD learns the background and little else
-    c.optim.lr = 3e-4
-    c.optim.head_lr_multiplier = 5.0
-    c.optim.weight_decay = 1e-2
-    c.steps = 400
-    c.evaluate_every = c.checkpoint_every = 200
-
-
 def get_config(variant: str = "forec") -> ConfigDict:
     """The config of a variant."""
     c = defaults()
     c.data.name = "voc"
     c.data.labelled = "92:0"
-    return apply_variant(c, variant, {"paper": _paper, "small": _small})
+    return apply_variant(c, variant, {"paper": _paper})

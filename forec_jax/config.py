@@ -291,6 +291,22 @@ def _use_partial(share: str) -> Change:
     return change
 
 
+def _small(c: ConfigDict) -> None:
+    """MobileNetV2 with a narrow decoder at crop 128: a run of a quarter of an hour on a CPU core."""
+    c.model.encoder = "mobilenet_v2"
+    c.model.output_stride = 8
+    c.model.decoder.channels = 64
+    c.model.decoder.low_level_channels = 24
+    c.data.crop = 128
+    c.data.scale = (0.3, 1.0)
+    c.optim.name = "adamw"  # in so few steps SGD learns the background and little else
+    c.optim.lr = 3e-4
+    c.optim.head_lr_multiplier = 5.0
+    c.optim.weight_decay = 1e-2
+    c.steps = 400
+    c.evaluate_every = c.checkpoint_every = 200
+
+
 def _other_lambdas(c: ConfigDict) -> None:
     c.method.unsupervised_weight = 0.5
     for task in (task for task in c.auxiliary.values() if "labelled_weight" in task):
@@ -332,6 +348,7 @@ VARIANTS: Mapping[str, Change] = {
     "partial_25pc": _use_partial("25%"),
     "other_lambdas": _other_lambdas,  # L = L_s + 0.5 L_u + 1 L_rec, the other reading of the paper's two lambdas
     "u2pl_model": _u2pl_decoder,  # DeepLabV3+ as in U2PL
+    "small": _small,  # for a CPU
     "share_aspp": _share_aspp,  # a departure: the auxiliary tasks' heads read the segmentation's ASPP
 }
 """What a part of a variant's name does. Parts join with "+", left to right; the method is mean_teacher unless named."""

@@ -28,12 +28,11 @@ from forec_jax.methods.segmentation_terms import (
     confidence_weighted_terms,
     supervised_terms,
 )
-from forec_jax.methods.student import SEGMENTATION, Auxiliary, auxiliary_terms, decode_heads, head_names
+from forec_jax.methods.student import SEGMENTATION, STUDENT, Auxiliary, auxiliary_terms, decode_heads, head_names
 from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
 from forec_jax.methods.vat import adversarial_perturbation
 from forec_jax.methods.views import Colour, taught_views
 
-STUDENT = "student"
 TEACHERS = ("teacher_1", "teacher_2")
 
 

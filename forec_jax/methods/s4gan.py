@@ -26,17 +26,18 @@ from forec_jax.methods.ramp import ramp_up
 from forec_jax.methods.segmentation_terms import Normaliser, SupervisedLoss, supervised_terms, unsupervised_terms
 from forec_jax.methods.student import (
     SEGMENTATION,
+    STUDENT,
     Auxiliary,
     auxiliary_terms,
     class_probabilities,
     head_names,
     run_heads,
 )
-from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
+from forec_jax.methods.teacher import BatchNormMode, ema_of_student, first_teacher, teacher_statistics
 from forec_jax.methods.views import Colour, labelled_rows, self_labelled, student_input, unlabelled_rows
 from forec_jax.models.discriminator import SCORE
 
-STUDENT, DISCRIMINATOR = "student", "discriminator"
+DISCRIMINATOR = "discriminator"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,14 +149,7 @@ class S4Gan:
         teacher_stats: dict[str, PyTree],
     ) -> dict[str, Variables]:
         """The EMA after a step."""
-        teacher = updated_teacher(
-            state.teacher[STUDENT],
-            Variables(params[STUDENT], batch_stats[STUDENT]),
-            teacher_stats[STUDENT],
-            decay=ema_decay(state.step, self.decay),
-            bn_mode=self.bn_mode,
-        )
-        return {STUDENT: teacher}
+        return ema_of_student(state, params, batch_stats, teacher_stats, decay=self.decay, bn_mode=self.bn_mode)
 
     def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
         """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""

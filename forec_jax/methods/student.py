@@ -20,6 +20,9 @@ from forec_jax.contracts import (
     Views,
 )
 
+STUDENT = "student"
+"""The trained network's name among a method's."""
+
 SEGMENTATION = "segmentation"
 
 

@@ -10,16 +10,15 @@ from forec_jax.losses import mean_cross_entropy
 from forec_jax.methods.segmentation_terms import SupervisedLoss, supervised_terms
 from forec_jax.methods.student import (
     SEGMENTATION,
+    STUDENT,
     Auxiliary,
     auxiliary_terms,
     class_probabilities,
     head_names,
     run_heads,
 )
-from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
+from forec_jax.methods.teacher import BatchNormMode, ema_of_student, first_teacher, teacher_statistics
 from forec_jax.methods.views import Colour, labelled_rows, student_input
-
-STUDENT = "student"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +74,7 @@ class Supervised:
         teacher_stats: dict[str, PyTree],
     ) -> dict[str, Variables]:
         """The EMA after a step."""
-        student = Variables(params[STUDENT], batch_stats[STUDENT])
-        teacher = updated_teacher(
-            state.teacher[STUDENT],
-            student,
-            teacher_stats[STUDENT],
-            decay=ema_decay(state.step, self.decay),
-            bn_mode=self.bn_mode,
-        )
-        return {STUDENT: teacher}
+        return ema_of_student(state, params, batch_stats, teacher_stats, decay=self.decay, bn_mode=self.bn_mode)
 
     def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
         """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""

@@ -20,11 +20,10 @@ from forec_jax.contracts import (
     TrainState,
     Variables,
 )
-from forec_jax.methods.student import run_heads
+from forec_jax.methods.student import STUDENT, run_heads
 from forec_jax.methods.views import Colour, unit_image
 from forec_jax.models import resize, valid_extent
 
-STUDENT = "student"
 TAGS = "tags"
 """The head's name."""
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from forec_jax.contracts import Array, Network, PyTree, Variables
-from forec_jax.methods.student import SEGMENTATION, run_heads
+from forec_jax.contracts import Array, Network, PyTree, TrainState, Variables
+from forec_jax.methods.student import SEGMENTATION, STUDENT, run_heads
 from forec_jax.models.network import PYRAMID
 
 BatchNormMode = Literal["ema", "copy", "own"]
@@ -51,6 +51,26 @@ def updated_teacher(
         case "own":
             stats = own_stats
     return Variables(params, stats)
+
+
+def ema_of_student(
+    state: TrainState,
+    params: dict[str, PyTree],
+    batch_stats: dict[str, PyTree],
+    teacher_stats: dict[str, PyTree],
+    *,
+    decay: float,
+    bn_mode: BatchNormMode,
+) -> dict[str, Variables]:
+    """The teacher after a step where it is the student's EMA, as `Method.update_teacher` gives it."""
+    teacher = updated_teacher(
+        state.teacher[STUDENT],
+        Variables(params[STUDENT], batch_stats[STUDENT]),
+        teacher_stats[STUDENT],
+        decay=ema_decay(state.step, decay),
+        bn_mode=bn_mode,
+    )
+    return {STUDENT: teacher}
 
 
 def teacher_statistics(

@@ -22,12 +22,11 @@ from forec_jax.contracts import (
     Variables,
 )
 from forec_jax.losses import area_loss, mask_area, size_penalty_loss, squared_error
-from forec_jax.methods.student import SEGMENTATION, class_probabilities, run_heads
+from forec_jax.methods.student import SEGMENTATION, STUDENT, class_probabilities, run_heads
 from forec_jax.methods.tag_classifier import pooled, score_maps, tagged_part
-from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
+from forec_jax.methods.teacher import BatchNormMode, ema_of_student, first_teacher, teacher_statistics
 from forec_jax.methods.views import interleave, unit_image
 
-STUDENT = "student"
 CLASSIFIER = "classifier"
 IMAGE_LETS = "image_lets"
 HEADS = (SEGMENTATION, IMAGE_LETS)
@@ -154,14 +153,7 @@ class WsssRec:
         teacher_stats: dict[str, PyTree],
     ) -> dict[str, Variables]:
         """The EMA after a step, of the encoder and the mask network."""
-        teacher = updated_teacher(
-            state.teacher[STUDENT],
-            Variables(params[STUDENT], batch_stats[STUDENT]),
-            teacher_stats[STUDENT],
-            decay=ema_decay(state.step, self.decay),
-            bn_mode=self.bn_mode,
-        )
-        return {STUDENT: teacher}
+        return ema_of_student(state, params, batch_stats, teacher_stats, decay=self.decay, bn_mode=self.bn_mode)
 
     def decompose(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Decomposition:
         """The decomposition of images f32[B,H,W,3] in [0,1], in inference mode; the variables are the student's."""
