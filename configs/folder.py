@@ -31,6 +31,7 @@ def get_config(variant: str = "forec") -> ConfigDict:
     c = defaults()
     c.data.name = "folder"
     c.data.crop = 257
+    c.data.longest_side = 1024  # of a larger photograph a crop would show only a detail
     c.model.encoder = "resnet18"
     c.model.decoder.channels = 128
     c.optim.name = "adamw"  # from random weights it needs no search for a learning rate

@@ -42,8 +42,9 @@ from forec_jax.data import (
     tags_of_folders,
     tags_of_masks,
     voc_dataset,
+    with_longest_side,
 )
-from forec_jax.data.published import check_protocol, protocol_names, published_name
+from forec_jax.data.published import check_protocol, protocol_names, published_name, published_origins
 from forec_jax.evaluation import Buckets, Evaluator, Predicts, SlidingWindow
 from forec_jax.evaluation.evaluate import Mode
 from forec_jax.losses import mean_cross_entropy, ohem_cross_entropy
@@ -160,7 +161,7 @@ def build_full_dataset(c: ConfigDict) -> Dataset:
             dataset = sunrgbd_dataset(root, prepared)
         case _:
             dataset = folder_dataset(root, prepared, c.data.val_fraction)
-    return with_background(dataset, c.data.background)
+    return with_background(with_longest_side(dataset, c.data.longest_side), c.data.background)
 
 
 def with_background(dataset: Dataset, names: str) -> Dataset:
@@ -178,6 +179,11 @@ def labels_of(dataset: Dataset) -> Labels:
 
 def build_training_data(c: ConfigDict) -> TrainingData:
     """Data set, split and sources; warns of classes that no labelled image shows."""
+    if c.data.protocol and (c.batch.tagged or c.data.partial):
+        raise ConfigError(
+            f"data.protocol={c.data.protocol!r} claims the whole masks of a published list; "
+            "leave it empty with tags and with data.partial"
+        )
     if c.batch.tagged:
         return build_tagged_data(c)
     dataset = build_dataset(c)
@@ -260,8 +266,10 @@ def claim_protocol(c: ConfigDict, split: Split) -> None:
     if c.data.protocol:
         check_protocol(choose("data.protocol", c.data.protocol, ("", *protocol_names())), split)
     if Path(c.data.labelled).is_file():
-        name = published_name(split.sha256)
-        is_what = f"the published list {name}" if name else "no published list that the library knows"
+        if name := published_name(split.sha256):
+            is_what = f"the published list {name} ({published_origins(name)})"
+        else:
+            is_what = "no published list that the library knows"
         log.info("%s: %d images, SHA-256 %s, %s", c.data.labelled, len(split.labelled), split.sha256, is_what)
 
 
@@ -657,6 +665,7 @@ def protocol(c: ConfigDict) -> dict[str, Any]:
         "output_stride": c.model.output_stride,
         "share_aspp": c.model.share_aspp,
         "crop": c.data.crop,
+        "longest_side": c.data.longest_side,
         "pool": c.data.pool,
         "claim": c.data.protocol,
         "bn_mode": c.ema.bn_mode,

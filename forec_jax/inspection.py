@@ -10,7 +10,7 @@ from PIL import Image
 from forec_jax import build
 from forec_jax.data import DataError, Example, evaluation_examples, select
 from forec_jax.methods import WsssRec
-from forec_jax.runs import Run, WorkdirError, file_examples, load_run, palette_of, unused_stem
+from forec_jax.runs import Run, WorkdirError, as_trained, file_examples, load_run, palette_of, unused_stem
 from forec_jax.training.reporting import write_json
 from forec_jax.visualize import (
     Legend,
@@ -167,7 +167,8 @@ def shown_model(run: Run, name: str, network: str) -> Model:
     network = network if run.state.teacher else "student"
     variables = build.network_variables(run.state, network)
     c = run.config
-    return Model(name, run.method, network, variables, student, c.eval.bucket, build.pixel_space(c))
+    predicts = build.build_predicts(c, run.method)
+    return Model(name, run.method, network, variables, student, c.eval.bucket, build.pixel_space(c), predicts)
 
 
 def chosen_examples(images: str, run: Run) -> Iterable[Example]:
@@ -176,7 +177,7 @@ def chosen_examples(images: str, run: Run) -> Iterable[Example]:
     Ids bring their masks. Raises DataError where it is neither.
     """
     if Path(images).exists():
-        return file_examples(Path(images))
+        return (as_trained(run, example) for example in file_examples(Path(images)))
     source, ids = build.build_dataset(run.config).source(run.config.eval.split), images.split(",")
     if unknown := sorted(set(ids) - set(source.ids)):
         raise DataError(

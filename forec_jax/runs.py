@@ -21,7 +21,7 @@ import forec_jax
 from forec_jax import build
 from forec_jax.config import defaults
 from forec_jax.contracts import Batch, Method, Network, TrainState
-from forec_jax.data import Example, Source, batch_ids, train_batches
+from forec_jax.data import DataError, Example, Source, batch_ids, shrink, train_batches
 from forec_jax.data.published import published_name
 from forec_jax.evaluation import Buckets, Evaluation, Evaluator, Predictor, ThresholdSweep, image_files, read_image
 from forec_jax.locking import only_run_in
@@ -180,7 +180,8 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
     )
     stream = build.build_stream(c, data)
     examples = pictured(data.validation, c.eval.pictures)
-    pictures = Panel(method, palette_of(labels), examples, c.eval.bucket, build.pixel_space(c))
+    predicts = build.build_predicts(c, method)
+    pictures = Panel(method, predicts, palette_of(labels), examples, c.eval.bucket, build.pixel_space(c))
     evaluator = build.build_evaluator(c, method, labels, mesh)
     try:
         state, stopped_by = train(
@@ -456,23 +457,45 @@ def compare_runs(workdirs: Sequence[Path], splits: Sequence[str], network: str, 
 
 
 def file_examples(images: Path) -> Iterator[Example]:
-    """An image file, or those of a folder, by their paths inside it, read as they are asked for."""
+    """An image file, or those of a folder, by their paths inside it, read as they are asked for.
+
+    An image that cannot be used is passed over with a warning. Raises DataError where none is left.
+    """
     root = images if images.is_dir() else images.parent
-    return (Example(str(file.relative_to(root)), read_image(file)) for file in image_files(images))
+    found, reason = False, ""
+    for file in image_files(images):
+        try:
+            example = Example(str(file.relative_to(root)), read_image(file))
+        except DataError as error:
+            reason = str(error)
+            log.warning("%s", reason)
+            continue
+        found = True
+        yield example
+    if not found:
+        raise DataError(reason)
 
 
 def predict_run(run: Run, images: Path, out: Path, network: str) -> int:
     """Writes index PNGs and overlays of every image to `out`; returns their number."""
     predictor = Predictor(build.build_predicts(run.config, run.method), Buckets(run.config.eval.bucket, batch=1))
     written: set[str] = set()
-    for prediction in predictor(build.network_variables(run.state, network), file_examples(images)):
-        target = unused_stem(Path(prediction.example.id), written)
+    variables, palette = build.network_variables(run.state, network), palette_of(run.labels)
+    for example in file_examples(images):
+        (prediction,) = predictor(variables, [as_trained(run, example)])
+        height, width = example.image.shape[:2]
+        label = np.asarray(Image.fromarray(prediction.label).resize((width, height), Image.Resampling.NEAREST))
+        target = unused_stem(Path(example.id), written)
         for folder in ("index", "overlay"):
             (out / folder / target).parent.mkdir(parents=True, exist_ok=True)
-        save_index_png(out / "index" / f"{target}.png", prediction.label, palette_of(run.labels))
-        picture = overlay(prediction.example.image, prediction.label, palette_of(run.labels))
-        Image.fromarray(picture).save(out / "overlay" / f"{target}.png")
+        save_index_png(out / "index" / f"{target}.png", label, palette)
+        Image.fromarray(overlay(example.image, label, palette)).save(out / "overlay" / f"{target}.png")
     return len(written)
+
+
+def as_trained(run: Run, example: Example) -> Example:
+    """An example of one's own at the size at which the run sees its data set's images (data.longest_side)."""
+    return shrink(example, run.config.data.longest_side) if run.config.data.longest_side else example
 
 
 def unused_stem(name: Path, written: set[str]) -> str:

@@ -16,10 +16,11 @@ from PIL import Image
 
 from forec_jax import cli
 from forec_jax.config import load_config
-from forec_jax.data import shapes_dataset
+from forec_jax.data import DataError, shapes_dataset
 from forec_jax.evaluation import mean_iou
 from forec_jax.locking import LockedError
-from forec_jax.runs import run_training
+from forec_jax.runs import load_run, predict_run, run_training
+from forec_jax.training.checkpoint import UNFINISHED
 
 TINY = [
     "--config.steps=6",
@@ -104,6 +105,23 @@ def test_predict_writes_index_images_and_overlays_at_the_images_size(trained, tm
         assert (index.mode, index.size) == ("P", size)
         assert np.asarray(index).max() < 7
         assert Image.open(tmp_path / "out" / "overlay" / target).size == size
+
+
+def test_predict_at_the_size_of_training_passes_over_what_it_cannot_read(trained, tmp_path, caplog):
+    """data.longest_side: an image twice as large gets the same prediction, twice as large."""
+    small = shapes_dataset(size=48).source("val")[1].image
+    for name, pixels in {"small": small, "twice": np.repeat(np.repeat(small, 2, 0), 2, 1)}.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    run = load_run(trained, "last")
+    run.config.data.longest_side = 48
+    assert predict_run(run, tmp_path, tmp_path / "out", "student") == 2
+    assert "broken.jpg: cannot be decoded" in caplog.text
+    one, two = (np.asarray(Image.open(tmp_path / "out" / "index" / f"{name}.png")) for name in ("small", "twice"))
+    assert two.shape == (96, 96)
+    assert (two[::2, ::2] == one).mean() > 0.95  # scaling down again averages four equal pixels, to rounding
+    with pytest.raises(DataError, match=r"broken\.jpg: cannot be decoded"):
+        predict_run(run, tmp_path / "broken.jpg", tmp_path / "out", "student")
 
 
 def test_a_run_from_before_an_option_existed_is_still_read(trained, tmp_path, capsys):
@@ -319,8 +337,10 @@ def test_a_run_in_odd_surroundings_holds_its_workdir_and_stops_when_asked(tmp_pa
     process.terminate()
     assert process.wait() == 128 + signal.SIGTERM
     assert not (workdir / "summary.json").exists()
-    saved = max(int(f.name.removeprefix("step_")) for f in (workdir / "checkpoints" / "last").glob("step_*"))
-    assert saved - last_step(workdir) in (0, 1)  # last_step leaves out a line that may be unfinished
+    assert max(saved_steps(workdir)) - last_step(workdir) in (
+        0,
+        1,
+    )  # last_step leaves out a line that may be unfinished
 
 
 def last_step(workdir):
@@ -333,28 +353,47 @@ def last_step(workdir):
 
 
 def arrays(workdir):
-    from forec_jax.runs import load_run
     from forec_jax.training.checkpoint import flatten
 
     return {path: np.asarray(leaf) for path, leaf in flatten(load_run(workdir, "last").state).items()}
 
 
-def test_a_process_killed_at_three_random_moments_and_resumed_is_bit_equal(tmp_path):
+def saved_steps(workdir):
+    """The steps of the finished checkpoints of the last state."""
+    return {int(folder.name.removeprefix("step_")) for folder in (workdir / "checkpoints" / "last").glob("step_*[0-9]")}
+
+
+def is_saving(workdir):
+    return any((workdir / "checkpoints" / "last").glob(UNFINISHED))
+
+
+def kill_at_some_moment(process, workdir, draw):
+    """SIGKILL some steps after the last one, every second time while a checkpoint is being written; whether it was."""
+    target, during_save = last_step(workdir) + draw.randint(2, 8), draw.random() < 0.5
+    while last_step(workdir) < target or (during_save and not is_saving(workdir)):
+        assert process.poll() is None, "the run ended by itself"
+        time.sleep(0.001 if during_save else 0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return is_saving(workdir)
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_process_killed_at_random_moments_and_resumed_is_bit_equal(tmp_path, kills):
     """SIGKILL, with no chance to tidy up; the same command run again ends with the very same state."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole).wait() == 0
-    draw = random.Random(0)
-    for part in range(3):
-        process = start(killed)
-        target = last_step(killed) + draw.randint(2, 8)
-        while last_step(killed) < target and process.poll() is None:
-            time.sleep(0.02)
-        assert process.poll() is None, f"part {part} ended by itself"
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert start(killed).wait() == 0
+    steps = f"--config.steps={12 * kills}"
+    assert start(whole, steps).wait() == 0
+    draw, saved, during_save = random.Random(0), set(), 0
+    for _ in range(kills):
+        process = start(killed, steps)
+        during_save += kill_at_some_moment(process, killed, draw)
+        assert max(saved, default=0) <= max(saved_steps(killed), default=0), "a checkpoint was lost"
+        saved = saved_steps(killed)
+    assert during_save, "no kill hit a checkpoint in flight: draw other moments"
+    assert start(killed, steps).wait() == 0
     one, other = arrays(whole), arrays(killed)
     assert one.keys() == other.keys()
-    assert int(one["step"]) == 40
+    assert int(one["step"]) == 12 * kills
     for path, array in one.items():
         np.testing.assert_array_equal(array, other[path], err_msg=path)

@@ -7,6 +7,7 @@ from forec_jax.data.folder import folder_dataset
 from forec_jax.data.partial import PartialLabels, parse_partial
 from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batches
 from forec_jax.data.shapes import shapes_dataset
+from forec_jax.data.shrink import shrink, with_longest_side
 from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags, select
 from forec_jax.data.splits import Split, class_coverage, resolve_split, tagged_split
 from forec_jax.data.sunrgbd import sunrgbd_dataset
@@ -49,6 +50,7 @@ __all__ = [
     "resolve_split",
     "select",
     "shapes_dataset",
+    "shrink",
     "sunrgbd_dataset",
     "tag_indices",
     "tagged_split",
@@ -56,4 +58,5 @@ __all__ = [
     "tags_of_masks",
     "train_batches",
     "voc_dataset",
+    "with_longest_side",
 ]

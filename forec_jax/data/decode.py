@@ -36,7 +36,8 @@ class MaskRule:
         """The label u8[H,W] of a palette or grey image. Raises DataError for colours and for a value not allowed."""
         if mask.mode not in ("P", "L"):
             raise DataError(
-                f"{file}: the mask's mode is {mask.mode}; save class indices as an 8-bit palette (P) or grey (L) PNG"
+                f"{file}: the mask's mode is {mask.mode}; save class indices as an 8-bit palette (P) or grey (L) PNG, "
+                "or in a folder of your own give the class file `colours`"
             )
         index = np.asarray(mask)
         label = self.table[index]
@@ -44,7 +45,8 @@ class MaskRule:
             values = sorted(set(np.unique(index[label == _FORBIDDEN]).tolist()))
             raise DataError(
                 f"{file}: the mask holds {values[:5]}; allowed are {self._allowed()}. "
-                "Convert the mask, or correct the number of classes"
+                "Convert the mask, or correct the number of classes; a folder's class file may give its masks `colours`, "
+                "black and white too"
             )
         return label
 
@@ -125,8 +127,8 @@ def decode_mask(data: bytes, file: str, shape: tuple[int, ...], rule: MaskRule |
 def to_rgb(image: Image.Image, file: str) -> np.ndarray:
     """u8[H,W,3]: grey is repeated, an alpha channel that hides nothing is dropped.
 
-    Raises DataError, naming `file`, for transparency (what is behind it is unknown) and for grey values of more than
-    8 bits (which range of them is black to white is unknown).
+    Colours of 16 bits keep their upper 8, as in every viewer. Raises DataError, naming `file`, for transparency (what
+    is behind it is unknown) and for grey values of more than 8 bits (which range of them is black to white is unknown).
     """
     if image.mode.startswith(("I", "F")):
         raise DataError(

@@ -119,6 +119,11 @@ def published_name(sha256: str) -> str:
     return next((known.name for known in LISTS if known.sha256 == sha256), "")
 
 
+def published_origins(name: str) -> str:
+    """The projects that a published list comes with."""
+    return next(known.origins for known in LISTS if known.name == name)
+
+
 def protocol_names() -> tuple[str, ...]:
     """The values of data.protocol that claim something."""
     return tuple(known.name for known in LISTS)

@@ -9,12 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from forec_jax.contracts import IGNORE, Array, Variables
-from forec_jax.data import Example, Source, evaluation_examples
+from forec_jax.data import DataError, Example, Source, evaluation_examples
 from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
 from forec_jax.evaluation.sliding import Predicts
 from forec_jax.parallel import batch_sharding, local_mesh, on_local_devices, replicated, summed
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean; the network masks the padding, so the colour has no effect
+MOST_PIXELS = 2**25  # of a bucket: a ResNet's first features alone take 2 GB there
 Mode = Literal["whole", "center_crop"]
 
 
@@ -57,6 +58,11 @@ class Buckets:
         waiting: dict[tuple[int, int], list[Example]] = {}
         for example in examples:
             shape = self.shape(*example.image.shape[:2])
+            if shape[0] * shape[1] > MOST_PIXELS:
+                raise DataError(
+                    f"{example.id}: {example.image.shape[1]}x{example.image.shape[0]} pixels are too many to see at once; "
+                    "scale the image down, or train with data.longest_side, which then does it here too"
+                )
             rows = waiting.setdefault(shape, [])
             rows.append(example)
             if len(rows) == self.batch:

@@ -1,5 +1,6 @@
 """Prediction on images of any size."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from forec_jax.data import DataError, Example
 from forec_jax.data.decode import decode_image
 from forec_jax.evaluation.evaluate import Buckets
 from forec_jax.evaluation.sliding import Predicts
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -30,10 +33,13 @@ def image_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} does not exist; --images takes an image or a folder of images")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
         raise DataError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return files
+    if other := [file for file in files if file not in images and not file.name.startswith(".")]:
+        log.warning("%s: %d files do not end like an image and are passed over (%s)", path, len(other), other[0].name)
+    return images
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 
 from forec_jax.contracts import IGNORE, Method, Variables
 from forec_jax.data import Example
-from forec_jax.evaluation import Buckets, Prediction, Predictor
+from forec_jax.evaluation import Buckets, Prediction, Predictor, Predicts
 from forec_jax.methods.reconstruction import RECONSTRUCTION, PixelSpace
 from forec_jax.visualize.latents import (
     BestChannel,
@@ -34,6 +34,7 @@ class Model(NamedTuple):
     student: dict[str, Variables]  # has the heads that a teacher does not keep
     bucket: int  # see evaluation.Buckets
     space: PixelSpace  # that the reconstruction head paints in
+    predicts: Predicts  # the method, or what predicts with it window by window
 
 
 class Finding(NamedTuple):
@@ -101,7 +102,7 @@ class _Examiner:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self._predictor = Predictor(model.method, Buckets(model.bucket, batch=1))
+        self._predictor = Predictor(model.predicts, Buckets(model.bucket, batch=1))
         self._painter = painter_of(model.method, model.bucket, model.space)
 
     def __call__(self, example: Example) -> Finding:

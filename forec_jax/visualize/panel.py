@@ -8,7 +8,7 @@ from PIL import Image
 
 from forec_jax.contracts import IGNORE, Method, TrainState, Variables
 from forec_jax.data import Example
-from forec_jax.evaluation import Buckets, Prediction, Predictor
+from forec_jax.evaluation import Buckets, Prediction, Predictor, Predicts
 from forec_jax.methods.reconstruction import PixelSpace
 from forec_jax.visualize.painter import painter_of
 from forec_jax.visualize.palettes import colourise
@@ -21,13 +21,20 @@ class Panel:
     """Draws a sheet of examples: input, truth, prediction and confidence of the teacher (else the student).
 
     Where a student has a reconstruction head, what it paints is the last column; of several students, the first's.
+    `predicts` is the method, or what predicts with it window by window.
     """
 
     def __init__(
-        self, method: Method, palette: np.ndarray, examples: Sequence[Example], bucket: int, space: PixelSpace
+        self,
+        method: Method,
+        predicts: Predicts,
+        palette: np.ndarray,
+        examples: Sequence[Example],
+        bucket: int,
+        space: PixelSpace,
     ) -> None:
         self._palette, self._examples = palette, list(examples)
-        self._predictor = Predictor(method, Buckets(bucket, batch=1))
+        self._predictor = Predictor(predicts, Buckets(bucket, batch=1))
         self._painter = painter_of(method, bucket, space)
 
     def draw(self, state: TrainState) -> np.ndarray | None:

@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from forec_jax import build
+from forec_jax.config import load_config
 from forec_jax.data import DataError, cityscapes_dataset, resolve_split
 from forec_jax.data.cityscapes import LABEL_IDS, PALETTE
+from forec_jax.runs import build_batches
 
 NAMES = {"train": ("aachen/aachen_000000_000019", "bochum/bochum_000000_000313"), "val": ("ulm/ulm_000001_000019",)}
 OFFICIAL = {7: 0, 8: 1, 11: 2, 13: 4, 17: 5, 19: 6, 26: 13, 28: 15, 31: 16, 33: 18}  # label id: training id
@@ -42,6 +45,23 @@ def test_ids_are_those_of_the_published_lists(tree, tmp_path):
     lines.write_text("leftImg8bit/train/bochum/bochum_000000_000313_leftImg8bit.png\n")
     split = resolve_split(pool_ids=data.source("train").ids, labelled=str(lines))
     assert (split.labelled, split.unlabelled) == (("bochum_000000_000313",), ("aachen_000000_000019",))
+
+
+def test_the_config_trains_on_it(tree, tmp_path):
+    c = load_config(
+        "configs/cityscapes.py:supervised",
+        {
+            "data.root": str(tree),
+            "data.prepared": str(tmp_path / "prepared"),
+            "data.labelled": "1:0",
+            "batch.labelled": 1,
+            "data.crop": 33,
+        },
+    )
+    data = build.build_training_data(c)
+    batch = next(build_batches(c, build.build_stream(c, data), 0))
+    assert batch.labelled.image.shape == (1, 33, 33, 3)
+    assert (len(data.dataset.classes), len(data.validation)) == (19, 1)
 
 
 def test_masks_of_training_ids(tree, tmp_path):

@@ -1,4 +1,6 @@
 import logging
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -184,6 +186,23 @@ def test_transparency_is_dropped_only_where_it_hides_nothing(load, photos):
     save(photos / "unlabelled" / "a.png", opaque(254))
     with pytest.raises(DataError, match=r"unlabelled/a\.png: has transparent pixels"):
         load()
+
+
+def png_of_16_bits(pixels):
+    """A PNG of 16-bit colours u16[H,W,3], which Pillow reads but does not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = pixels.shape[:2]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_colours_of_16_bits_keep_the_upper_8():
+    pixels = np.array([[[0x0000, 0x01FF, 0xFFFF], [0x8000, 0x7FFF, 0x1234]]], np.uint16)
+    np.testing.assert_array_equal(decode_image(png_of_16_bits(pixels), "a.png"), pixels >> 8)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from forec_jax import build
-from forec_jax.config import defaults
+from forec_jax.config import defaults, load_config
 from forec_jax.data import DataError
 from forec_jax.data.published import LISTS, POOLS, Pool, PublishedList, check_protocol, protocol_names, published_name
 from forec_jax.data.splits import Split, list_sha256, read_list, resolve_split
@@ -128,8 +128,15 @@ def test_a_list_file_is_told_what_it_is(toy_list, tmp_path, caplog):
         build.claim_protocol(claiming("", file), split_of(TOY_POOL[:4], ()))
         build.claim_protocol(claiming("", "4:0"), split_of(TOY_POOL[:4], ()))
     known, unknown = caplog.messages
-    assert known == f"{file}: 3 images, SHA-256 {toy_list.sha256}, the published list toy/three/3"
+    assert known == f"{file}: 3 images, SHA-256 {toy_list.sha256}, the published list toy/three/3 ({toy_list.origins})"
     assert unknown.endswith("no published list that the library knows")
+
+
+@pytest.mark.parametrize("option", [{"data.partial": "1px"}, {"batch.tagged": 8}])
+def test_a_claim_is_of_whole_masks(option):
+    c = load_config("configs/shapes.py:mean_teacher", {"data.protocol": "voc/classic/92", **option})
+    with pytest.raises(build.ConfigError, match=r"data\.protocol='voc/classic/92' claims the whole masks"):
+        build.build_training_data(c)
 
 
 def test_an_unknown_protocol_names_the_known_ones(toy_list):

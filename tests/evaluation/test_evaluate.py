@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -118,14 +119,27 @@ def test_a_bucket_that_is_no_multiple_of_32_is_an_error():
         Buckets(40, 1)
 
 
-def test_image_files_finds_images_and_says_when_there_are_none(tmp_path):
+def test_image_files_finds_images_and_says_when_there_are_none(tmp_path, caplog):
     with pytest.raises(DataError, match="does not exist"):
         image_files(tmp_path / "missing")
     with pytest.raises(DataError, match="holds no image"):
         image_files(tmp_path)
     for name in ("b.PNG", "a.jpg", "notes.txt"):
         (tmp_path / name).touch()
-    assert [file.name for file in image_files(tmp_path)] == ["a.jpg", "b.PNG"]
+    with caplog.at_level(logging.WARNING, "forec_jax"):
+        assert [file.name for file in image_files(tmp_path)] == ["a.jpg", "b.PNG"]
+    assert "1 files do not end like an image and are passed over (notes.txt)" in caplog.text
+
+
+def test_an_image_too_large_to_see_at_once_is_named():
+    """12,000 pixels in one direction are no trouble; 33 million in all are."""
+    wide, large = (
+        Example(name, np.zeros((*size, 3), np.uint8)) for name, size in (("w", (1, 12_000)), ("l", (5800, 5800)))
+    )
+    buckets = Buckets(32, 1)
+    assert next(buckets.batches([wide]))[1].image.shape == (1, 32, 12_000, 3)
+    with pytest.raises(DataError, match=r"l: 5800x5800 pixels are too many .*data\.longest_side"):
+        next(buckets.batches([large]))
 
 
 def test_an_unreadable_image_is_named(tmp_path):

@@ -27,6 +27,8 @@ def test_what_is_no_reference_is_refused(text):
 class Handler(BaseHTTPRequestHandler):
     """Just enough of the hub for one file of one repository."""
 
+    promised = 0  # bytes more than are sent
+
     def do_HEAD(self):
         self.answer(with_body=False)
 
@@ -38,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
         known = self.path.startswith("/owner/name/resolve/") and self.path.endswith("/model.safetensors")
         self.send_response(200 if known else 404)
         body = CONTENT if known else b""
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{SHA256}"', "Content-Length": str(len(body))}
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{SHA256}"', "Content-Length": str(len(body) + self.promised)}
         for name, value in headers.items() if known else [("X-Error-Code", "RepoNotFound"), ("Content-Length", "0")]:
             self.send_header(name, value)
         self.end_headers()
@@ -94,6 +96,14 @@ def test_a_hub_out_of_reach_is_explained(hub, monkeypatch):
     hub.shutdown()
     hub.server_close()
     with pytest.raises(WeightsError, match=r"by hand and set model\.weights"):
+        fetch("hf:owner/name")
+
+
+def test_a_body_that_breaks_off_is_explained(hub, monkeypatch):
+    """The server promises more bytes than it sends; the error is the HTTP library's own."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(Handler, "promised", 100)
+    with pytest.raises(WeightsError, match=r"could not be fetched.*by hand"):
         fetch("hf:owner/name")
 
 

@@ -44,7 +44,7 @@ def make_model(name, heads=HEADS, space="unit", tint=0.0):
     state = first_state(method, optax.sgd(0.1), seed=0)
     student = {"student": Variables(state.params["student"], state.batch_stats["student"])}
     student = jax.tree.map(lambda leaf: leaf + tint, student)
-    return Model(name, method, "teacher", state.teacher, student, 32, space), state
+    return Model(name, method, "teacher", state.teacher, student, 32, space, method), state
 
 
 def make_example(name="one", labelled=True):
@@ -122,7 +122,7 @@ def test_a_head_that_paints_normalised_pixels_is_shown_in_colours():
 def test_the_panel_ends_with_what_the_student_paints():
     _, state = make_model("run")
     method = make_model("run")[0].method
-    picture = Panel(method, PALETTE, [make_example()], 32, "unit").draw(state)
+    picture = Panel(method, method, PALETTE, [make_example()], 32, "unit").draw(state)
     assert picture.shape == (18 + 24 + 4, 4 + 5 * 44, 3)
     assert (picture[18:42, -44:-4] == 0).all()
 

@@ -45,7 +45,7 @@ def model(contrast=True):
     method = Supervised(network=network(heads), colour=colour, mixing=NoMixing(), auxiliary=tasks)
     state = first_state(method, optax.sgd(0.1), seed=0)
     student = {"student": Variables(state.params["student"], state.batch_stats["student"])}
-    return Model("run", method, "student", student, student, 32, "unit")
+    return Model("run", method, "student", student, student, 32, "unit", method)
 
 
 def example():
