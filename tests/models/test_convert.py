@@ -1,6 +1,7 @@
 import hashlib
 import logging
 
+import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -15,7 +16,16 @@ WIDTH = 1 / 16
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-def resnet18(width=WIDTH, shared="bn1"):
+BASIC, BOTTLENECK = ((3, 1), (3, 1)), ((1, 1), (3, 1), (1, 4))  # a block's kernels, and their channels in widths
+DEPTHS = {
+    "resnet18": (BASIC, (2, 2, 2, 2)),
+    "resnet34": (BASIC, (3, 4, 6, 3)),
+    "resnet50": (BOTTLENECK, (3, 4, 6, 3)),
+    "resnet101": (BOTTLENECK, (3, 4, 23, 3)),
+}
+
+
+def resnet(arch, width=WIDTH):
     """Random tensors under torchvision's names, listed here by hand, with the classifier and the counters."""
     rng = np.random.default_rng(0)
     tensors = {"fc.weight": np.zeros((1000, 8)), "fc.bias": np.zeros(1000)}
@@ -25,17 +35,39 @@ def resnet18(width=WIDTH, shared="bn1"):
         tensors.update({f"{norm}.{name}": rng.uniform(0.5, 1.5, after) for name in NORM})
         tensors[f"{norm}.num_batches_tracked"] = np.zeros((), np.int64)
 
+    convs, depths = DEPTHS[arch]
     before = int(64 * width)
-    add("conv1", shared, before, 3, 7)
-    for layer in range(1, 5):
-        after = int(64 * width) * 2 ** (layer - 1)
-        for block in range(2):
-            add(f"layer{layer}.{block}.conv1", f"layer{layer}.{block}.bn1", after, before, 3)
-            add(f"layer{layer}.{block}.conv2", f"layer{layer}.{block}.bn2", after, after, 3)
-            if before != after:
-                add(f"layer{layer}.0.downsample.0", f"layer{layer}.0.downsample.1", after, before, 1)
-            before = after
+    add("conv1", "bn1", before, 3, 7)
+    for layer, depth in enumerate(depths, start=1):
+        inner = int(64 * width) * 2 ** (layer - 1)
+        for block in range(depth):
+            entering = before
+            for number, (size, factor) in enumerate(convs, start=1):
+                add(
+                    f"layer{layer}.{block}.conv{number}",
+                    f"layer{layer}.{block}.bn{number}",
+                    factor * inner,
+                    before,
+                    size,
+                )
+                before = factor * inner
+            if entering != before:
+                add(f"layer{layer}.0.downsample.0", f"layer{layer}.0.downsample.1", before, entering, 1)
     return {name: value if value.dtype == np.int64 else value.astype(np.float32) for name, value in tensors.items()}
+
+
+def resnet18():
+    return resnet("resnet18")
+
+
+@pytest.mark.parametrize("arch", list(DEPTHS))
+def test_every_depth_uses_every_tensor_once(arch):
+    tensors = resnet(arch)
+    used = convert(tensors, "torchvision", arch, width=WIDTH).variables
+    sums = sorted(float(np.sum(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(used))
+    dropped = ("fc.", "num_batches_tracked")
+    kept = [value for name, value in tensors.items() if not any(part in name for part in dropped)]
+    np.testing.assert_allclose(sums, sorted(float(np.sum(value, dtype=np.float64)) for value in kept), rtol=1e-9)
 
 
 def test_every_tensor_finds_its_place(caplog):
@@ -119,7 +151,7 @@ def test_names_that_leave_a_doubt_are_refused(names):
 
 
 def test_the_command_writes_this_librarys_file(tmp_path, capsys):
-    tensors = resnet18(width=1.0)
+    tensors = resnet("resnet18", width=1.0)
     del tensors["fc.weight"], tensors["fc.bias"]
     source, out = tmp_path / "source.npz", tmp_path / "out.safetensors"
     np.savez(source, **tensors)
