@@ -3,8 +3,8 @@
     forec-jax train --config=configs/sunrgbd.py:reco --workdir=runs/sunrgbd_reco --config.data.root=SUN_RGBD \
         --config.data.labelled=balanced:50:0
 
-Variants: supervised, mean_teacher, reconstruction, forec, foreground_segmentation, reco, reco_forec, reco_paper and sums of
-them ("+"). FOrec's background is wall; any other is --config.data.background=CLASS,CLASS.
+Variants: the methods and tasks of docs/methods.md and sums of them ("+"), `reco_paper` for ReCo's hyper-parameters.
+FOrec's background is wall; any other is --config.data.background=CLASS,CLASS.
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step, 150 labelled images; one GPU. Not yet measured.
 """
 

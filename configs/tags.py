@@ -42,7 +42,7 @@ def _voc(c: ConfigDict) -> None:
     c.data.name = "voc"
     c.data.pool = "train_aug"
     c.data.size = 96
-    c.data.crop = 224
+    c.data.crop = c.data.size = 224  # size: of the embedded images, which would fill a small part of the crop otherwise
     c.data.scale = (0.5, 1.5)
     c.steps = 10_000
     c.log_every = 50

@@ -13,10 +13,20 @@ from PIL import Image
 
 from forec_jax import build
 from forec_jax.contracts import IGNORE, Array, Variables
-from forec_jax.data import DataError, Example, Source, WithTags, evaluation_examples, resolve_split, select
+from forec_jax.data import (
+    DataError,
+    Example,
+    Source,
+    WithTags,
+    classes_in_images,
+    evaluation_examples,
+    resolve_split,
+    select,
+)
 from forec_jax.evaluation import Buckets
 from forec_jax.methods import TagClassifier, WsssRec
 from forec_jax.runs import Run, WorkdirError, palette_of
+from forec_jax.training.reporting import write_json
 from forec_jax.visualize import save_index_png
 
 
@@ -63,7 +73,7 @@ def write_folder(run: Run, folder: Path, network: str, keep: float, confidence: 
     data = build.build_training_data(run.config)
     assert data.tagged is not None, "a run of method_from_tags has tagged images"
     pool = data.dataset.source(run.config.data.pool)
-    true = true_masks(pool, data.dataset.maskless, labelled)
+    true = true_masks(pool, data.dataset.maskless, labelled, len(run.labels.classes))
     has_true = frozenset(true.ids)
     others = select(pool.without_labels(), [name for name in pool.ids if name not in has_true])
     tagged = WithTags(others, len(run.labels.classes), data.tagged.tags)
@@ -72,6 +82,7 @@ def write_folder(run: Run, folder: Path, network: str, keep: float, confidence: 
         save_image(folder, found.example)
         save_mask(folder, found.example.id, found.label, run.labels)
         confidences[found.example.id] = found.confidence
+    write_json(folder / "confidences.json", confidences)
     surest_first = sorted(confidences, key=lambda name: -confidences[name])
     kept = round(keep * len(surest_first))
     for name in surest_first[kept:]:
@@ -92,11 +103,17 @@ def method_from_tags(run: Run) -> TagClassifier | WsssRec:
     raise WorkdirError(f"a run of {run.config.method.name} makes no masks from tags; take one of configs/tags.py")
 
 
-def true_masks(pool: Source, maskless: frozenset[str], labelled: str) -> Source:
+def true_masks(pool: Source, maskless: frozenset[str], labelled: str, classes: int) -> Source:
     """The images of the pool whose true masks are used."""
     if not labelled:
         return select(pool, ())
-    return select(pool, resolve_split(pool_ids=pool.ids, maskless=maskless, labelled=labelled).labelled)
+    split = resolve_split(
+        pool_ids=pool.ids,
+        maskless=maskless,
+        labelled=labelled,
+        classes_of=lambda ids: classes_in_images(select(pool, ids), classes),
+    )
+    return select(pool, split.labelled)
 
 
 def masks_from_tags(run: Run, tagged: WithTags, network: str, confidence: float) -> Iterator[Found]:

@@ -575,6 +575,11 @@ def build_s4gan(c: ConfigDict, common: dict[str, Any], classes: int) -> S4Gan:
             "augment.mixing='classmix' pastes the classes of pseudo-labels, and s4gan has none before its student has "
             "seen the image: choose 'none', or a mixing by boxes"
         )
+    if c.data.partial:
+        raise ConfigError(
+            f"data.partial={c.data.partial!r}: the discriminator of s4gan compares whole masks with predictions, and "
+            "partial labels have none; choose supervised, mean_teacher or ps_mt"
+        )
     if not 0 <= o.dropout < 1:
         raise ConfigError(f"method.s4gan.dropout={o.dropout} must be a probability below 1; published: 0.5")
     discriminator = discriminator_network(
@@ -584,11 +589,20 @@ def build_s4gan(c: ConfigDict, common: dict[str, Any], classes: int) -> S4Gan:
 
 
 def with_epoch(c: ConfigDict, data: TrainingData) -> ConfigDict:
-    """The config with the epoch of PS-MT in steps, worked out from the data where it is 0; unchanged for other methods."""
-    if c.method.name != "ps_mt" or c.method.ps_mt.epoch or data.unlabelled is None:
+    """The config with the epoch of PS-MT in steps, worked out from the data where it is 0; unchanged for other methods.
+
+    An epoch is one of the unlabelled images; with partial labels alone, of the labelled ones.
+    """
+    if c.method.name != "ps_mt" or c.method.ps_mt.epoch:
+        return c
+    if data.unlabelled is not None:
+        images, rows = len(data.unlabelled), c.batch.unlabelled
+    elif data.labelled is not None:
+        images, rows = len(data.labelled), c.batch.labelled
+    else:
         return c
     resolved = c.copy_and_resolve_references()
-    resolved.method.ps_mt.epoch = -(-len(data.unlabelled) // c.batch.unlabelled)
+    resolved.method.ps_mt.epoch = -(-images // rows)
     return resolved
 
 

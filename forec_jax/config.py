@@ -37,9 +37,7 @@ def defaults() -> ConfigDict:
     c.data.prepared = ""  # where prepared records go; empty: the user's cache folder
     c.data.size = 96  # shapes: side of an image in pixels
     c.data.background = ""  # "class,class": what FOrec takes as background; empty: the data set's own choice
-    c.data.longest_side = (
-        0  # larger images are scaled down to it before anything else, in predictions too; 0: as they are
-    )
+    c.data.longest_side = 0  # larger images are scaled down to it first, in predictions too; 0: images as they are
     c.data.val_fraction = 0.2  # folder: part of the images with masks that is val where there is no val.txt
     c.data.pool = "train"  # the split that labelled and unlabelled images come from; voc: "train" or "train_aug"
     c.data.labelled = "all"  # a list file, "<count>:<seed>" (a draw), or "all": of the pool's images with masks; or

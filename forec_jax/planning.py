@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from forec_jax import build
-from forec_jax.contracts import Batch, Labelled, TrainState, Unlabelled
-from forec_jax.data import cityscapes, shapes, voc
+from forec_jax.contracts import Batch, Labelled, Method, Tagged, TrainState, Unlabelled
+from forec_jax.data import cityscapes, shapes, sunrgbd, voc
 from forec_jax.data.camvid import PALETTE as CAMVID
 from forec_jax.data.folder import CLASS_FILE, read_classes
 from forec_jax.parallel import batch_sharding
+from forec_jax.runs import trained_classifier
 from forec_jax.training import abstract_state, compile_step, state_sharding
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -65,7 +66,7 @@ def plan_training(c: ConfigDict) -> Plan:
     return Plan(
         devices=f"{mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
         parameters={part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for part, tree in parts.items()},
-        images=c.batch.labelled + c.batch.unlabelled,
+        images=c.batch.labelled + c.batch.unlabelled + c.batch.tagged,
         flops=float(cost.get("flops", math.nan)),
         state_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -75,15 +76,27 @@ def plan_training(c: ConfigDict) -> Plan:
 
 def lowered_step(c: ConfigDict, mesh: Mesh, accumulate: int) -> Any:
     """The step of a config, ready to be compiled, taken in `accumulate` parts."""
-    method, tx = build.build_method(c, planned_labels(c)), build.build_optimizer(c)
+    method, tx = planned_method(c), build.build_optimizer(c)
     step: Any = compile_step(method, tx, seed=c.seed, accumulate=accumulate, mesh=mesh, wrap=build.build_guard(c))
     return step.lower(abstract_training_state(c, mesh), abstract_batch(c, mesh))
 
 
 def abstract_training_state(c: ConfigDict, mesh: Mesh) -> TrainState:
     """The shapes and shardings of a config's state."""
-    method, tx = build.build_method(c, planned_labels(c)), build.build_optimizer(c)
+    method, tx = planned_method(c), build.build_optimizer(c)
     return abstract_state(method, tx, c.seed, state_sharding(method, tx, c.seed, mesh))
+
+
+def planned_method(c: ConfigDict) -> Method:
+    """The method as a run builds it. PS-MT's epoch, which follows from the data, is any: it changes no shape.
+
+    Raises ConfigError for wsss_rec without the trained classifier that its step runs.
+    """
+    labels = planned_labels(c)
+    if c.method.name == "ps_mt" and not c.method.ps_mt.epoch:
+        c = c.copy_and_resolve_references()
+        c.method.ps_mt.epoch = 1
+    return build.build_method(c, labels, classifier=trained_classifier(c, labels))
 
 
 def planned_labels(c: ConfigDict) -> build.Labels:
@@ -92,8 +105,16 @@ def planned_labels(c: ConfigDict) -> build.Labels:
     if c.data.name == "folder":
         names = read_classes(Path(c.data.root) / CLASS_FILE).names
     else:
-        known = {"shapes": shapes.CLASSES, "voc": voc.CLASSES, "camvid": CAMVID, "cityscapes": cityscapes.PALETTE}
+        known = {
+            "shapes": shapes.CLASSES,
+            "voc": voc.CLASSES,
+            "camvid": CAMVID,
+            "cityscapes": cityscapes.PALETTE,
+            "sunrgbd": sunrgbd.CLASSES,
+        }
         names = tuple(known[c.data.name])
+    if c.data.tag:
+        names = ("background", build.choose("data.tag", c.data.tag, names))
     return build.Labels(names, ((0, 0, 0),) * len(names), (0,))
 
 
@@ -113,7 +134,13 @@ def abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:
     unlabelled = Unlabelled(
         leaf(jnp.uint8, more, side, side, 3), leaf(jnp.bool, more, side, side), leaf(jnp.int32, more)
     )
-    return Batch(labelled if rows else None, unlabelled if more else None)
+    tagged = Tagged(
+        leaf(jnp.uint8, c.batch.tagged, side, side, 3),
+        leaf(jnp.bool, c.batch.tagged, side, side),
+        leaf(jnp.float32, c.batch.tagged, len(planned_labels(c).classes)),
+        leaf(jnp.int32, c.batch.tagged),
+    )
+    return Batch(labelled if rows else None, unlabelled if more else None, tagged if c.batch.tagged else None)
 
 
 def collective_bytes(program: str) -> dict[str, int]:

@@ -406,6 +406,10 @@ def choose_threshold(run: Run, workdir: Path, split: str, network: str) -> dict[
     """
     if not isinstance(run.method, TagClassifier | WsssRec):
         raise WorkdirError(f"{workdir} is a run of {run.config.method.name}, which has no mask threshold")
+    if split == run.config.eval.split:
+        log.warning(
+            "the threshold is chosen on %s, on which the run is scored too: that score will be optimistic", split
+        )
     rows = -(-run.config.eval.batch // run.mesh.size) * run.mesh.size
     sweep = ThresholdSweep(run.method, len(run.labels.classes), Buckets(run.config.eval.bucket, rows))
     source = build.build_dataset(run.config).source(split)

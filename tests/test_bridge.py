@@ -1,3 +1,5 @@
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -56,6 +58,11 @@ def test_masks_from_tags_become_a_data_set(run, tmp_path):
             assert (pool[index].label != expected).mean() < 0.01  # rounding may flip a pixel
             assert set(np.unique(pool[index].label)) <= {0, 255, *np.flatnonzero(present)}
     assert true == 4
+    written_confidences = json.loads((tmp_path / "masks" / "confidences.json").read_text())
+    assert (written_confidences.keys() < set(pool.ids), len(written_confidences)) == (True, 16)
+    np.testing.assert_allclose(
+        sorted(written_confidences.values()), sorted(confidences[True] + confidences[False]), rtol=1e-4
+    )
     assert min(confidences[False]) >= max(confidences[True])
     np.testing.assert_array_equal(dataset.source("val")[3].label, shapes_dataset(size=SIZE).source("val")[3].label)
 

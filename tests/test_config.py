@@ -121,6 +121,7 @@ def test_a_ramp_that_is_neither_is_an_error(length):
         ("s4gan", "method.s4gan.dropout", 1.0),
         ("ps_mt", "method.ps_mt.epsilon", -1.0),
         ("ps_mt", "method.ps_mt.epoch", -1),
+        ("s4gan", "data.partial", "1px"),
     ],
 )
 def test_options_that_a_method_cannot_use_are_named(variant, key, value):
@@ -137,6 +138,9 @@ def test_an_epoch_is_the_unlabelled_images_over_the_batch():
     resolved = build.with_epoch(c, data)
     assert (resolved.method.ps_mt.epoch, c.method.ps_mt.epoch) == (11, 0)
     assert build.build_method(resolved, LABELS).epoch == 11
+    partial = data._replace(labelled=range(41), unlabelled=None)
+    c.batch.labelled = 8
+    assert build.with_epoch(c, partial).method.ps_mt.epoch == 6
     c.method.ps_mt.epoch = 7
     assert build.with_epoch(c, data).method.ps_mt.epoch == 7
 

@@ -1,8 +1,8 @@
 import pytest
 
-from forec_jax import cli
+from forec_jax import build, cli
 from forec_jax.config import load_config
-from forec_jax.planning import Plan, collective_bytes, describe, plan_training
+from forec_jax.planning import Plan, collective_bytes, describe, lowered_step, plan_training, planned_labels
 
 PROGRAM = """
   %all-reduce.1 = f32[128,64]{1,0} all-reduce(%a), channel_id=1, to_apply=%add
@@ -43,6 +43,28 @@ def test_a_plan_over_fsdp_holds_a_part_a_device_and_gathers_it():
     assert whole.parameters == split.parameters
     assert split.state_bytes < 0.5 * whole.state_bytes
     assert split.collective_bytes["all-gather"] > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "images"),
+    [
+        ("configs/shapes.py:ps_mt", {"batch.labelled": 8, "batch.unlabelled": 8}, 16),
+        ("configs/tags.py:shapes+classifier", {"batch.tagged": 8}, 8),
+    ],
+)
+def test_every_kind_of_method_has_a_step_to_lower(config, options, images):
+    small = {"data.crop": 33, "model.width": 0.0625, "model.decoder.channels": 4, "model.decoder.low_level_channels": 4}
+    c = load_config(config, small | options)
+    lowered_step(c, build.build_mesh(c), 1)
+    assert c.batch.labelled + c.batch.unlabelled + c.batch.tagged == images
+    assert c.method.ps_mt.epoch == 0  # the config is as it was
+
+
+def test_the_classes_of_every_data_set_are_known():
+    counts = {"voc": 21, "camvid": 11, "cityscapes": 19, "sunrgbd": 37}
+    for name, count in counts.items():
+        assert len(planned_labels(load_config(f"configs/{name}.py", {})).classes) == count
+    assert planned_labels(load_config("configs/tags.py:voc+dog+classifier", {})).classes == ("background", "dog")
 
 
 def test_the_hours_follow_from_the_rate():

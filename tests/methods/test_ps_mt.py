@@ -7,9 +7,10 @@ import optax
 import pytest
 
 from forec_jax.augment import NoMixing
-from forec_jax.contracts import UNLABELLED, Batch, HeadSpec, Labelled, Unlabelled, Variables
+from forec_jax.contracts import UNLABELLED, Batch, HeadSpec, Labelled, Unlabelled, Variables, Views
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, PsMt
 from forec_jax.methods.ps_mt import TEACHERS
+from forec_jax.methods.vat import adversarial_perturbation
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state, first_state, objective, train_step
 
@@ -147,6 +148,22 @@ def test_the_perturbation_reaches_the_segmentation_of_all_rows_and_no_other_head
         assert float(perturbed[name].mean.total) > 1.02 * float(plain[name].mean.total)
     for name in ("reconstruction_labelled_loss", "reconstruction_unlabelled_loss"):
         assert float(perturbed[name].mean.total) == float(plain[name].mean.total) > 0
+
+
+def test_the_perturbation_is_made_with_the_teachers_decoders(make_toy_network):
+    """T-VAT: the direction in which the teachers', not the student's, predictions change most."""
+    method = make_method(make_toy_network(normalise=False))
+    state, key = apart(first_state(method, TX, seed=0)), jax.random.key(4)
+    features, valid = jax.random.normal(jax.random.key(3), (2, 4, 4, 4)), jnp.ones((2, 4, 4), bool)
+    views = Views(None, None, None, None, valid, None)
+    moved = method.perturbed(features, views, state, key) - features
+    student = {"student": Variables(state.params["student"], state.batch_stats["student"])}
+    by_teachers, by_student = (
+        adversarial_perturbation(functools.partial(method.mean_logits, v), features, valid, jnp.asarray(2.0), key)
+        for v in (state.teacher, student)
+    )
+    np.testing.assert_allclose(moved, by_teachers, atol=1e-5)
+    assert float(jnp.abs(by_teachers - by_student).max()) > 1e-3
 
 
 def test_the_teachers_get_no_gradient(make_toy_network):
