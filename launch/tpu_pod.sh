@@ -6,7 +6,7 @@
 #   launch/tpu_pod.sh train   NAME ZONE --config=configs/voc.py:paper+forec --workdir=/mnt/shared/runs/voc ...
 #   launch/tpu_pod.sh delete  NAME ZONE
 #
-# The pod's metadata tells each host who it is. --workdir must be on a disk that all hosts mount (Filestore, a gcsfuse mount).
+# The pod's metadata tells each host who it is, and FOREC_JAX_JOIN=1 has it asked. --workdir must be on a disk that all hosts mount (Filestore, a gcsfuse mount).
 set -euo pipefail
 
 usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -26,7 +26,7 @@ case $action in
         on_all_hosts "python3 -m venv ~/venv && ~/venv/bin/pip install --quiet -e ~/forec_jax 'jax[tpu]'"
         ;;
     train)
-        on_all_hosts "cd ~/forec_jax && ~/venv/bin/forec-jax train$(printf ' %q' "$@")"
+        on_all_hosts "cd ~/forec_jax && FOREC_JAX_JOIN=1 ~/venv/bin/forec-jax train$(printf ' %q' "$@")"
         ;;
     delete)
         gcloud compute tpus tpu-vm delete "$name" --zone="$zone"

@@ -59,6 +59,19 @@ def test_local_passes_a_signal_on_and_waits(tmp_path):
     assert len(list(tmp_path.glob("*.done"))) == 2
 
 
+def test_every_host_of_a_tpu_pod_joins_with_its_arguments_as_they_were(tmp_path):
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    gcloud.chmod(0o755)
+    command = ["bash", LAUNCH / "tpu_pod.sh", "train", "pod", "zone", "--config=configs/voc.py:paper", "--workdir=/a b"]
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    asked = subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout.splitlines()
+    assert "--worker=all" in asked
+    (on_a_host,) = [argument for argument in asked if argument.startswith("--command=")]
+    assert "FOREC_JAX_JOIN=1" in on_a_host
+    assert on_a_host.endswith("forec-jax train --config=configs/voc.py:paper --workdir=/a\\ b")
+
+
 def test_the_jobset_starts_as_many_processes_as_it_says():
     (content,) = yaml.safe_load_all((LAUNCH / "jobset.yaml").read_text())
     assert (content["apiVersion"], content["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")

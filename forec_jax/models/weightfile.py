@@ -42,12 +42,16 @@ def read_origin(path: Path) -> Origin | None:
         return None
     if metadata.get("version") != VERSION:
         raise WeightsError(f"{path} has format version {metadata.get('version')}, this library reads {VERSION}")
+    if missing := [name for name in Origin._fields if name not in metadata]:
+        raise WeightsError(f"{path} does not say its {', '.join(missing)}; convert the weights again")
     return Origin(**{name: metadata[name] for name in Origin._fields})
 
 
 def read_variables(path: Path) -> Variables:
     """The variables in a file of this library's; NumPy, float32."""
     tree = nested({tuple(name.split("/")): value for name, value in _read_safetensors(path).items()})
+    if missing := [part for part in Variables._fields if part not in tree]:
+        raise WeightsError(f"{path} holds no {' and no '.join(missing)}; convert the weights again")
     return Variables(tree["params"], tree["batch_stats"])
 
 

@@ -25,9 +25,10 @@ class DistributedError(ValueError):
 
 
 def launcher(environ: Mapping[str, str]) -> str | None:
-    """What started this process as one of several: "slurm", "openmpi", "tpu", or None.
+    """What started this process as one of several: "slurm", "openmpi", "tpu", "jax", or None.
 
-    A Slurm allocation with one task, or a machine that merely has Open MPI installed, is not several processes.
+    "jax" is what FOREC_JAX_JOIN=1 asks for: whatever cluster JAX itself finds. A TPU pod outside of Kubernetes needs it, for
+    such a host learns of the others from its machine's metadata alone (launch/tpu_pod.sh sets it). A Slurm allocation with one task, or a machine that merely has Open MPI installed, is not several processes.
     """
     if int(environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environ and "SLURM_STEP_NODELIST" in environ:
         return "slurm"
@@ -35,6 +36,8 @@ def launcher(environ: Mapping[str, str]) -> str | None:
         return "openmpi"
     if "," in environ.get("TPU_WORKER_HOSTNAMES", "") or "," in environ.get("TPU_PROCESS_ADDRESSES", ""):
         return "tpu"
+    if environ.get("FOREC_JAX_JOIN") == "1":
+        return "jax"
     return None
 
 

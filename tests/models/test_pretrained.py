@@ -183,6 +183,18 @@ def test_another_stem_says_what_to_set(tmp_path):
         load_weights(tmp_path / "a.safetensors", "resnet50")
 
 
+def test_a_file_of_ours_that_lacks_something_is_named(tmp_path):
+    of_ours = {"format": "forec_jax", "version": "1"}
+    path, kernel = tmp_path / "a.safetensors", np.zeros((1, 1, 1, 1), np.float32)
+    save_file({"params/encoder/kernel": kernel}, path, metadata=of_ours)
+    with pytest.raises(WeightsError, match=r"a\.safetensors does not say its arch, stem, source, sha256"):
+        load_weights(path, **RESNET)
+    origin = Origin(RESNET["encoder"], RESNET["stem"], "unimatch", "0" * 64)
+    save_file({"params/encoder/kernel": kernel}, path, metadata=of_ours | origin._asdict())
+    with pytest.raises(WeightsError, match=r"a\.safetensors holds no batch_stats"):
+        load_weights(path, **RESNET)
+
+
 def test_tensors_in_torchvisions_names_are_read_directly(tmp_path):
     """The encoder of a network, renamed and turned by hand."""
     variables = made_up_variables(1, stem="7x7")

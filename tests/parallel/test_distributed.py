@@ -30,6 +30,7 @@ PROGRAM = Path(__file__).with_name("one_of_two.py")
         ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, "tpu"),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"FOREC_JAX_JOIN": "1"}, "jax"),
     ],
 )
 def test_what_started_the_processes_is_read_from_the_environment(environ, expected):
