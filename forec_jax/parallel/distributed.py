@@ -27,8 +27,9 @@ class DistributedError(ValueError):
 def launcher(environ: Mapping[str, str]) -> str | None:
     """What started this process as one of several: "slurm", "openmpi", "tpu", "jax", or None.
 
-    "jax" is what FOREC_JAX_JOIN=1 asks for: whatever cluster JAX itself finds. A TPU pod outside of Kubernetes needs it, for
-    such a host learns of the others from its machine's metadata alone (launch/tpu_pod.sh sets it). A Slurm allocation with one task, or a machine that merely has Open MPI installed, is not several processes.
+    A Slurm allocation with one task, or a machine that merely has Open MPI installed, is not several processes. "jax" is
+    what FOREC_JAX_JOIN=1 asks for: whatever cluster JAX itself finds. A TPU pod outside of Kubernetes needs it,
+    for such a host learns of the others from its machine's metadata alone (launch/tpu_pod.sh sets it).
     """
     if int(environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environ and "SLURM_STEP_NODELIST" in environ:
         return "slurm"
