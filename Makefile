@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 STAMP := $(VENV)/.installed
 
+# As the commands do themselves (forec_jax/cli.py); for pytest and its processes.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: setup quickstart test slow parity notebooks bench lint format clean
 
 setup: $(STAMP)
@@ -47,6 +50,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/train_step.py --method=supervised --encoder=resnet50 --batch=4 --crop=256
 	$(BIN)/python benchmarks/train_step.py --method=forec --encoder=mobilenet_v2 --batch=16 --crop=128 --decoder-channels=64
 	$(BIN)/python benchmarks/train_step.py --method=mean_teacher --encoder=mobilenet_v2 --batch=16 --crop=128 --decoder-channels=64
+	$(BIN)/python benchmarks/operators.py --method=supervised --encoder=resnet50 --batch=4 --crop=256
 	$(BIN)/python benchmarks/input_pipeline.py --root=$(VOC) --crop=321 --workers=0,1,2
 	$(BIN)/python benchmarks/steady_state.py --root=$(VOC) --method=forec --encoder=mobilenet_v2 --batch=16 --crop=128
 	$(BIN)/python benchmarks/evaluate.py --root=$(VOC) --encoder=mobilenet_v2 --images=64

@@ -17,6 +17,7 @@ from measure import peak_process_bytes, seconds_of, table
 from workload import LABELS, Workload
 
 from forec_jax import build
+from forec_jax.cli import use_huge_pages
 from forec_jax.contracts import Variables
 from forec_jax.data import Source, Subset
 from forec_jax.evaluation import Evaluator
@@ -85,4 +86,5 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    use_huge_pages()  # as the library's commands do; processes started from here inherit them
     main(sys.argv[1:])

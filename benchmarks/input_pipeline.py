@@ -19,6 +19,7 @@ import numpy as np
 from measure import table
 
 from forec_jax import build
+from forec_jax.cli import use_huge_pages
 from forec_jax.config import defaults
 from forec_jax.data import Geometry, Source, train_batches
 
@@ -123,4 +124,5 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    use_huge_pages()  # as the library's commands do; processes started from here inherit them
     main(sys.argv[1:])

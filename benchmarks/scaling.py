@@ -21,6 +21,8 @@ from jax_step import JaxStep
 from measure import Spread, peak_process_bytes, seconds_of, table
 from workload import Workload, add_arguments, from_arguments
 
+from forec_jax.cli import use_huge_pages
+
 
 def measure(workload: Workload, devices: int, rounds: int, cache: str) -> dict[str, Any]:
     """A row of the table; runs in a fresh process, whose devices are not made yet."""
@@ -88,4 +90,5 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    use_huge_pages()  # as the library's commands do; processes started from here inherit them
     main(sys.argv[1:])

@@ -19,6 +19,7 @@ from measure import interleaved, seconds_of, table
 from workload import Workload, add_arguments, from_arguments
 
 from forec_jax import build
+from forec_jax.cli import use_huge_pages
 from forec_jax.contracts import Batch
 from forec_jax.data import Source, train_batches
 from forec_jax.parallel import shard_batch
@@ -85,4 +86,5 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    use_huge_pages()  # as the library's commands do; processes started from here inherit them
     main(sys.argv[1:])

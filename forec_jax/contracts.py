@@ -19,6 +19,10 @@ UNLABELLED = 254
 """The label of a pixel that nobody has labelled, in a partly labelled batch: unlike IGNORE, a teacher may say its class."""
 
 
+class Stopped(Exception):
+    """Something long was ended before its time because it was asked to; nothing of it counts."""
+
+
 class Labelled(NamedTuple):
     """Rows with masks."""
 

@@ -262,23 +262,28 @@ def build_batches(c: ConfigDict, stream: Mapping[str, Any], first_step: int) -> 
 
 def make_evaluate(
     evaluator: Evaluator, source: Source, pictures: Panel, reporter: Reporter, mesh: Mesh
-) -> Callable[[TrainState, int], dict[str, Any]]:
+) -> Callable[[TrainState, int, Callable[[], bool]], dict[str, Any]]:
     """What the loop calls to evaluate: scores both networks on `source`, and shows the pictures."""
 
-    def evaluate(state: TrainState, step: int) -> dict[str, Any]:
+    def evaluate(state: TrainState, step: int, stop: Callable[[], bool]) -> dict[str, Any]:
         shown = shown_state(mesh, state)
         if is_primary() and (picture := pictures.draw(shown)) is not None:
             reporter.picture(step, "examples", picture)
-        return evaluate_networks(evaluator, state, source)
+        return evaluate_networks(evaluator, state, source, stop)
 
     return evaluate
 
 
-def evaluate_networks(evaluator: Evaluator, state: TrainState, source: Source) -> dict[str, Any]:
-    """Teacher's (where there is one) and student's mIoU and per-class IoU; NaN becomes None, as JSON has no NaN."""
+def evaluate_networks(
+    evaluator: Evaluator, state: TrainState, source: Source, stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Teacher's (where there is one) and student's mIoU and per-class IoU; NaN becomes None, as JSON has no NaN.
+
+    Raises Stopped where `stop` says so.
+    """
     results: dict[str, Any] = {}
     for network in NETWORKS if state.teacher else ("student",):
-        evaluation = evaluator(build.network_variables(state, network), source)
+        evaluation = evaluator(build.network_variables(state, network), source, stop)
         results[f"{network}_miou"] = evaluation.miou
         results[f"{network}_iou"] = [None if np.isnan(iou) else float(iou) for iou in evaluation.iou]
     return results

@@ -310,6 +310,26 @@ def test_a_wrong_command_line_is_explained(capsys, argv, message):
     assert message in error_of(capsys, cli.run(argv))
 
 
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="huge pages are a setting of glibc's")
+def test_a_command_starts_itself_anew_with_huge_pages_once(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\nprint(os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'))\n"
+        "from forec_jax.cli import use_huge_pages\nuse_huge_pages()\n"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+
+    def lines(environ):
+        command = [sys.executable, "-X", "utf8", program, "--a=b c"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout.splitlines()
+
+    first, second = lines(environ)
+    assert first.endswith("['--a=b c'] None")
+    assert second == first.replace("None", "glibc.malloc.hugetlb=1")
+    assert len(lines(environ | {"GLIBC_TUNABLES": "glibc.malloc.check=0"})) == 1
+
+
 def test_a_full_disk_is_explained():
     message = cli.explain(OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl"))
     assert "disk is full (runs/a/metrics.jsonl)" in message

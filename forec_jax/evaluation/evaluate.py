@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from forec_jax.contracts import IGNORE, Array, Variables
+from forec_jax.contracts import IGNORE, Array, Stopped, Variables
 from forec_jax.data import DataError, Example, Source, evaluation_examples
 from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
 from forec_jax.evaluation.sliding import Predicts
@@ -108,20 +108,30 @@ class Evaluator:
             _confusion_of(method, classes), in_shardings=(whole, rows, rows, rows), out_shardings=whole
         )
 
-    def __call__(self, variables: dict[str, Variables], source: Source) -> Evaluation:
-        """The mIoU of the networks' prediction over every example of a source."""
+    def __call__(
+        self, variables: dict[str, Variables], source: Source, stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation:
+        """The mIoU of the networks' prediction over every example of a source.
+
+        `stop` is asked after each batch. Raises Stopped, in every process, where any of them was told so.
+        """
         variables = on_local_devices(self._mesh, variables)
         examples = evaluation_examples(source, process_index=jax.process_index(), process_count=jax.process_count())
         if self._mode == "center_crop":
             examples = (center_crop(example, self._crop) for example in examples)
         total = np.zeros((self._classes, self._classes), np.int64)
         pending: Array | None = None
+        stopped = False
         for _, padded in self._buckets.batches(examples):
             counted = self._confusion(variables, *jax.device_put(tuple(padded), self._rows))
             # Read one batch late, so that the host pads the next one while the device works.
             total += 0 if pending is None else np.asarray(pending).astype(np.int64)
             pending = counted
+            if stopped := stop():
+                break
         total += 0 if pending is None else np.asarray(pending).astype(np.int64)
+        if summed(np.asarray([stopped], np.int64)).any():
+            raise Stopped("evaluation")
         total = summed(total)
         return Evaluation(mean_iou(total), class_iou(total), total)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from forec_jax.contracts import Array, Batch, TrainState
+from forec_jax.contracts import Array, Batch, Stopped, TrainState
 from forec_jax.parallel import largest, shard_batch
 from forec_jax.training.checkpoint import Checkpoints
 from forec_jax.training.reporting import Reporter
@@ -82,6 +82,14 @@ class Interruption:
         heard, self._asked = int(self._asked), largest(mesh, self._received)
         return heard
 
+    def came(self) -> bool:
+        """Whether this process has received a signal."""
+        return self._received != 0
+
+    def agreed(self, mesh: Mesh) -> int:
+        """The signal that any process has received; all must ask, and wait for each other."""
+        return self._received if jax.process_count() == 1 else int(largest(mesh, self._received))
+
     def _note(self, number: int, _: FrameType | None) -> None:
         self._received = number
         self._restore()
@@ -139,6 +147,11 @@ class DroppedUpdates:
         return {name: value for name, value in metrics.items() if math.isfinite(value)} | {DROPPED: self.number}
 
 
+def was_scored(reporter: Reporter, step: int) -> bool:
+    """Whether the evaluation after `step` steps was made: a signal may have come before it, or during it."""
+    return any(event["event"] == "evaluation" and event["step"] == step for event in reporter.events)
+
+
 def train(
     state: TrainState,
     *,
@@ -146,7 +159,7 @@ def train(
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]],
     batches: Iterator[Batch],
     batch_ids: Callable[[int], Any],
-    evaluate: Callable[[TrainState, int], Mapping[str, Any]],
+    evaluate: Callable[[TrainState, int, Callable[[], bool]], Mapping[str, Any]],
     is_best: Callable[[Mapping[str, Any]], bool],
     schedule: Schedule,
     checkpoints: Checkpoints,
@@ -157,6 +170,7 @@ def train(
 
     A step's metrics are read only after the next step was dispatched, so that the device never waits for the host;
     before an evaluation or a checkpoint they are read at once: neither ever sees a state that was not found finite.
+    A signal ends an evaluation too: `evaluate` is given what to ask, and raises Stopped; the run that goes on makes it anew.
     """
     pending: Pending | None = None
     dropped = DroppedUpdates()
@@ -174,7 +188,21 @@ def train(
             reporter.train(done, metrics)
         pending = None
 
+    def score(done: int, stop: Callable[[], bool]) -> bool:
+        """Evaluates; keeps the state where it is the best so far, and says whether it is."""
+        results = evaluate(state, done, stop)
+        best = is_best(results)
+        reporter.evaluation(done, results)
+        if best:
+            checkpoints.save_best(state, done)
+        return best
+
     with Interruption() as interruption:
+        if first_step and schedule.is_due(schedule.evaluate_every, first_step) and not was_scored(reporter, first_step):
+            try:
+                score(first_step, interruption.came)
+            except Stopped:
+                return state, interruption.agreed(mesh)
         for index in range(first_step, schedule.steps):
             batch = shard_batch(mesh, next(batches))
             with jax.transfer_guard("disallow"):
@@ -184,11 +212,10 @@ def train(
             stopped_by, best = interruption.heard(mesh), False
             if schedule.is_due(schedule.evaluate_every, done) and not stopped_by:
                 settle()
-                results = evaluate(state, done)
-                best = is_best(results)
-                reporter.evaluation(done, results)
-                if best:
-                    checkpoints.save_best(state, done)
+                try:
+                    best = score(done, interruption.came)
+                except Stopped:
+                    stopped_by = interruption.agreed(mesh)
             # Beside a best checkpoint goes a last one, so that a resumed run never starts before the best it knows of.
             if schedule.is_due(schedule.checkpoint_every, done) or best or stopped_by:
                 settle()

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forec_jax.contracts import IGNORE, HeadSpec
+from forec_jax.contracts import IGNORE, HeadSpec, Stopped
 from forec_jax.data import DataError, Example
 from forec_jax.evaluation import Buckets, Evaluator, Predictor, image_files, read_image
 from forec_jax.evaluation.evaluate import center_crop
@@ -75,6 +75,14 @@ def test_the_confusion_matrix_is_that_of_numpy(devices):
     mesh = make_mesh(devices=jax.devices()[:devices])
     evaluator = Evaluator(BrightIsClassOne(), 3, mesh, Buckets(64, batch=8), "whole", 0)
     np.testing.assert_array_equal(evaluator({}, examples()).confusion, numpy_confusion(examples()))
+
+
+def test_an_evaluation_that_is_told_to_stop_scores_nothing():
+    evaluator = Evaluator(BrightIsClassOne(), 3, make_mesh(devices=jax.devices()[:1]), Buckets(64, batch=1), "whole", 0)
+    answers = iter([False, True])
+    with pytest.raises(Stopped):
+        evaluator({}, examples(), lambda: next(answers))
+    assert list(answers) == []
 
 
 def test_center_crop_cuts_image_and_label_alike():

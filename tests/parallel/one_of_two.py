@@ -96,9 +96,9 @@ def main():
     evaluator = Evaluator(method, 3, mesh, Buckets(32, len(mesh.local_devices)), "whole", 0)
     confusions = []
 
-    def evaluate(state, step):
+    def evaluate(state, step, stop):
         variables = {name: Variables(state.params[name], state.batch_stats[name]) for name in state.params}
-        confusions.append(evaluator(variables, Images()).confusion.tolist())
+        confusions.append(evaluator(variables, Images(), stop).confusion.tolist())
         return {"teacher_miou": step / 10}
 
     state, stopped_by = train(

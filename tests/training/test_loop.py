@@ -24,6 +24,7 @@ from forec_jax.contracts import (
     Labelled,
     Mean,
     Network,
+    Stopped,
     Term,
     TrainState,
     Unlabelled,
@@ -100,12 +101,13 @@ def run(
     steps=STEPS,
     stop_at=None,
     signal_at=None,
+    signal_in=None,
     score=lambda step: step / 100,
     tx=TX,
     batch_of=batch_of,
     wrap=unchanged,
 ):
-    """Trains in `workdir`, resuming; `stop_at` raises as a kill would, `signal_at` sends SIGTERM."""
+    """Trains in `workdir`, resuming; `stop_at` raises as a kill would, `signal_at` and `signal_in` (evaluation) SIGTERM."""
     workdir.mkdir(exist_ok=True)
     mesh = make_mesh(devices=jax.devices()[:1])
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -124,6 +126,13 @@ def run(
                 signal.raise_signal(signal.SIGTERM)
             yield batch_of(step)
 
+    def evaluate(state, step, stop):
+        if step == signal_in:
+            signal.raise_signal(signal.SIGTERM)
+        if stop():
+            raise Stopped
+        return {"teacher_miou": score(step)}
+
     try:
         return train(
             state,
@@ -131,7 +140,7 @@ def run(
             step=compile_step(method, tx, seed=SEED, accumulate=1, mesh=mesh, wrap=wrap),
             batches=batches(),
             batch_ids=lambda step: f"batch {step}",
-            evaluate=lambda state, step: {"teacher_miou": score(step)},
+            evaluate=evaluate,
             is_best=lambda results: results["teacher_miou"] > 0.05,
             schedule=Schedule(steps=steps, log_every=2, evaluate_every=6, checkpoint_every=3),
             checkpoints=checkpoints,
@@ -211,6 +220,29 @@ def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, method):
     assert (int(state.step), stopped_by) == (5, signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
     assert_equal(whole, run(tmp_path / "stopped", method)[0])
+
+
+@pytest.mark.parametrize(("kind", "at"), [("signal_at", 5), ("signal_in", 6), ("signal_at", 11), ("signal_in", 12)])
+def test_an_evaluation_that_a_signal_came_before_or_cut_short_is_made_by_the_next_run(tmp_path, method, kind, at):
+    """Steps 6 and 12 are evaluated, and 12 is the last."""
+    whole, _ = run(tmp_path / "whole", method)
+    state, stopped_by = run(tmp_path / "stopped", method, **{kind: at})
+    done = at + (kind == "signal_at")
+    assert (int(state.step), stopped_by) == (done, signal.SIGTERM)
+    assert evaluated(tmp_path / "stopped") == [step for step in (6, 12) if step < done]
+    resumed, stopped_by = run(tmp_path / "stopped", method)
+    assert stopped_by is None
+    assert_equal(whole, resumed)
+    assert evaluated(tmp_path / "stopped") == [6, 12]
+    assert evaluated(tmp_path / "whole") == [6, 12]
+    best = [sorted(p.name for p in (tmp_path / d / "checkpoints" / "best").iterdir()) for d in ("whole", "stopped")]
+    assert best[0] == best[1]
+    run(tmp_path / "stopped", method)
+    assert evaluated(tmp_path / "stopped") == [6, 12]
+
+
+def evaluated(workdir):
+    return [event["step"] for event in read_events(workdir / "metrics.jsonl") if event["event"] == "evaluation"]
 
 
 def test_signals_are_left_alone_in_another_thread(tmp_path, method):
@@ -414,7 +446,7 @@ def test_the_next_batch_is_queued_before_a_steps_metrics_are_read(tmp_path):
         step=step,
         batches=batches(),
         batch_ids=str,
-        evaluate=lambda state, step: {"teacher_miou": 0.0},
+        evaluate=lambda state, step, stop: {"teacher_miou": 0.0},
         is_best=lambda results: False,
         schedule=Schedule(steps=3, log_every=1, evaluate_every=3, checkpoint_every=3),
         checkpoints=NoCheckpoints(),
