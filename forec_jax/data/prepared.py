@@ -191,15 +191,23 @@ def _only_one(lock: Path) -> Iterator[None]:
 
 @dataclass
 class Records:
-    """The records of a prepared folder, opened when first read, and anew in another process."""
+    """The records of a prepared folder, opened when first read, and anew in another process.
+
+    Raises DataError where a record cannot be read.
+    """
 
     folder: Path
 
     def __getitem__(self, index: int) -> dict[str, bytes]:
-        if "_opened" not in self.__dict__:
-            raw = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
-            self._opened: Any = tfds.builder_from_directory(self.folder).as_data_source(_SPLIT, decoders=raw)
-        return self._opened[index]
+        try:
+            if "_opened" not in self.__dict__:
+                raw = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
+                self._opened: Any = tfds.builder_from_directory(self.folder).as_data_source(_SPLIT, decoders=raw)
+            return self._opened[index]
+        except Exception as error:  # TFDS, array_record and protobuf each have their own
+            raise DataError(
+                f"{self.folder}: record {index} cannot be read ({error}); delete the folder, and it is prepared anew"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}

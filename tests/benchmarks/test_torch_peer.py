@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from forec_jax import build
 from forec_jax.augment import adjust_hue, gaussian_blur
 from forec_jax.contracts import HeadSpec, Variables
 from forec_jax.models import DeepLabOptions, convert, count_parameters, deeplab_network
 from forec_jax.models.convert import leaves, nested
 
 torch = pytest.importorskip("torch", reason="pip install 'forec-jax[bench]'")
+import operators  # noqa: E402
 import torch_peer  # noqa: E402
-from workload import Workload, random_batch  # noqa: E402
+from workload import LABELS, Workload, random_batch  # noqa: E402
 
 HEADS = {"segmentation": 5, "reconstruction": 3}
 SPECS = tuple(HeadSpec(name, channels) for name, channels in HEADS.items())
@@ -117,3 +119,23 @@ def test_a_step_moves_student_and_teacher(method, dtype):
     assert np.isfinite(losses).all()
     assert any(not torch.equal(a, b) for a, b in zip(before, step.pairs[0], strict=True))
     assert list(step.teacher.heads) == ["segmentation"]
+
+
+def test_every_convolution_of_a_step_is_timed_once():
+    workload = Workload("forec", "resnet50", 16, 4, 33, "float32", decoder_channels=8)
+    network = build.build_method(workload.config(), LABELS).networks["student"]
+    kernels = [
+        path for path, _ in leaves(jax.eval_shape(network.init, jax.random.key(0)).params) if path[-1] == "kernel"
+    ]
+    found = operators.convolutions(workload)
+    assert sum(found.values()) == len(kernels)
+    assert {shape.x[0] for shape in found} == {4}
+
+
+def test_a_convolution_of_both_frameworks_is_the_same():
+    shape = operators.Convolution((2, 9, 9, 4), (3, 3, 4, 6), 2, ((1, 1), (1, 1)), 1, 1)
+    ours, theirs = operators.jax_calls(shape), operators.torch_calls(shape)
+    assert shape.passes == list(operators.PASSES)
+    np.testing.assert_allclose(ours["forward"](), theirs["forward"]().permute(0, 2, 3, 1), atol=1e-5)
+    np.testing.assert_allclose(ours["input"]()[0], theirs["input"]()[0].permute(0, 2, 3, 1), atol=1e-4)
+    np.testing.assert_allclose(ours["kernel"]()[0], theirs["kernel"]()[1].permute(2, 3, 1, 0), atol=1e-4)

@@ -233,6 +233,16 @@ def test_a_prepared_folder_that_was_tampered_with(load, base, tmp_path):
         load().source("train")[0]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_prepared_folder_that_was_cut_short_is_named(load, tmp_path, share):
+    load()
+    (folder,) = (path for path in (tmp_path / "prepared").iterdir() if path.is_dir())
+    (records,) = folder.glob("*.array_record*")
+    records.write_bytes(records.read_bytes()[: int(share * records.stat().st_size)])
+    with pytest.raises(DataError, match=rf"{folder.name}: record \d+ cannot be read .*delete the folder"):
+        list(load().source("train"))
+
+
 def test_the_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_prepared() == tmp_path / "forec_jax"

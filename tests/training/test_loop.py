@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -239,6 +240,21 @@ def test_an_evaluation_that_a_signal_came_before_or_cut_short_is_made_by_the_nex
     assert best[0] == best[1]
     run(tmp_path / "stopped", method)
     assert evaluated(tmp_path / "stopped") == [6, 12]
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, method, monkeypatch):
+    whole, _ = run(tmp_path / "whole", method)
+    now = itertools.count(time.time(), -3600)
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "back", method, stop_at=8)
+    assert_equal(whole, run(tmp_path / "back", method)[0])
+    rates = [
+        event["images_per_second"]
+        for event in read_events(tmp_path / "back" / "metrics.jsonl")
+        if "images_per_second" in event
+    ]
+    assert all(rate > 0 for rate in rates)
 
 
 def evaluated(workdir):
