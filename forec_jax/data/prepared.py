@@ -203,11 +203,17 @@ class Records:
             if "_opened" not in self.__dict__:
                 raw = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
                 self._opened: Any = tfds.builder_from_directory(self.folder).as_data_source(_SPLIT, decoders=raw)
-            return self._opened[index]
+            record: dict[str, bytes] = self._opened[index]
         except Exception as error:  # TFDS, array_record and protobuf each have their own
-            raise DataError(
-                f"{self.folder}: record {index} cannot be read ({error}); delete the folder, and it is prepared anew"
-            ) from error
+            raise self._unreadable(index, str(error)) from error
+        if record["id"] is None:  # what a file that was cut short may give
+            raise self._unreadable(index, "it is empty")
+        return record
+
+    def _unreadable(self, index: int, reason: str) -> DataError:
+        return DataError(
+            f"{self.folder}: record {index} cannot be read ({reason}); delete the folder, and it is prepared anew"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
