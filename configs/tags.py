@@ -5,10 +5,15 @@
     forec-jax threshold --workdir=runs/wsss
     forec-jax bridge --workdir=runs/wsss --out=runs/masks
 
+or all of it and a segmenter (mean_teacher + FOrec) on the masks by one command:
+
+    forec-jax chain --config=configs/tags.py:shapes --workdir=runs/tags
+
 Variants: `classifier` (or `cam`: its activation maps are what is evaluated), `wsss`, and for the latter the ablations
-`no_reconstruction`, `no_mask_loss`, `no_class_loss`, `size_penalty`, and `paper` (its hyper-parameters); the data set
-`shapes` (unless named) or `voc`, all classes or one against the rest (`dog`): `--config=configs/tags.py:voc+dog+classifier`.
-The data set comes first. `shapes` needs two CPU cores, `voc` one GPU; not yet measured on a GPU.
+`no_reconstruction`, `no_mask_loss`, `no_class_loss`, `size_penalty`, and `paper` (its hyper-parameters); `segmenter`, the
+last stage of `chain`; the data set `shapes` (unless named) or `voc`, all classes or one against the rest (`dog`):
+`--config=configs/tags.py:voc+dog+classifier`. The data set comes first. `shapes` needs two CPU cores, `voc` one GPU; not yet
+measured on a GPU.
 """
 
 from ml_collections import ConfigDict
@@ -75,6 +80,16 @@ def _wsss(c: ConfigDict) -> None:
     c.batch.tagged = 8
 
 
+def _segmenter(c: ConfigDict) -> None:
+    """mean_teacher + FOrec on the folder of masks that the stages before it wrote."""
+    c.data.name = "folder"
+    c.data.pool = "train"
+    c.data.tag = ""
+    c.batch.tagged = 0
+    c.batch.labelled = c.batch.unlabelled = 8
+    apply_variant(c, "mean_teacher+forec")
+
+
 def _paper(c: ConfigDict) -> None:
     """The paper's U-Net, weights and learning rate; 4 + 4 images of 224 x 224 a step."""
     c.model.encoder = "unet"
@@ -103,6 +118,7 @@ PARTS = {
     "classifier": _classifier,
     "cam": _classifier,
     "wsss": _wsss,
+    "segmenter": _segmenter,
     "paper": _paper,
     "no_reconstruction": _without("reconstruction_weight"),
     "no_mask_loss": _without("mask_weight"),

@@ -28,6 +28,7 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
   table      --workdirs=DIR,DIR [--splits=val,...] [--network=...] [--checkpoint=...]       mIoU of several runs
   threshold  --workdir=DIR [--split=tune] [--network=...] [--checkpoint=...]      chooses the threshold of masks from tags
   bridge     --workdir=DIR --out=FOLDER [--keep=0.5] [--confidence=0.7] ...       masks from tags as labels (docs/data.md)
+  chain      --config=configs/tags.py:DATA --workdir=DIR [--wsss.key=value ...]    classifier, WSSSByRec, bridge, segmenter
   prepare    --dataset=voc|camvid|cityscapes|sunrgbd|folder --source=FOLDER [--prepared=DIR]
   voc-masks  --source=VOCdevkit --sbd=FOLDER --out=FOLDER       VOC-Aug's masks from VOC's and SBD's own files
   convert    --from=SOURCE --arch=resnet101 --weights=FILE --out=FILE.safetensors [--network=...]   PyTorch's weights
@@ -180,16 +181,51 @@ def threshold(argv: Sequence[str]) -> int:
     return 0
 
 
+def mask_flags(values: flags.FlagValues) -> None:
+    """The flags that say how masks from tags become labels."""
+    flags.DEFINE_float("keep", 0.5, "share of the images, the surest, that get masks", 0, 1, flag_values=values)
+    flags.DEFINE_float("confidence", 0.7, "pixels below it are void", 0, 1, flag_values=values)
+    labelled = "images with their true masks: a list file, or <count>:<seed>; by default none"
+    flags.DEFINE_string("labelled", "", labelled, flag_values=values)
+
+
+def chain(argv: Sequence[str]) -> int:
+    """Trains a segmenter from tags, stage after stage."""
+    from forec_jax.chain import STAGES, Masks, run_chain
+    from forec_jax.runs import compare_runs
+
+    argv = resolve_config(argv)
+    given = next((a.removeprefix("--config=") for a in argv if a.startswith("--config=")), "")
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("config", None, "FILE[:DATA], such as configs/tags.py:voc+dog", flag_values=values)
+        for stage in STAGES if given else ():
+            file = f"{given}{'+' if ':' in given else ':'}{stage}"
+            config_flags.DEFINE_config_file(stage, file, "a stage's options", flag_values=values, sys_argv=list(argv))
+        flags.DEFINE_string("workdir", None, "where everything of the stages goes", flag_values=values)
+        flags.DEFINE_string("split", "tune", "split whose masks the thresholds are chosen on", flag_values=values)
+        mask_flags(values)
+
+    values = parse(argv, define)
+    required(values, "config", "workdir")
+    workdir = Path(values.workdir)
+    masks = Masks(values.split, values.keep, values.confidence, values.labelled)
+    stopped_by = run_chain({stage: values[stage].value for stage in STAGES}, masks, workdir)
+    if stopped_by is not None:
+        print(f"stopped by signal {stopped_by}; the same command goes on from here", file=sys.stderr)
+        return 128 + stopped_by
+    print("\nmIoU (%) of the teacher, last checkpoint\n")
+    print(compare_runs([workdir / stage for stage in STAGES], ["val"], "teacher", "last"))
+    return 0
+
+
 def bridge(argv: Sequence[str]) -> int:
     """Writes masks from tags as a data set that other methods train on."""
 
     def define(values: flags.FlagValues) -> None:
         checkpoint_flags(values)
         flags.DEFINE_string("out", None, "new folder for the data set", flag_values=values)
-        flags.DEFINE_float("keep", 0.5, "share of the images, the surest, that get masks", 0, 1, flag_values=values)
-        flags.DEFINE_float("confidence", 0.7, "pixels below it are void", 0, 1, flag_values=values)
-        labelled = "images with their true masks: a list file, or <count>:<seed>; by default none"
-        flags.DEFINE_string("labelled", "", labelled, flag_values=values)
+        mask_flags(values)
 
     values = parse(argv, define)
     required(values, "workdir", "out")
@@ -344,6 +380,7 @@ COMMANDS: dict[str, Command] = {
     "visualize": visualize,
     "threshold": threshold,
     "bridge": bridge,
+    "chain": chain,
     "prepare": prepare,
     "voc-masks": voc_masks,
     "convert": convert,

@@ -110,6 +110,36 @@ def test_the_commands_for_pictures_and_labels(classifier, wsss, tmp_path, capsys
 
 
 @pytest.mark.slow
+def test_one_command_goes_from_tags_to_a_segmenter_and_goes_on_where_it_was_stopped(tmp_path, capsys):
+    workdir = tmp_path / "tags"
+    options = [option.replace("--config", f"--{stage}") for stage in ("classifier", "wsss") for option in TINY]
+    options += [
+        option.replace("--config", "--segmenter") for option in TINY if "tagged" not in option and "split" not in option
+    ]
+    options += ["--segmenter.data.longest_side=48"]
+    command = ["chain", "--config=configs/tags.py:shapes", f"--workdir={workdir}", "--confidence=0.2", *options]
+    assert cli.run(command) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-3:]] == [
+        "classifier",
+        "wsss",
+        "segmenter",
+    ]
+    for stage in ("classifier", "wsss"):
+        assert json.loads((workdir / stage / "mask_threshold.json").read_text())["masks"] == 96
+    summary = json.loads((workdir / "segmenter" / "summary.json").read_text())
+    assert (summary["auxiliary"], summary["split"]["labelled"], summary["split"]["unlabelled"]) == (
+        ["reconstruction"],
+        256,
+        256,
+    )
+    masks = (workdir / "masks" / "classes.toml").stat().st_mtime_ns
+    (workdir / "segmenter").rename(workdir / "away")
+    assert cli.run(command) == 0
+    assert (workdir / "masks" / "classes.toml").stat().st_mtime_ns == masks
+    assert json.loads((workdir / "segmenter" / "summary.json").read_text()) == summary
+
+
+@pytest.mark.slow
 def test_a_classifier_of_other_classes_is_an_error(classifier, tmp_path, capsys):
     options = (f"--config.method.classifier={classifier}", "--config.data.tag=star")
     message = error_of(capsys, train("wsss", tmp_path / "run", *options))

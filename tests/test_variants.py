@@ -14,7 +14,7 @@ TINY = [
     "--config.log_every=1",
     "--config.evaluate_every=2",
     "--config.checkpoint_every=2",
-    "--config.batch.labelled=2",
+    "--config.batch.labelled=8",  # the tests have eight devices
     "--config.data.crop=33",
     "--config.eval.pictures=1",
     "--config.method.threshold=0.0",  # so that pseudo-labels count from the first step on
@@ -85,7 +85,7 @@ def trees(tmp_path_factory):
 def test_a_variant_runs_by_name(trees, tmp_path, data, variant):
     partial = variant.startswith("partial")
     options = [f"--config.data.root={trees[data]}", f"--config.data.prepared={tmp_path / 'prepared'}", *TINY]
-    options += [] if partial else ["--config.data.labelled=2:0", "--config.batch.unlabelled=2"]
+    options += [] if partial else ["--config.data.labelled=2:0", "--config.batch.unlabelled=8"]
     options += RECO if "reco" in variant.split("+") or variant == "reco_forec" else []
     options += ["--config.data.pool=train"] if data == "voc" else []
     workdir = tmp_path / "run"
