@@ -153,14 +153,15 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
     values = parser.parse_args(argv)
 
-    rows = [measure(*found, values.rounds) for found in convolutions(from_arguments(values)).items()]
+    workload = from_arguments(values)
+    rows = [measure(*found, values.rounds) for found in convolutions(workload).items()]
     figures = [name for name in rows[0] if name.startswith(("jax", "torch"))]
     rows.sort(key=lambda row: -sum(row[name] for name in figures if name.startswith("jax")))
     total = {"convolution": "all", "times": sum(row["times"] for row in rows)}
     total |= {name: sum(row[name] for row in rows) for name in figures}
-    result = {"workload": vars(from_arguments(values)), "milliseconds": [*rows, total]}
+    result = {"workload": vars(workload), "milliseconds": [*rows, total]}
     if not values.json:
-        print(f"{from_arguments(values)}\nmilliseconds\n\n{table([*rows, total])}\n")
+        print(f"{workload}\nmilliseconds\n\n{table([*rows, total])}\n")
     print(json.dumps(result))
     return result
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import config_flags
@@ -90,11 +90,15 @@ def train(argv: Sequence[str]) -> int:
     from forec_jax.runs import run_training
 
     join(values.coordinator, values.processes, values.process)
-    stopped_by = run_training(values.config, Path(values.workdir))
-    if stopped_by is not None:
-        print(f"stopped by signal {stopped_by}; the same command goes on from here", file=sys.stderr)
-        return 128 + stopped_by
-    return 0
+    return exit_code(run_training(values.config, Path(values.workdir)))
+
+
+def exit_code(stopped_by: int | None) -> int:
+    """A training's, with a word where a signal ended it."""
+    if stopped_by is None:
+        return 0
+    print(f"stopped by signal {stopped_by}; the same command goes on from here", file=sys.stderr)
+    return 128 + stopped_by
 
 
 def plan(argv: Sequence[str]) -> int:
@@ -189,9 +193,14 @@ def mask_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("labelled", "", labelled, flag_values=values)
 
 
+def mask_options(values: flags.FlagValues) -> dict[str, Any]:
+    """What `mask_flags` said, as `write_masks` takes it."""
+    return {"keep": values.keep, "confidence": values.confidence, "labelled": values.labelled}
+
+
 def chain(argv: Sequence[str]) -> int:
     """Trains a segmenter from tags, stage after stage."""
-    from forec_jax.chain import STAGES, Masks, run_chain
+    from forec_jax.chain import STAGES, run_chain
     from forec_jax.runs import compare_runs
 
     argv = resolve_config(argv)
@@ -209,11 +218,9 @@ def chain(argv: Sequence[str]) -> int:
     values = parse(argv, define)
     required(values, "config", "workdir")
     workdir = Path(values.workdir)
-    masks = Masks(values.split, values.keep, values.confidence, values.labelled)
-    stopped_by = run_chain({stage: values[stage].value for stage in STAGES}, masks, workdir)
-    if stopped_by is not None:
-        print(f"stopped by signal {stopped_by}; the same command goes on from here", file=sys.stderr)
-        return 128 + stopped_by
+    configs = {stage: values[stage].value for stage in STAGES}
+    if code := exit_code(run_chain(configs, workdir, split=values.split, masks=mask_options(values))):
+        return code
     print("\nmIoU (%) of the teacher, last checkpoint\n")
     print(compare_runs([workdir / stage for stage in STAGES], ["val"], "teacher", "last"))
     return 0
@@ -233,8 +240,7 @@ def bridge(argv: Sequence[str]) -> int:
     from forec_jax.runs import load_run
 
     run = load_run(Path(values.workdir), values.checkpoint)
-    options = {"keep": values.keep, "confidence": values.confidence, "labelled": values.labelled}
-    written = write_masks(run, Path(values.out), network=values.network, **options)
+    written = write_masks(run, Path(values.out), network=values.network, **mask_options(values))
     print(
         f"{values.out}: {written.from_tags} masks from tags, {written.true} true ones, {written.without} images without"
     )

@@ -6,10 +6,11 @@
 #   launch/tpu_pod.sh train   NAME ZONE --config=configs/voc.py:paper+forec --workdir=/mnt/shared/runs/voc ...
 #   launch/tpu_pod.sh delete  NAME ZONE
 #
-# The pod's metadata tells each host who it is, and FOREC_JAX_JOIN=1 has it asked. --workdir must be on a disk that all hosts mount (Filestore, a gcsfuse mount).
+# The pod's metadata tells each host who it is, and FOREC_JAX_JOIN=1 has it asked. --workdir must be on a disk
+# that all hosts mount (Filestore, a gcsfuse mount).
 set -euo pipefail
 
-usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [[ $# -ge 3 ]] || usage
 action=$1 name=$2 zone=$3; shift 3
 

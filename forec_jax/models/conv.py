@@ -127,9 +127,9 @@ def _prefers_products(kernel: Array, geometry: _Geometry) -> bool:
     return geometry.groups == 1 and (kernel.shape[:2] == (1, 1) or geometry.dilation > 1)
 
 
-def _is_narrow(kernel: Array, geometry: _Geometry) -> bool:
-    """Whether Eigen would run `lax.conv` on one thread, and a further row costs little."""
-    return geometry.groups == 1 and geometry.strides == 1 and kernel.shape[3] < _WIDE
+def _is_narrow(outputs: int, geometry: _Geometry) -> bool:
+    """Whether Eigen would run `lax.conv` to so many channels on one thread, and a further row costs little."""
+    return geometry.groups == 1 and geometry.strides == 1 and outputs < _WIDE
 
 
 def _with_a_row(x: Array, kernel: Array, geometry: _Geometry) -> Array:
@@ -141,7 +141,7 @@ def _forward_cpu(x: Array, kernel: Array, geometry: _Geometry) -> Array:
     if _is_depthwise(kernel, geometry):
         return _depthwise(_pad(x, geometry.padding), kernel, geometry)
     if not _prefers_products(kernel, geometry):
-        return (_with_a_row if _is_narrow(kernel, geometry) else _lax_conv)(x, kernel, geometry)
+        return (_with_a_row if _is_narrow(kernel.shape[3], geometry) else _lax_conv)(x, kernel, geometry)
     out = tuple(
         (n + low + high - geometry.dilation * (k - 1) - 1) // geometry.strides + 1
         for n, (low, high), k in zip(x.shape[1:3], geometry.padding, kernel.shape[:2], strict=True)
@@ -157,9 +157,9 @@ def _dx_cpu(x: Array, kernel: Array, dy: Array, geometry: _Geometry) -> Array:
     if _is_depthwise(kernel, geometry):
         return _depthwise_dx(x, kernel, dy, geometry)
     if not _prefers_products(kernel, geometry):
-        turned = kernel[::-1, ::-1].swapaxes(2, 3)
-        if not _is_narrow(turned, geometry):
+        if not _is_narrow(kernel.shape[2], geometry):
             return _dx_lax(x, kernel, dy, geometry)
+        turned = kernel[::-1, ::-1].swapaxes(2, 3)
         rows, columns = ((k - 1 - a, k - 1 - b) for k, (a, b) in zip(kernel.shape[:2], geometry.padding, strict=True))
         return _with_a_row(dy, turned, geometry._replace(padding=(rows, columns)))
     parts = [

@@ -188,21 +188,25 @@ def train(
             reporter.train(done, metrics)
         pending = None
 
-    def score(done: int, stop: Callable[[], bool]) -> bool:
-        """Evaluates; keeps the state where it is the best so far, and says whether it is."""
-        results = evaluate(state, done, stop)
+    interruption = Interruption()
+
+    def score(done: int) -> tuple[bool, int]:
+        """Evaluates and keeps the state where it is the best so far; whether it is, and the signal that cut this short."""
+        try:
+            results = evaluate(state, done, interruption.came)
+        except Stopped:
+            return False, interruption.agreed(mesh)
         best = is_best(results)
         reporter.evaluation(done, results)
         if best:
             checkpoints.save_best(state, done)
-        return best
+        return best, 0
 
-    with Interruption() as interruption:
+    with interruption:
         if first_step and schedule.is_due(schedule.evaluate_every, first_step) and not was_scored(reporter, first_step):
-            try:
-                score(first_step, interruption.came)
-            except Stopped:
-                return state, interruption.agreed(mesh)
+            _, stopped_by = score(first_step)
+            if stopped_by:
+                return state, stopped_by
         for index in range(first_step, schedule.steps):
             batch = shard_batch(mesh, next(batches))
             with jax.transfer_guard("disallow"):
@@ -212,10 +216,7 @@ def train(
             stopped_by, best = interruption.heard(mesh), False
             if schedule.is_due(schedule.evaluate_every, done) and not stopped_by:
                 settle()
-                try:
-                    best = score(done, interruption.came)
-                except Stopped:
-                    stopped_by = interruption.agreed(mesh)
+                best, stopped_by = score(done)
             # Beside a best checkpoint goes a last one, so that a resumed run never starts before the best it knows of.
             if schedule.is_due(schedule.checkpoint_every, done) or best or stopped_by:
                 settle()
