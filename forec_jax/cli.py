@@ -25,6 +25,7 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
   predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
   visualize  --workdir=DIR[,DIR] --out=DIR --images=FILE|FOLDER|ID,ID [--class=NAME] [--k=4] [--correlate=SPLIT]
   visualize  --what=classes --workdir=DIR[,DIR] --out=DIR [--images=...]       class relations, ReCo's queries and keys
+  labels     --config=FILE[:VARIANT] --out=DIR [--partial=1px,1%] [--count=8]    the masks that a training learns from
   table      --workdirs=DIR,DIR [--splits=val,...] [--network=...] [--checkpoint=...]       mIoU of several runs
   threshold  --workdir=DIR [--split=tune] [--network=...] [--checkpoint=...]      chooses the threshold of masks from tags
   bridge     --workdir=DIR --out=FOLDER [--keep=0.5] [--confidence=0.7] ...       masks from tags as labels (docs/data.md)
@@ -312,6 +313,29 @@ def visualize_classes(values: flags.FlagValues) -> int:
     return 0
 
 
+def labels(argv: Sequence[str]) -> int:
+    """Shows the masks that a training learns from, and what partial labels leave of them."""
+
+    argv = resolve_config(argv)
+
+    def define(values: flags.FlagValues) -> None:
+        config_flags.DEFINE_config_file("config", None, "FILE[:VARIANT]", flag_values=values, sys_argv=list(argv))
+        flags.DEFINE_string("out", None, "folder for the sheets", flag_values=values)
+        flags.DEFINE_list("partial", None, "shares to compare, 1px,1%,5%; by default data.partial", flag_values=values)
+        flags.DEFINE_integer("count", 8, "how many labelled images", lower_bound=1, flag_values=values)
+
+    values = parse(argv, define)
+    required(values, "config", "out")
+    from forec_jax.build import build_training_data
+    from forec_jax.inspection import show_labels
+
+    c = values.config
+    shares = values.partial if values.partial is not None else [c.data.partial] if c.data.partial else []
+    c.data.partial = ""  # the sheets show the whole masks too
+    print(f"{show_labels(build_training_data(c), shares, Path(values.out), values.count)} sheets in {values.out}")
+    return 0
+
+
 def prepare(argv: Sequence[str]) -> int:
     """Packs a raw data set into records ahead of its first use."""
 
@@ -384,6 +408,7 @@ COMMANDS: dict[str, Command] = {
     "table": table,
     "predict": predict,
     "visualize": visualize,
+    "labels": labels,
     "threshold": threshold,
     "bridge": bridge,
     "chain": chain,

@@ -19,6 +19,7 @@ from forec_jax.visualize import (
     captioned,
     compare,
     decompositions,
+    label_sheets,
     mean_correlations,
     query_sheets,
     relation_picture,
@@ -144,6 +145,18 @@ def relation_content(found: Relations, classes: Sequence[str]) -> dict[str, Any]
         "similarity": found.similarity.round(6).tolist(),
         "merges": found.merges.round(6).tolist(),
     }
+
+
+def show_labels(data: build.TrainingData, shares: Sequence[str], out: Path, count: int) -> int:
+    """Writes a sheet for each of the first `count` labelled images to `out`, by its id; returns their number.
+
+    A sheet is input, mask, and what each of `shares` ("1px", "5%") shows of the mask; `data` has whole masks.
+    """
+    if data.labelled is None:
+        raise DataError("this config trains on tags and no masks: there are no labels to show; choose another variant")
+    parts = {share: build.with_partial_labels(data.labelled, share) for share in shares}
+    palette = palette_of(build.labels_of(data.dataset))
+    return write_sheets(label_sheets(data.labelled, parts, palette, count), out)
 
 
 def legend_of(runs: Mapping[str, Run]) -> Legend:

@@ -222,6 +222,31 @@ def test_visualize_draws_how_the_classes_relate(trained, tmp_path, capsys):
     assert Image.open(tmp_path / "queries" / "tune_00000.png").size[0] == 4 + 3 * 164
 
 
+def test_labels_shows_what_a_training_learns_from(tmp_path):
+    """Without partial labels the mask alone, with them a column a share; the first labelled images."""
+    arguments = ["labels", "--config=configs/shapes.py:partial_1px", "--count=2"]
+    assert cli.run([*arguments, f"--out={tmp_path / 'own'}"]) == 0
+    assert cli.run([*arguments, "--partial=1px,5%", f"--out={tmp_path / 'both'}"]) == 0
+    assert cli.run([*arguments, "--partial=", f"--out={tmp_path / 'none'}"]) == 0
+    widths = {
+        name: {Image.open(file).size[0] for file in (tmp_path / name).iterdir()} for name in ("own", "both", "none")
+    }
+    assert widths == {"own": {4 + 3 * 164}, "both": {4 + 4 * 164}, "none": {4 + 2 * 164}}
+    assert len(list((tmp_path / "own").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/shapes.py", "--partial=0%"], "data.partial='0%': the percentage must be above 0"),
+        (["--config=configs/tags.py:classifier"], "there are no labels to show"),
+        ([], "--config is missing"),
+    ],
+)
+def test_labels_explains_what_it_cannot_show(tmp_path, capsys, arguments, message):
+    assert message in error_of(capsys, cli.run(["labels", *arguments, f"--out={tmp_path}"]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

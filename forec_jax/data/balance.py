@@ -54,6 +54,15 @@ def balanced_draw(
     return tuple(ids[i] for i in sorted(set(range(len(ids))).difference(left)))
 
 
+def least_seen(drawn: Collection[str], ids: Sequence[str], classes: Sequence[Collection[int]]) -> int:
+    """In how many of the drawn images the rarest class is, of those that any of the ids shows."""
+    seen = dict.fromkeys(set().union(*classes), 0)
+    for shown in (shown for name, shown in zip(ids, classes, strict=True) if name in drawn):
+        for k in shown:
+            seen[k] += 1
+    return min(seen.values(), default=0)
+
+
 def next_image(left: Sequence[int], classes: Sequence[Collection[int]], seen: Mapping[int, int]) -> int:
     """The first image that is left of the class least seen, of those that an image is left of; the first without any."""
     for k in sorted(seen, key=seen.__getitem__):

@@ -2,6 +2,7 @@
 
 from forec_jax.visualize.compare import Legend, Model, compare, mean_correlations
 from forec_jax.visualize.decomposition import decompositions
+from forec_jax.visualize.labels import label_sheets, shown_labels
 from forec_jax.visualize.latents import (
     BestChannel,
     best_channels,
@@ -33,6 +34,7 @@ __all__ = [
     "decompositions",
     "fit",
     "heatmap",
+    "label_sheets",
     "latent_image",
     "mean_correlations",
     "overlay",
@@ -43,5 +45,6 @@ __all__ = [
     "save_index_png",
     "segmenting_network",
     "sheet",
+    "shown_labels",
     "top_channels",
 ]

@@ -1,4 +1,5 @@
 import hashlib
+import logging
 
 import numpy as np
 import pytest
@@ -56,7 +57,8 @@ def test_impossible_counts(count):
         balanced_draw(IDS, long_tailed(), count=count, seed=0)
 
 
-def test_an_option_reads_the_masks_of_the_pool():
+def test_an_option_reads_the_masks_of_the_pool_and_says_what_it_drew(caplog):
+    caplog.set_level(logging.INFO)
     data = shapes_dataset(size=33)
     pool = data.source("train")
     asked = []
@@ -70,3 +72,8 @@ def test_an_option_reads_the_masks_of_the_pool():
     classes = [frozenset(np.unique(pool[i].label)) - {255} for i in range(1, 20)]
     assert split.labelled == balanced_draw(ids[1:], classes, count=5, seed=0, at_least=2)
     assert (split.name, len(split.unlabelled), asked) == ("balanced:5:0:2", 15, list(ids[1:]))
+    least = min(
+        sum(k in shown for name, shown in zip(ids[1:], classes, strict=True) if name in split.labelled)
+        for k in set().union(*classes)
+    )
+    assert f"balanced:5:0:2: every class is in at least {least} images" in caplog.text

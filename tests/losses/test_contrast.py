@@ -29,7 +29,7 @@ def cosine(a, b):
 def oracle(representation, constant, label, valid, draws):
     """Eq. 1 and 2, query by query; `representation` gives the queries, `constant` keys and means."""
     per_class = []
-    for c in range(K):
+    for c in range(len(draws.active)):
         if not draws.active[c]:
             continue
         mean = constant[valid & (label == c)].mean(0)
@@ -171,6 +171,17 @@ def test_with_fewer_than_two_classes_there_is_no_loss_and_a_finite_gradient(abse
     loss, gradient = jax.value_and_grad(value)(representation)
     assert float(loss) == 0
     assert (np.asarray(gradient) == 0).all()
+
+
+def test_of_two_classes_each_is_contrasted_with_the_other():
+    representation, label, valid = pixels()
+    label %= 2
+    means = class_means(jnp.asarray(representation), jnp.asarray(label), jnp.asarray(valid), 2)
+    weights = class_weights(means, "active", TEMPERATURE)
+    draws = draw(jax.random.key(0), label, valid, valid, weights, queries=Q, sets=Q, keys=M)
+    assert all((label[draws.query[c]] == c).all() and (label[draws.key[c]] == 1 - c).all() for c in (0, 1))
+    found = regional_contrast(jnp.asarray(representation), means, draws, temperature=TEMPERATURE).value()
+    assert float(found) == pytest.approx(oracle(representation, representation, label, valid, draws), abs=1e-5)
 
 
 def test_a_representation_of_zero_has_a_finite_gradient():

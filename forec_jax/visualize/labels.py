@@ -1,0 +1,47 @@
+"""What a training is shown of its masks: whole ones, and ReCo's partial labels (Liu et al., ICLR 2022, section 4)."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from scipy import ndimage
+
+from forec_jax.contracts import UNLABELLED
+from forec_jax.data import Example, Source
+from forec_jax.visualize.compare import CELL_SIDE
+from forec_jax.visualize.palettes import colourise
+from forec_jax.visualize.sheets import captioned, fit, sheet
+
+_WIDTH = 1 / 30
+"""What a single labelled pixel covers at least, as a share of the picture's longer side: else nobody would see it."""
+
+
+def label_sheets(
+    labelled: Source, parts: Mapping[str, Source], palette: np.ndarray, count: int
+) -> Iterator[tuple[Example, np.ndarray]]:
+    """The first `count` labelled examples, each with its sheet u8[h,w,3]: input, mask, and what each part shows of it.
+
+    `parts` are the same examples with partial labels, by what stands above their column; below it stands their share.
+    """
+    titles = ["input", "mask", *parts]
+    for index in range(min(count, len(labelled))):
+        example = labelled[index]
+        shown = [example.label, *(part[index].label for part in parts.values())]
+        pictures = [fit(shown_labels(example.image, label, palette), CELL_SIDE) for label in shown]
+        captions = [f"{100 * np.mean(label < UNLABELLED):.3g} % of the pixels" for label in shown]
+        row = [fit(example.image, CELL_SIDE), *map(captioned, pictures, captions)]
+        yield example, sheet([row], titles)
+
+
+def shown_labels(image: np.ndarray, label: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """u8[H,W,3]: the image u8[H,W,3], paler, under the colours of the labelled pixels of u8[H,W], void in cream.
+
+    Each label also colours what is around it up to half of _WIDTH away, so that single pixels are seen.
+    """
+    pale = (image.astype(np.uint16) + 255) // 2
+    picture = np.where((label == UNLABELLED)[..., None], pale, colourise(label, palette)).astype(np.uint8)
+    said = label < UNLABELLED
+    if said.any():
+        distance, nearest = ndimage.distance_transform_edt(~said, return_indices=True)
+        near = distance <= max(label.shape) * _WIDTH / 2
+        picture[near] = colourise(label[tuple(nearest)], palette)[near]
+    return picture
