@@ -24,8 +24,8 @@ def label_sheets(
     """
     titles = ["input", "mask", *parts]
     for index in range(min(count, len(labelled))):
-        example = labelled[index]
-        shown = [example.label, *(part[index].label for part in parts.values())]
+        example, sources = labelled[index], (labelled, *parts.values())
+        shown = [label for source in sources if (label := source[index].label) is not None]
         pictures = [fit(shown_labels(example.image, label, palette), CELL_SIDE) for label in shown]
         captions = [f"{100 * np.mean(label < UNLABELLED):.3g} % of the pixels" for label in shown]
         row = [fit(example.image, CELL_SIDE), *map(captioned, pictures, captions)]
