@@ -10,10 +10,10 @@ or all of it and a segmenter (mean_teacher + FOrec) on the masks by one command:
     forec-jax chain --config=configs/tags.py:shapes --workdir=runs/tags
 
 Variants: `classifier` (or `cam`: its activation maps are what is evaluated), `wsss`, and for the latter the ablations
-`no_reconstruction`, `no_mask_loss`, `no_class_loss`, `size_penalty`, and `paper` (its hyper-parameters); `segmenter`, the
-last stage of `chain`; the data set `shapes` (unless named) or `voc`, all classes or one against the rest (`dog`):
-`--config=configs/tags.py:voc+dog+classifier`. The data set comes first. `shapes` needs two CPU cores, `voc` one GPU; not yet
-measured on a GPU.
+`no_reconstruction`, `no_mask_loss`, `no_class_loss`, `size_penalty`; for both, last, `paper` (its hyper-parameters);
+`segmenter`, the last stage of `chain`; the data set `shapes` (unless named) or `voc`, all classes or one against the rest
+(`dog`): `--config=configs/tags.py:voc+dog+classifier`. The data set comes first. `shapes` needs two CPU cores, `voc` a GPU;
+not yet measured on a GPU.
 """
 
 from ml_collections import ConfigDict
@@ -91,13 +91,17 @@ def _segmenter(c: ConfigDict) -> None:
 
 
 def _paper(c: ConfigDict) -> None:
-    """The paper's U-Net, weights and learning rate; 4 + 4 images of 224 x 224 a step."""
-    c.model.encoder = "unet"
+    """The paper's U-Net, or ResNet-18 classifier, and its hyper-parameters: 10 epochs of 16,000 images of 224 x 224."""
     c.model.width = 1.0
     c.data.crop = 224
-    c.batch.tagged = 8
-    c.method.wsss_rec.update({"mask_weight": 1e-3, "class_weight": 1e-3, "mask_loss": "area"})
     c.optim.lr = 1e-4
+    c.optim.weight_decay = 0.0  # AdamW without decay is Adam
+    c.optim.poly_power = 0.0  # a constant rate
+    c.batch.tagged = 64 if c.method.name == "tag_classifier" else 8  # half of them with the tag, half without
+    c.steps = 10 * 16_000 // c.batch.tagged
+    if c.method.name == "wsss_rec":
+        c.model.encoder = "unet"
+        c.method.wsss_rec.update({"mask_weight": 1e-3, "class_weight": 1e-3, "mask_loss": "area"})
 
 
 def _without(weight: str) -> Change:

@@ -170,7 +170,15 @@ def test_below_two_classes_there_is_nothing_to_tell_apart(make_toy_network):
 
 def test_the_papers_variant_and_the_ablations():
     c = load_config("configs/tags.py:shapes+wsss+paper", {})
-    assert (c.model.encoder, c.model.width, c.data.crop, c.optim.lr, c.batch.tagged) == ("unet", 1.0, 224, 1e-4, 8)
+    assert (c.model.encoder, c.model.width, c.data.crop, c.batch.tagged, c.steps) == ("unet", 1.0, 224, 8, 20_000)
+    assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.poly_power) == (
+        "adamw",
+        1e-4,
+        0,
+        0,
+    )  # Adam, constant
+    c = load_config("configs/tags.py:voc+dog+classifier+paper", {})
+    assert (c.model.encoder, c.data.crop, c.batch.tagged, c.steps, c.optim.lr) == ("resnet18", 224, 64, 2_500, 1e-4)
     weights = ("reconstruction_weight", "mask_weight", "class_weight")
     for part, weight in zip(("no_reconstruction", "no_mask_loss", "no_class_loss"), weights, strict=True):
         o = load_config(f"configs/tags.py:wsss+{part}", {}).method.wsss_rec

@@ -10,6 +10,7 @@ from forec_jax.contracts import Batch, Tagged, TrainState
 from forec_jax.methods import TagClassifier, WsssRec
 from forec_jax.methods.tag_classifier import pooled, tags_head
 from forec_jax.methods.wsss_rec import decomposition, wsss_heads
+from forec_jax.models import deeplab_network, unet_network
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state
 
@@ -215,6 +216,45 @@ def test_the_classifier_never_changes_while_the_student_learns(make_wsss):
     )
     assert all(jax.tree.leaves(changed))
     assert set(last.teacher["student"].params) == {"encoder", "segmentation"}
+
+
+def test_a_step_on_the_papers_u_net_reaches_every_part_of_it(classifier):
+    method = WsssRec(unet_network(heads=wsss_heads(CLASSES), width=0.0625), classifier.network, FOREGROUND, 0)
+    large = tagged_batch()
+    part = large.tagged._replace(image=large.tagged.image.repeat(8, 1).repeat(8, 2), valid=np.ones((8, 32, 32), bool))
+    state = state_of(method)
+
+    def loss(params):
+        terms, _ = loss_of(method, state._replace(params=params), Batch(tagged=part), jax.random.key(0))
+        return sum(term.weight * term.mean.value() for term in terms.values())
+
+    gradient = jax.jit(jax.grad(loss))(state.params)["student"]
+    assert set(gradient) == {"encoder", "segmentation", "image_lets"}
+    assert all(np.asarray(leaf).any() and np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_background_is_in_every_image_whatever_its_tag_says(make_wsss):
+    method, batch = make_wsss(), tagged_batch()
+    silent = batch.tagged._replace(tags=batch.tagged.tags * np.array([0, 1, 1], np.float32))
+    state = state_of(method)
+    said, unsaid = (loss_of(method, state, b, jax.random.key(1))[0] for b in (batch, Batch(tagged=silent)))
+    jax.tree.map(np.testing.assert_array_equal, said, unsaid)
+
+
+def test_padding_changes_no_activation_map():
+    """A third of the image is padding: its classes, their largest values and the maps are those of the image alone."""
+    network = deeplab_network(encoder="resnet18", heads=(tags_head(FOREGROUND),), width=0.25)
+    method = TagClassifier(network, same, FOREGROUND, 0)
+    variables = {"student": network.init(jax.random.key(0))}
+    image = jax.random.uniform(jax.random.key(1), (2, 64, 96, 3))
+    valid = jnp.ones((2, 64, 64), bool)
+    padded = jnp.pad(image[:, :, :64], ((0, 0), (0, 0), (0, 32), (0, 0)), constant_values=0.5)
+    scores = jax.jit(method.scores)
+    alone = scores(variables, image[:, :, :64], valid)
+    beside = scores(variables, padded, jnp.pad(valid, ((0, 0), (0, 0), (0, 32))))
+    assert float(alone[..., 1:].max()) == 1
+    np.testing.assert_allclose(beside[:, :, :64], alone, atol=1e-4)
+    np.testing.assert_array_equal(beside[:, :, 64:, 1:], 0)
 
 
 def test_a_term_of_weight_zero_is_left_out(make_wsss):
