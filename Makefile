@@ -28,8 +28,10 @@ quickstart: $(STAMP)
 	@echo "Pictures (input, truth, prediction, confidence, reconstruction):"
 	@ls $(RUNS)/*/pictures/last.png
 
+# In so many processes, each of which takes up to 6 GB.
+WORKERS ?= 2
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

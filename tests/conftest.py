@@ -1,4 +1,14 @@
-"""Eight virtual CPU devices for every test, set before the first use of a backend; a toy network."""
+"""Eight virtual CPU devices and one compilation cache for every test, set before JAX reads them; a toy network."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# One for this process, pytest-xdist's workers and the commands that tests start, and for no longer than they last.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="forec_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import jax.numpy as jnp

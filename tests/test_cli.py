@@ -427,16 +427,16 @@ def kill_at_some_moment(process, workdir, draw):
 def test_a_process_killed_at_random_moments_and_resumed_is_bit_equal(tmp_path, kills):
     """SIGKILL, with no chance to tidy up; the same command run again ends with the very same state."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    steps = f"--config.steps={12 * kills}"
-    assert start(whole, steps).wait() == 0
+    steps = [f"--config.steps={12 * kills}", "--config.evaluate_every=24", "--config.checkpoint_every=4"]
+    assert start(whole, *steps).wait() == 0
     draw, saved, during_save = random.Random(0), set(), 0
     for _ in range(kills):
-        process = start(killed, steps)
+        process = start(killed, *steps)
         during_save += kill_at_some_moment(process, killed, draw)
         assert max(saved, default=0) <= max(saved_steps(killed), default=0), "a checkpoint was lost"
         saved = saved_steps(killed)
     assert during_save, "no kill hit a checkpoint in flight: draw other moments"
-    assert start(killed, steps).wait() == 0
+    assert start(killed, *steps).wait() == 0
     one, other = arrays(whole), arrays(killed)
     assert one.keys() == other.keys()
     assert int(one["step"]) == 12 * kills
