@@ -40,7 +40,7 @@ class MaskRule:
                 "or in a folder of your own give the class file `colours`"
             )
         index = np.asarray(mask)
-        label = self.table[index]
+        label = np.take(self.table, index)  # faster than table[index]
         if (label == _FORBIDDEN).any():
             values = sorted(set(np.unique(index[label == _FORBIDDEN]).tolist()))
             raise DataError(
@@ -141,7 +141,7 @@ def to_rgb(image: Image.Image, file: str) -> np.ndarray:
             raise DataError(
                 f"{file}: has transparent pixels, whose colour is not defined; put it on a background and save as RGB"
             )
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def open_image(data: bytes, file: str) -> Image.Image:

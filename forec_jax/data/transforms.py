@@ -49,11 +49,9 @@ class Geometry:
         """A random view of image u8[H,W,3] and label u8[H,W] (or None)."""
         factor = self._factor(rng)
         window = self._window(image.shape[0], image.shape[1], factor, rng)
-        mirrored = self.flip and rng.random() < 0.5
+        window = window._replace(mirrored=self.flip and rng.random() < 0.5)
         pixels = window.cut(image, Image.Resampling.BILINEAR)
         labels = None if label is None else window.cut(label, Image.Resampling.NEAREST)
-        if mirrored:
-            pixels, labels = pixels[:, ::-1], None if labels is None else labels[:, ::-1]
         return self._pad(pixels, labels)
 
     def _factor(self, rng: np.random.Generator) -> float:
@@ -86,17 +84,20 @@ class Geometry:
 
 
 class _Window(NamedTuple):
-    """A part of an image and the size at which it is wanted.
+    """A part of an image, the size at which it is wanted, and whether it is turned left to right.
 
     Pillow scales a box as it scales the whole image (it looks past the box's edge), so only the crop is computed.
     """
 
     size: tuple[int, int]  # width, height of the result
     box: tuple[float, float, float, float]  # left, top, right, bottom in the original's pixels
+    mirrored: bool = False
 
     def cut(self, array: np.ndarray, resample: Image.Resampling) -> np.ndarray:
         """The window of u8[H,W] or u8[H,W,3] at the wanted size."""
         height, width = array.shape[:2]
         left, top, right, bottom = self.box
         box = (left, top, min(right, float(width)), min(bottom, float(height)))  # rounding must not step outside
-        return np.asarray(Image.fromarray(array).resize(self.size, resample, box=box))
+        picture = Image.fromarray(array).resize(self.size, resample, box=box)
+        # By Pillow, which moves whole pixels: a NumPy view with a negative stride is slow to copy into a batch.
+        return np.asarray(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else picture)
