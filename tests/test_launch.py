@@ -2,13 +2,18 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import yaml
+
+from forec_jax.runs import load_run
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_pod.sh")
@@ -57,6 +62,36 @@ def test_local_passes_a_signal_on_and_waits(tmp_path):
     script.terminate()
     assert script.wait() == 143
     assert len(list(tmp_path.glob("*.done"))) == 2
+
+
+def training(workdir):
+    """local.sh with a training in two processes, FSDP over both."""
+    command = ["bash", LAUNCH / "local.sh", "2", sys.executable, "-m", "forec_jax", "train", f"--workdir={workdir}"]
+    tiny = {"steps": 12, "evaluate_every": 6, "checkpoint_every": 2, "log_every": 1, "mesh.fsdp": 2}
+    tiny |= {"data.size": 48, "data.crop": 33, "data.labelled": "8:0", "eval.batch": 8, "eval.split": "tune"}
+    tiny |= {"eval.bucket": 64, "eval.pictures": 0, "model.width": 0.125, "model.decoder.channels": 8}
+    options = [f"--config.{key}={value}" for key, value in tiny.items()]
+    environ = {**os.environ, "PYTHONPATH": str(LAUNCH.parent), "FOREC_JAX_HEARTBEAT": "10"}
+    return subprocess.Popen([*command, "--config=configs/shapes.py:forec", *options], env=environ)
+
+
+@pytest.mark.slow
+def test_a_training_that_loses_a_process_ends_and_the_same_command_finishes_it(tmp_path):
+    """Both processes and their checkpoints are real; the end is bit-equal to that of a run that lost none."""
+    whole, hurt = tmp_path / "whole", tmp_path / "hurt"
+    assert training(whole).wait() == 0
+    script = training(hurt)
+    while not list((hurt / "checkpoints" / "last").glob("step_*[0-9]")):
+        assert script.poll() is None
+        time.sleep(0.02)
+    children = Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text(encoding="utf-8").split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    assert script.wait(timeout=300) not in (0, None)
+    assert not (hurt / "summary.json").exists()
+    assert training(hurt).wait() == 0
+    one, other = (load_run(workdir, "last").state for workdir in (whole, hurt))
+    assert int(one.step) == 12
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_every_host_of_a_tpu_pod_joins_with_its_arguments_as_they_were(tmp_path):
