@@ -120,8 +120,9 @@ def _read_pth(path: Path) -> dict[str, Any]:
             f"{path} pickles more than tensors, which could run code, and is refused: {reason} "
             "Where you trust it, load it in its own project and save its state_dict alone"
         ) from error
-    except (RuntimeError, OSError, EOFError) as error:
-        raise WeightsError(f"{path} is no readable .pth ({error}); fetch it again") from error
+    except Exception as error:  # the unpickler fails in whatever way a damaged byte leads it to
+        reason = f"{type(error).__name__}: {error}"
+        raise WeightsError(f"{path} is no readable .pth ({reason}); fetch it again") from error
     if not isinstance(stored, Mapping):
         raise WeightsError(f"{path} holds a {type(stored).__name__}, not tensors by name; save a state_dict")
     return _as_numpy(stored)

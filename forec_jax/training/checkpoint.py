@@ -60,6 +60,8 @@ class Checkpoints:
             create=True,
             cleanup_tmp_directories=True,
             step_prefix="step",
+            # Both managers may save one step at a time: without names of their own several processes would mix them up.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name),
             async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(seal, self.folder / name)),
         )
         return ocp.CheckpointManager(self.folder / name, item_names=("state", "layout"), options=options)

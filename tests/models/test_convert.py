@@ -190,6 +190,15 @@ def test_pth_files_are_read_with_their_scores(tmp_path):
     np.testing.assert_array_equal(choose_network(read_tensors(path), None)["a"], [0, 1, 2])
 
 
+def test_a_damaged_pth_is_named(tmp_path):
+    pytest.importorskip("torch", reason="pip install 'forec-jax[torch]'")
+    path = tmp_path / "damaged.pth"
+    for content in (b"", b"shape", b"\x80\x02", b"PK\x03\x04"):  # "s" stores an item in a dict that is not there
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=r"damaged\.pth"):
+            read_tensors(path)
+
+
 def test_a_pth_that_pickles_code_is_refused(tmp_path):
     torch = pytest.importorskip("torch", reason="pip install 'forec-jax[torch]'")
     path = tmp_path / "code.pth"
