@@ -15,7 +15,7 @@ from forec_jax.methods.student import class_probabilities
 from forec_jax.methods.views import unit_image
 from forec_jax.models import DeepLabOptions, deeplab_network
 from forec_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch
-from forec_jax.training import compile_step, create_state
+from forec_jax.training import compile_step, create_state, state_sharding
 
 CLASSES, THRESHOLD, ROWS, SIZE = 3, 0.5, 8, 48
 TX = optax.sgd(0.05, momentum=0.9)
@@ -46,9 +46,9 @@ def make_batch():
 
 
 @functools.cache
-def one_step(devices):
-    mesh = make_mesh(devices=jax.devices()[:devices])
-    state = create_state(forec(), TX, 0, replicated(mesh))
+def one_step(devices, fsdp=1):
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
+    state = create_state(forec(), TX, 0, state_sharding(forec(), TX, 0, mesh))
     step = compile_step(forec(), TX, seed=0, accumulate=1, mesh=mesh)
     state, metrics = step(state, shard_batch(mesh, make_batch()))
     assert step._cache_size() == 1
@@ -64,12 +64,24 @@ def test_the_fixtures_decisions_have_a_margin():
     assert (ordered[..., -1] - ordered[..., -2]).min() > 1e-6
 
 
-def test_one_and_eight_devices_agree():
-    (one, one_metrics), (eight, eight_metrics) = one_step(1), one_step(8)
-    assert one_metrics.keys() == eight_metrics.keys()
+MANY = [pytest.param(*mesh, marks=pytest.mark.slow) for mesh in ((2, 1), (4, 1), (2, 2), (4, 2), (8, 8))]
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(8, 1), *MANY])
+def test_one_and_several_devices_agree_with_and_without_fsdp(devices, fsdp):
+    (one, one_metrics), (several, several_metrics) = one_step(1), one_step(devices, fsdp)
+    assert one_metrics.keys() == several_metrics.keys()
     for name, value in one_metrics.items():
-        assert eight_metrics[name] == pytest.approx(value, rel=1e-4 if name == "gradient_norm" else 1e-5), name
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, eight)
+        assert several_metrics[name] == pytest.approx(value, rel=1e-4 if name == "gradient_norm" else 1e-5), name
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, several)
+    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed(devices, fsdp).params)]
+    assert any(split) == (fsdp > 1)
+
+
+def placed(devices, fsdp):
+    """The first state as it lies on the devices."""
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
+    return create_state(forec(), TX, 0, state_sharding(forec(), TX, 0, mesh))
 
 
 def test_every_part_of_the_loss_has_a_value_and_moves_the_student():
