@@ -80,8 +80,7 @@ def train(argv: Sequence[str]) -> int:
     argv = resolve_config(argv)
 
     def define(values: flags.FlagValues) -> None:
-        # ml_collections reads the overrides from the process's arguments unless it is told otherwise.
-        config_flags.DEFINE_config_file("config", None, "FILE[:VARIANT]", flag_values=values, sys_argv=list(argv))
+        config_flag(values, argv)
         flags.DEFINE_string("workdir", None, "where everything of the run goes", flag_values=values)
         process_flags(values)
 
@@ -108,7 +107,7 @@ def plan(argv: Sequence[str]) -> int:
     argv = resolve_config(argv)
 
     def define(values: flags.FlagValues) -> None:
-        config_flags.DEFINE_config_file("config", None, "FILE[:VARIANT]", flag_values=values, sys_argv=list(argv))
+        config_flag(values, argv)
         flags.DEFINE_integer("devices", None, "virtual CPU devices, not the machine's own", 1, flag_values=values)
         flags.DEFINE_float("rate", None, "images a second, for the hours", 1e-9, flag_values=values)
 
@@ -123,6 +122,12 @@ def plan(argv: Sequence[str]) -> int:
 
     print(describe(plan_training(values.config), values.config.steps, values.rate))
     return 0
+
+
+def config_flag(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """The flag --config=FILE[:VARIANT], with its overrides among `argv`."""
+    # ml_collections reads the overrides from the process's arguments unless it is told otherwise.
+    config_flags.DEFINE_config_file("config", None, "FILE[:VARIANT]", flag_values=values, sys_argv=list(argv))
 
 
 def resolve_config(argv: Sequence[str]) -> list[str]:
@@ -319,7 +324,7 @@ def labels(argv: Sequence[str]) -> int:
     argv = resolve_config(argv)
 
     def define(values: flags.FlagValues) -> None:
-        config_flags.DEFINE_config_file("config", None, "FILE[:VARIANT]", flag_values=values, sys_argv=list(argv))
+        config_flag(values, argv)
         flags.DEFINE_string("out", None, "folder for the sheets", flag_values=values)
         flags.DEFINE_list("partial", None, "shares to compare, 1px,1%,5%; by default data.partial", flag_values=values)
         flags.DEFINE_integer("count", 8, "how many labelled images", lower_bound=1, flag_values=values)
@@ -330,7 +335,8 @@ def labels(argv: Sequence[str]) -> int:
     from forec_jax.inspection import show_labels
 
     c = values.config
-    shares = values.partial if values.partial is not None else [c.data.partial] if c.data.partial else []
+    own = [c.data.partial] if c.data.partial else []
+    shares = own if values.partial is None else values.partial
     c.data.partial = ""  # the sheets show the whole masks too
     print(f"{show_labels(build_training_data(c), shares, Path(values.out), values.count)} sheets in {values.out}")
     return 0

@@ -1,12 +1,15 @@
 """A draw of labelled images that shows every class about equally often: ReCo's "Partial Dataset Full Labels"."""
 
 import hashlib
+import logging
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from forec_jax.data.pipeline import evaluation_examples
 from forec_jax.data.source import DataError, Source
+
+log = logging.getLogger(__name__)
 
 
 def classes_in_images(source: Source, num_classes: int) -> list[frozenset[int]]:
@@ -51,16 +54,9 @@ def balanced_draw(
         left.remove(image)
         for k in classes[image]:
             seen[k] += 1
+    option = f"balanced:{count}:{seed}" + (f":{at_least}" if at_least > 1 else "")
+    log.info("%s: every class is in at least %d images", option, min(seen.values(), default=0))
     return tuple(ids[i] for i in sorted(set(range(len(ids))).difference(left)))
-
-
-def least_seen(drawn: Collection[str], ids: Sequence[str], classes: Sequence[Collection[int]]) -> int:
-    """In how many of the drawn images the rarest class is, of those that any of the ids shows."""
-    seen = dict.fromkeys(set().union(*classes), 0)
-    for shown in (shown for name, shown in zip(ids, classes, strict=True) if name in drawn):
-        for k in shown:
-            seen[k] += 1
-    return min(seen.values(), default=0)
 
 
 def next_image(left: Sequence[int], classes: Sequence[Collection[int]], seen: Mapping[int, int]) -> int:

@@ -1,7 +1,6 @@
 """Which images are labelled and which are not: list files in the published formats, or seeded draws."""
 
 import hashlib
-import logging
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
@@ -9,10 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forec_jax.data.balance import balanced_draw, least_seen
+from forec_jax.data.balance import balanced_draw
 from forec_jax.data.source import DataError, Source
-
-log = logging.getLogger(__name__)
 
 _DRAW = re.compile(r"(\d+):(\d+)")
 _BALANCED = re.compile(r"balanced:(\d+):(\d+)(?::(\d+))?")
@@ -89,9 +86,7 @@ def _labelled_part(
     if classes_of and (match := _BALANCED.fullmatch(labelled)):
         count, seed, at_least = (int(group or 1) for group in match.groups())
         classes = classes_of(masked_ids)
-        drawn = balanced_draw(masked_ids, classes, count=count, seed=seed, at_least=at_least)
-        log.info("%s: every class is in at least %d images", labelled, least_seen(set(drawn), masked_ids, classes))
-        return drawn, labelled
+        return balanced_draw(masked_ids, classes, count=count, seed=seed, at_least=at_least), labelled
     return read_list(labelled, known), "/".join(Path(labelled).with_suffix("").parts[-2:])
 
 

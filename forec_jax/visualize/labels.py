@@ -24,12 +24,13 @@ def label_sheets(
     """
     titles = ["input", "mask", *parts]
     for index in range(min(count, len(labelled))):
-        example, sources = labelled[index], (labelled, *parts.values())
-        shown = [label for source in sources if (label := source[index].label) is not None]
-        pictures = [fit(shown_labels(example.image, label, palette), CELL_SIDE) for label in shown]
+        examples = [source[index] for source in (labelled, *parts.values())]
+        image = examples[0].image
+        shown = [example.label for example in examples if example.label is not None]
+        pictures = [fit(shown_labels(image, label, palette), CELL_SIDE) for label in shown]
         captions = [f"{100 * np.mean(label < UNLABELLED):.3g} % of the pixels" for label in shown]
-        row = [fit(example.image, CELL_SIDE), *map(captioned, pictures, captions)]
-        yield example, sheet([row], titles)
+        row = [fit(image, CELL_SIDE), *map(captioned, pictures, captions)]
+        yield examples[0], sheet([row], titles)
 
 
 def shown_labels(image: np.ndarray, label: np.ndarray, palette: np.ndarray) -> np.ndarray:

@@ -45,10 +45,15 @@ def make_batch():
     return Batch(Labelled(image[0], label, valid, none), Unlabelled(image[1], valid, none))
 
 
+def first_state(devices, fsdp=1):
+    """As it lies on the devices."""
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
+    return create_state(forec(), TX, 0, state_sharding(forec(), TX, 0, mesh))
+
+
 @functools.cache
 def one_step(devices, fsdp=1):
-    mesh = make_mesh(fsdp, jax.devices()[:devices])
-    state = create_state(forec(), TX, 0, state_sharding(forec(), TX, 0, mesh))
+    mesh, state = make_mesh(fsdp, jax.devices()[:devices]), first_state(devices, fsdp)
     step = compile_step(forec(), TX, seed=0, accumulate=1, mesh=mesh)
     state, metrics = step(state, shard_batch(mesh, make_batch()))
     assert step._cache_size() == 1
@@ -74,14 +79,8 @@ def test_one_and_several_devices_agree_with_and_without_fsdp(devices, fsdp):
     for name, value in one_metrics.items():
         assert several_metrics[name] == pytest.approx(value, rel=1e-4 if name == "gradient_norm" else 1e-5), name
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, several)
-    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed(devices, fsdp).params)]
+    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(first_state(devices, fsdp).params)]
     assert any(split) == (fsdp > 1)
-
-
-def placed(devices, fsdp):
-    """The first state as it lies on the devices."""
-    mesh = make_mesh(fsdp, jax.devices()[:devices])
-    return create_state(forec(), TX, 0, state_sharding(forec(), TX, 0, mesh))
 
 
 def test_every_part_of_the_loss_has_a_value_and_moves_the_student():
