@@ -307,21 +307,22 @@ def build_stream(c: ConfigDict, data: TrainingData) -> dict[str, Any]:
     }
 
 
-def build_auxiliary(c: ConfigDict, labels: Labels) -> tuple[Auxiliary, ...]:
+def build_auxiliary(c: ConfigDict, labels: Labels, mesh: Mesh | None) -> tuple[Auxiliary, ...]:
     """The auxiliary tasks, in the order of their names."""
     return tuple(
-        Auxiliary(options.weight, build_task(name, options, labels)) for name, options in sorted(c.auxiliary.items())
+        Auxiliary(options.weight, build_task(name, options, labels, mesh))
+        for name, options in sorted(c.auxiliary.items())
     )
 
 
-def build_task(name: str, o: ConfigDict, labels: Labels) -> AuxiliaryTask:
+def build_task(name: str, o: ConfigDict, labels: Labels, mesh: Mesh | None) -> AuxiliaryTask:
     """One auxiliary task."""
     match choose("auxiliary", name, ("reconstruction", "foreground_segmentation", "reco")):
         case "foreground_segmentation":
             weights = {"labelled_weight": o.labelled_weight, "unlabelled_weight": o.unlabelled_weight}
             return ForegroundSegmentation(known_background(labels), threshold=o.threshold, **weights)
         case "reco":
-            return build_reco(o, labels)
+            return build_reco(o, labels, mesh)
         case _:
             return build_reconstruction(o, labels)
 
@@ -340,11 +341,13 @@ def build_reconstruction(o: ConfigDict, labels: Labels) -> AuxiliaryTask:
     return ForegroundReconstruction(known_background(labels), threshold=o.threshold, void=void, **options)
 
 
-def build_reco(o: ConfigDict, labels: Labels) -> RegionalContrast:
-    """ReCo; warns where there are few classes to contrast."""
+def build_reco(o: ConfigDict, labels: Labels, mesh: Mesh | None) -> RegionalContrast:
+    """ReCo over the devices of a mesh; warns where there are few classes to contrast."""
     for name in ("channels", "queries", "negative_keys"):
         if o[name] < 1:
             raise ConfigError(f"auxiliary.reco.{name}={o[name]} must be at least 1")
+    if o.queries_at_once < 0:
+        raise ConfigError(f"auxiliary.reco.queries_at_once={o.queries_at_once} must be 0, for the machine's, or more")
     for name in ("temperature", "relation_temperature"):
         if o[name] <= 0:
             raise ConfigError(f"auxiliary.reco.{name}={o[name]} must be above 0; published: 0.5")
@@ -367,6 +370,9 @@ def build_reco(o: ConfigDict, labels: Labels) -> RegionalContrast:
         pixel_threshold=o.pixel_threshold,
         temperature=o.temperature,
         relation_temperature=o.relation_temperature,
+        # Keys that stay in a CPU core's cache are gathered twice as fast; a GPU wants large pieces.
+        at_once=o.queries_at_once or (8 if jax.default_backend() == "cpu" else 256),
+        mesh=mesh,
     )
 
 
@@ -509,15 +515,20 @@ def build_method_from_tags(c: ConfigDict, labels: Labels, classifier: Network | 
 
 
 def build_method(
-    c: ConfigDict, labels: Labels, more: tuple[Auxiliary, ...] = (), classifier: Network | None = None
+    c: ConfigDict,
+    labels: Labels,
+    more: tuple[Auxiliary, ...] = (),
+    classifier: Network | None = None,
+    mesh: Mesh | None = None,
 ) -> Method:
     """The method with its networks and auxiliary tasks: those of the config, and `more`, which no config knows.
 
-    `classifier` is the trained network that method.classifier names (`runs.load_classifier`).
+    `classifier` is the trained network that method.classifier names (`runs.trained_classifier`), `mesh` the devices of a
+    training.
     """
     if c.method.name in FROM_TAGS:
         return build_method_from_tags(c, labels, classifier)
-    auxiliary = (*build_auxiliary(c, labels), *more)
+    auxiliary = (*build_auxiliary(c, labels, mesh), *more)
     heads = (HeadSpec(SEGMENTATION, len(labels.classes)), *(task.head for _, task in auxiliary))
     if len({head.name for head in heads}) < len(heads):
         raise ConfigError(f"two auxiliary tasks want the same head: {', '.join(head.name for head in heads)}")

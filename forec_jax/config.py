@@ -178,6 +178,7 @@ def _reco() -> ConfigDict:
             "stride": 4,  # resolution of the representation: 4, a quarter of the image's, or 1
             "queries": 256,  # pixels drawn of each class
             "negative_keys": 512,  # drawn for each query
+            "queries_at_once": 0,  # whose keys are gathered together: memory and time, not the result; 0: 256, on a CPU 8
             "key_sets": "own",  # "own": each query has its own keys; "shared": those of a class share them (less memory)
             "query_sampling": "hard",  # queries: pixels up to the next threshold ("hard"), above it ("easy"), or "random"
             "query_threshold": 0.97,  # delta_s: the student's probability of a pixel's label up to which it is hard

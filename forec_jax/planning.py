@@ -76,18 +76,18 @@ def plan_training(c: ConfigDict) -> Plan:
 
 def lowered_step(c: ConfigDict, mesh: Mesh, accumulate: int) -> Any:
     """The step of a config, ready to be compiled, taken in `accumulate` parts."""
-    method, tx = planned_method(c), build.build_optimizer(c)
+    method, tx = planned_method(c, mesh), build.build_optimizer(c)
     step: Any = compile_step(method, tx, seed=c.seed, accumulate=accumulate, mesh=mesh, wrap=build.build_guard(c))
     return step.lower(abstract_training_state(c, mesh), abstract_batch(c, mesh))
 
 
 def abstract_training_state(c: ConfigDict, mesh: Mesh) -> TrainState:
     """The shapes and shardings of a config's state."""
-    method, tx = planned_method(c), build.build_optimizer(c)
+    method, tx = planned_method(c, mesh), build.build_optimizer(c)
     return abstract_state(method, tx, c.seed, state_sharding(method, tx, c.seed, mesh))
 
 
-def planned_method(c: ConfigDict) -> Method:
+def planned_method(c: ConfigDict, mesh: Mesh) -> Method:
     """The method as a run builds it. PS-MT's epoch, which follows from the data, is any: it changes no shape.
 
     Raises ConfigError for wsss_rec without the trained classifier that its step runs.
@@ -96,7 +96,7 @@ def planned_method(c: ConfigDict) -> Method:
     if c.method.name == "ps_mt" and not c.method.ps_mt.epoch:
         c = c.copy_and_resolve_references()
         c.method.ps_mt.epoch = 1
-    return build.build_method(c, labels, classifier=trained_classifier(c, labels))
+    return build.build_method(c, labels, classifier=trained_classifier(c, labels), mesh=mesh)
 
 
 def planned_labels(c: ConfigDict) -> build.Labels:

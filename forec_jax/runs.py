@@ -166,7 +166,7 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
     mesh = build.build_mesh(c)
     data = build.build_training_data(c)
     c, labels = build.with_epoch(c, data), build.labels_of(data.dataset)
-    method = build.build_method(c, labels, classifier=trained_classifier(c, labels))
+    method = build.build_method(c, labels, classifier=trained_classifier(c, labels), mesh=mesh)
     if is_primary():
         start(workdir, c, labels)
         if c.method.classifier:

@@ -158,7 +158,7 @@ def test_the_variants_of_reco():
     c = config("reco_paper+forec+partial_1px")
     method = build.build_method(c, LABELS)
     assert isinstance(method, MeanTeacher)
-    assert method.auxiliary[0].task == RegionalContrast(3)
+    assert method.auxiliary[0].task == RegionalContrast(3, at_once=8)
     assert isinstance(method.auxiliary[1].task, ForegroundReconstruction)
     assert (method.normaliser, method.threshold, method.partial_labels) == ("eta", 0.97, True)
     assert (c.batch.labelled, c.batch.unlabelled, c.data.labelled, c.data.unlabelled) == (10, 0, "all", "none")
@@ -181,7 +181,10 @@ def test_reco_warns_of_two_classes(caplog):
     assert not caplog.text
 
 
-@pytest.mark.parametrize(("name", "value"), [("queries", 0), ("temperature", 0.0), ("stride", 2), ("key_sets", "all")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("queries", 0), ("queries_at_once", -1), ("temperature", 0.0), ("stride", 2), ("key_sets", "all")],
+)
 def test_impossible_options_of_reco_are_errors(name, value):
     c = config("reco")
     c.auxiliary.reco[name] = value

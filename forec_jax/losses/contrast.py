@@ -119,15 +119,17 @@ def draw_by_weight(key: Array, weight: Array, shape: tuple[int, ...]) -> Array:
     return jnp.minimum(index, weight.shape[0] - 1)
 
 
-def regional_contrast(representation: Array, means: ClassMeans, draws: Draws, *, temperature: float) -> Mean:
+def regional_contrast(
+    representation: Array, means: ClassMeans, draws: Draws, *, temperature: float, at_once: int
+) -> Mean:
     """ReCo's loss (Eq. 1) for given draws: the mean over queries, then over the classes that enter.
 
     A query's loss is the cross-entropy of picking its class's mean among it and the negative keys, by cosine over
     `temperature`. Only the queries have a gradient. (Eq. 1 writes sums; means are what was published with it, and make
     the weight independent of Q and of the classes at hand.) With no class to contrast it is 0.
 
-    Memory: keys are gathered one class at a time, and gathered again in the backward pass instead of being kept, so
-    that S * M * D float32 of them are live: 256 * 512 * 256 * 4 B = 134 MB with the defaults, 0.5 MB with shared keys,
+    Memory: the keys of `at_once` queries of a class are gathered at a time, used for the loss and its gradient, and
+    dropped: at_once * M * D float32 are live, 256 * 512 * 256 * 4 B = 134 MB with the defaults, 0.5 MB with shared keys,
     whatever the number of classes and pixels. Beside it stay the draws, K * S * M * 4 B (11 MB for 21 classes), and the
     representation itself, N * D * 4 B (107 MB for 16 crops of 321 at a quarter).
 
@@ -136,23 +138,34 @@ def regional_contrast(representation: Array, means: ClassMeans, draws: Draws, *,
         means: of the same representation.
         draws: of `draw`.
         temperature: above 0.
+        at_once: queries whose keys are gathered together; changes time and memory, not the result. Many suit a GPU, as
+            few as fit a core's cache a CPU. Shared keys are gathered once.
     """
     constant = jax.lax.stop_gradient(representation)
     length = jnp.sqrt(jnp.maximum(jnp.sum(constant * constant, axis=-1), _TINY))
-    # All queries at once, outside of the scan: their gradient is scattered into the representation once, not K times.
+    # All queries at once, outside of the maps: their gradient is scattered into the representation once, not K times.
     queries = unit(representation[draws.query])
 
-    @jax.checkpoint
-    def add_class(total: Array, inputs: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
-        query, positive, key, active = inputs
-        near = jnp.matmul(query, positive, precision="highest") / temperature
-        negatives = jnp.swapaxes(constant[key], 1, 2)  # [S,D,M]
-        far = jnp.matmul(query[:, None], negatives, precision="highest")[:, 0] / (length[key] * temperature)
-        error = jax.nn.logsumexp(jnp.concatenate([near[:, None], far], axis=1), axis=1) - near
-        return total + jnp.where(active, jnp.mean(error), 0.0), None
+    def error(query: Array, positive: Array, key: Array) -> Array:
+        near = jnp.dot(query, positive, precision="highest") / temperature
+        far = jnp.matmul(constant[key], query, precision="highest") / (length[key] * temperature)
+        return jax.nn.logsumexp(jnp.append(far, near)) - near
 
-    total, _ = jax.lax.scan(add_class, jnp.zeros(()), (queries, unit(means.mean), draws.key, draws.active))
-    return Mean(total, jnp.sum(draws.active, dtype=jnp.float32))
+    def class_errors(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        query, positive, key = inputs
+        if key.shape[0] == 1:
+            return jax.vmap(jax.value_and_grad(error), (0, None, None))(query, positive, key[0])
+        return jax.lax.map(
+            lambda pair: jax.value_and_grad(error)(pair[0], positive, pair[1]), (query, key), batch_size=at_once
+        )
+
+    fixed = jax.lax.stop_gradient(queries)
+    errors, slopes = jax.lax.map(class_errors, (fixed, unit(means.mean), draws.key))
+    # The tangent at the queries has the loss's value and gradient, and lets go of the keys before the backward pass.
+    tangent = errors + jnp.sum(slopes * (queries - fixed), axis=-1)
+    return Mean(
+        jnp.sum(jnp.where(draws.active, jnp.mean(tangent, axis=-1), 0.0)), jnp.sum(draws.active, dtype=jnp.float32)
+    )
 
 
 def unit(vectors: Array) -> Array:

@@ -7,12 +7,14 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from forec_jax.contracts import Array, HeadOutput, HeadSpec, Mean, Metrics, Term, Terms, Views
 from forec_jax.losses import class_means, class_weights, draw, regional_contrast
 from forec_jax.losses.contrast import ClassMeans, Draws, Keys
 from forec_jax.methods.background import is_known
 from forec_jax.methods.student import SEGMENTATION
+from forec_jax.parallel import replicated, spread
 
 Queries = Literal["hard", "easy", "random"]
 KeySets = Literal["own", "shared"]
@@ -52,6 +54,8 @@ class RegionalContrast:
     pixel_threshold: float = 0.7
     temperature: float = 0.5
     relation_temperature: float = 0.5
+    at_once: int = 256  # queries whose keys are gathered together
+    mesh: Mesh | None = None  # whose devices share the queries; without one the compiler chooses
 
     @property
     def head(self) -> HeadSpec:
@@ -60,12 +64,25 @@ class RegionalContrast:
 
     def loss(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> tuple[Terms, Metrics]:
         """The contrast over labelled and unlabelled pixels together."""
-        sample = self.sample(outputs, views, key)
-        mean = regional_contrast(sample.representation, sample.means, sample.draws, temperature=self.temperature)
+        sample = self.shared_out(self.sample(outputs, views, key))
+        mean = regional_contrast(
+            sample.representation, sample.means, sample.draws, temperature=self.temperature, at_once=self.at_once
+        )
         return {"reco_loss": Term(mean, 1.0)}, {
             "reco_valid": share(sample.valid, jnp.ones_like(sample.valid)),
             "reco_hard": share(sample.hard & sample.valid, sample.valid),
         }
+
+    def shared_out(self, sample: Sample) -> Sample:
+        """The representation on every device, the queries and their keys split over them.
+
+        Otherwise the keys, many times the representation, would cross between devices, and each contrast all queries.
+        """
+        if self.mesh is None:
+            return sample
+        whole = jax.lax.with_sharding_constraint(sample.representation, replicated(self.mesh))
+        query, key = (spread(self.mesh, index, 1) for index in (sample.draws.query, sample.draws.key))
+        return sample._replace(representation=whole, draws=sample.draws._replace(query=query, key=key))
 
     def sample(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> Sample:
         """Who takes part, who is hard, and which queries and keys are drawn."""

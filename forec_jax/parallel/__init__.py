@@ -10,6 +10,7 @@ from forec_jax.parallel.mesh import (
     replicated,
     shape_sharding,
     shard_batch,
+    spread,
 )
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "replicated",
     "shape_sharding",
     "shard_batch",
+    "spread",
     "summed",
 ]

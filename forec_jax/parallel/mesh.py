@@ -47,6 +47,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def spread(mesh: Mesh, array: jax.Array, axis: int) -> jax.Array:
+    """The array with an axis split over every device, inside a compiled function; whole where they do not divide it."""
+    sharding = PartitionSpec(*([None] * axis), BATCH_AXES) if array.shape[axis] % mesh.size == 0 else PartitionSpec()
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, sharding))
+
+
 def shard_batch(mesh: Mesh, batch: PyTree) -> PyTree:
     """Puts this process's rows of a batch (a tree of NumPy arrays) on its devices, as one global array a leaf.
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -12,7 +13,8 @@ from forec_jax.config import load_config
 from forec_jax.contracts import IGNORE, UNLABELLED, Batch, HeadOutput, HeadSpec, Labelled, Views
 from forec_jax.methods import Auxiliary, MeanTeacher, RegionalContrast
 from forec_jax.methods.reco import nearest
-from forec_jax.parallel import make_mesh, replicated, shard_batch
+from forec_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch
+from forec_jax.planning import collective_bytes
 from forec_jax.training import compile_step, create_state
 
 KEY = jax.random.key(0)
@@ -100,12 +102,11 @@ def make_batch(rows=8, size=12):
     return Batch(Labelled(image, label, np.ones(label.shape, bool), np.zeros(rows, np.int32)))
 
 
-@pytest.mark.parametrize("key_sets", ["own", "shared"])
-def test_one_and_eight_devices_agree_on_a_step_with_partial_labels(make_toy_network, key_sets):
-    reco = task(key_sets=key_sets, pixel_threshold=0.3)
-    network = make_toy_network((HeadSpec("segmentation", CLASSES), reco.head))
-    method = MeanTeacher(
-        network,
+def on_devices(reco, mesh, make_toy_network):
+    """The mean teacher with ReCo, whose queries these devices share."""
+    reco = dataclasses.replace(reco, mesh=mesh)
+    return MeanTeacher(
+        make_toy_network((HeadSpec("segmentation", CLASSES), reco.head)),
         lambda key, image, valid: image,
         ClassMix(CLASSES),
         (Auxiliary(1.0, reco),),
@@ -113,10 +114,16 @@ def test_one_and_eight_devices_agree_on_a_step_with_partial_labels(make_toy_netw
         normaliser="eta",
         partial_labels=True,
     )
+
+
+@pytest.mark.parametrize("key_sets", ["own", "shared"])
+def test_one_and_eight_devices_agree_on_a_step_with_partial_labels(make_toy_network, key_sets):
+    reco = task(key_sets=key_sets, pixel_threshold=0.3)
     tx = optax.sgd(0.1)
     results = []
     for devices in (1, 8):
         mesh = make_mesh(devices=jax.devices()[:devices])
+        method = on_devices(reco, mesh, make_toy_network)
         step = compile_step(method, tx, seed=0, accumulate=1, mesh=mesh)
         state, metrics = step(create_state(method, tx, 0, replicated(mesh)), shard_batch(mesh, make_batch()))
         results.append(jax.device_get((metrics, state.params)))
@@ -126,6 +133,25 @@ def test_one_and_eight_devices_agree_on_a_step_with_partial_labels(make_toy_netw
     for name, value in one.items():
         assert eight[name] == pytest.approx(value, rel=1e-4 if name == "gradient_norm" else 1e-5), name
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one_params, eight_params)
+
+
+def test_no_keys_cross_between_devices():
+    """Only the representation does, and its gradient: 64 KiB each, where the keys of one class are 512 KiB."""
+    mesh = make_mesh()
+    reco = RegionalContrast(CLASSES, channels=16, queries=64, negative_keys=128, mesh=mesh)
+    pixels = jax.ShapeDtypeStruct((8, 16, 8), jnp.int32, sharding=batch_sharding(mesh))
+    representation = jax.ShapeDtypeStruct((8, 16, 8, 16), jnp.float32, sharding=batch_sharding(mesh))
+
+    def loss(representation, label):
+        ones = jnp.ones(label.shape)
+        views = Views(jnp.zeros((*label.shape, 3)), label, ones, ones > 0, ones > 0, jnp.ones(8, bool))
+        outputs = {"segmentation": jnp.zeros((*label.shape, CLASSES)), "representation": representation}
+        return run(reco, views, outputs)[0]["reco_loss"].mean.value()
+
+    program = jax.jit(jax.grad(loss)).lower(representation, pixels).compile().as_text()
+    moved = collective_bytes(program)
+    assert moved["all-gather"] >= 64 * 1024  # the text is read as meant
+    assert sum(moved.values()) < 200 * 1024
 
 
 @pytest.mark.slow
