@@ -7,6 +7,7 @@ check: bytes overwritten, cut off, inserted.
 import io
 import os
 import pickle
+import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,11 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save_file
+from scipy.io import savemat
 
 from forec_jax.data import DataError
 from forec_jax.data.decode import MaskRule, decode_mask
-from forec_jax.data.folder import read_classes
+from forec_jax.data.folder import folder_dataset, read_classes
 from forec_jax.data.splits import read_list
+from forec_jax.data.tags import read_tags
+from forec_jax.data.voc_masks import read_sbd_mask, read_voc_mask
 from forec_jax.evaluation import read_image
 from forec_jax.models.pretrained import load_weights
 from forec_jax.models.weightfile import WeightsError, read_tensors
@@ -122,6 +126,40 @@ def test_lists(tmp_path, cases):
 CLASSES = (
     b'names = ["background", "cat"]\ncolours = [[0, 0, 0], [255, 0, 0]]\nbackground = "background"\nvoid = [9, 9, 9]\n'
 )
+TAGS = b"image,tags\na.jpg,cat;dog\nimages/b,background\n"
+
+
+@few_or_many
+def test_tag_lists(tmp_path, cases):
+    def check(content):
+        file = tmp_path / "tags.csv"
+        file.write_bytes(content)
+        with allowed(DataError, str(file)):
+            assert all(read_tags(file, ("a", "b")).values())
+
+    fuzz(cases, st.one_of(damaged([TAGS]), st.binary(max_size=60)), check)
+
+
+@few_or_many
+def test_masks_of_voc_and_sbd(tmp_path, cases):
+    mat = tmp_path / "whole.mat"
+    savemat(mat, {"GTcls": {"Segmentation": np.ones((9, 7), np.uint8), "Boundaries": 0}}, do_compression=True)
+    plain = tmp_path / "plain.mat"
+    savemat(plain, {"GTcls": {"Segmentation": np.ones((9, 7), np.uint8), "Boundaries": 0}})
+
+    def check(drawn):
+        (content, read), file = drawn, tmp_path / "mask"
+        file.write_bytes(content)
+        with allowed(DataError, str(file)):
+            mask = read(file)
+            assert mask.dtype == np.uint8
+            assert (mask[mask != 255] <= 20).all()
+
+    of_voc = st.tuples(damaged(IMAGES[1:3]), st.just(read_voc_mask))
+    of_sbd = st.tuples(damaged([mat.read_bytes(), plain.read_bytes()]), st.just(read_sbd_mask))
+    fuzz(cases, st.one_of(of_voc, of_sbd), check)
+
+
 VALUES = st.one_of(st.integers(), st.text(max_size=5), st.lists(st.integers(-1, 256), max_size=4))
 
 
@@ -138,6 +176,79 @@ def test_class_files(tmp_path, cases):
         lambda content: "\n".join(f"{key} = {value!r}" for key, value in content.items()).encode("utf-8", "replace")
     )
     fuzz(cases, st.one_of(damaged([CLASSES]), typed), check)
+
+
+FOLDER = {
+    "classes.toml": CLASSES.replace(b"[[0, 0, 0], [255, 0, 0]]", b"[[0, 0, 0], [1, 1, 1]]"),
+    "val.txt": b"c\n",
+    **{f"images/{name}.png": IMAGES[0] for name in "abc"},
+    **{f"masks/{name}.png": encoded("PNG", "1") for name in "abc"},
+}
+
+
+@st.composite
+def damaged_folder(draw):
+    """The files of a folder data set by path, some of them damaged, gone, or under another name."""
+    files = dict(FOLDER)
+    for name in draw(st.lists(st.sampled_from(sorted(files)), min_size=1, max_size=3, unique=True)):
+        content = files.pop(name)
+        match draw(st.integers(0, 3)):
+            case 0:
+                files[name] = draw(damaged([content]))
+            case 1:
+                files[
+                    f"{draw(st.sampled_from(['images', 'masks', 'unlabelled']))}/{draw(st.sampled_from('abcd'))}.png"
+                ] = content
+            case 2:
+                files[name] = b""
+    return files
+
+
+@few_or_many
+def test_whole_folders(tmp_path, cases):
+    def check(files):
+        root, prepared = tmp_path / "photos", tmp_path / "prepared"
+        for name, content in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+        with allowed(DataError, str(root)):
+            dataset = folder_dataset(root, prepared)
+            for source in dataset.sources.values():
+                assert all(
+                    example.image.shape[2] == 3
+                    for example in map(source.without_labels().__getitem__, range(len(source)))
+                )
+        assert all(
+            path.is_relative_to(root) or path.is_relative_to(prepared) for path in tmp_path.rglob("*") if path.is_file()
+        )
+        for folder in (root, prepared):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    fuzz(cases // 4, damaged_folder(), check)
+
+
+@few_or_many
+def test_prepared_records(tmp_path, cases):
+    """What lies on the disk may rot after it was packed."""
+    for name, content in FOLDER.items():
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(content)
+    folder_dataset(tmp_path / "photos", tmp_path / "prepared")
+    files = sorted(
+        file for file in (tmp_path / "prepared").rglob("*") if file.is_file() and not file.name.startswith(".")
+    )
+    whole = {file: file.read_bytes() for file in files}
+
+    def check(drawn):
+        file, content = drawn
+        file.write_bytes(content)
+        with allowed(DataError, str(tmp_path)):
+            source = folder_dataset(tmp_path / "photos", tmp_path / "prepared").source("train")
+            assert [source[index].id for index in range(len(source))] == ["a", "b"]
+        file.write_bytes(whole[file])
+
+    one = st.sampled_from(files).flatmap(lambda file: st.tuples(st.just(file), damaged([whole[file]])))
+    fuzz(cases // 4, one, check)
 
 
 class Opens:
