@@ -16,7 +16,7 @@ from forec_jax.parallel import DistributedError, join
 from forec_jax.parallel.distributed import launcher, summed
 from forec_jax.training.reporting import read_events
 
-PROGRAM = Path(__file__).with_name("one_of_two.py")
+PROGRAM = Path(__file__).with_name("one_of_several.py")
 
 
 @pytest.mark.parametrize(
@@ -101,15 +101,16 @@ def test_two_processes_are_one_run_that_stops_resumes_and_scores_as_one_process_
 
 
 @pytest.mark.slow
-def test_one_process_goes_on_as_two_and_each_scores_its_share(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
+@pytest.mark.parametrize(("processes", "fsdp"), [(2, 2), (4, 1), (4, 4)])
+def test_one_process_goes_on_as_several_and_each_scores_its_share(tmp_path, processes, fsdp):
+    one, several = tmp_path / "one", tmp_path / "several"
     (alone,) = run(one, 1)
-    run(two, 1, fsdp=2, signal_at=3)
-    resumed = run(two, 2, fsdp=2)
-    assert [(f["first"], f["step"]) for f in resumed] == [(4, 6), (4, 6)]
-    assert [f["confusions"] for f in resumed] == [alone["confusions"][-2:]] * 2
+    run(several, 1, fsdp=2, signal_at=3)
+    resumed = run(several, processes, fsdp=fsdp)
+    assert [(f["first"], f["step"]) for f in resumed] == [(4, 6)] * processes
+    assert [f["confusions"] for f in resumed] == [alone["confusions"][-2:]] * processes
     for step, loss in losses(one).items():
-        assert losses(two)[step] == pytest.approx(loss, rel=1e-5), step
+        assert losses(several)[step] == pytest.approx(loss, rel=1e-5), step
 
 
 @pytest.mark.slow

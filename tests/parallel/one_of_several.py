@@ -1,6 +1,6 @@
 """One process of several: trains a toy in a work directory, evaluates it, and writes what it found (test_distributed.py).
 
-    python one_of_two.py WORKDIR PORT PROCESSES PROCESS FSDP SIGNAL_AT
+    python one_of_several.py WORKDIR PORT PROCESSES PROCESS FSDP SIGNAL_AT
 
 With one process nothing is joined. SIGNAL_AT is a step before which the last process sends itself SIGTERM, or -1.
 """
