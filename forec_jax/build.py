@@ -401,6 +401,7 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
         decoder=DeepLabOptions(**{**m.decoder.to_dict(), "rates": tuple(m.decoder.rates)}),
         bn_momentum=m.bn_momentum,
         share_aspp=m.share_aspp,
+        remat=m.remat,
         compute_dtype=jnp.dtype(choose("compute_dtype", c.compute_dtype, ("float32", "bfloat16"))),
     )
     if not m.weights:
@@ -416,6 +417,8 @@ def build_unet(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
         raise ConfigError(
             f"model.weights={c.model.weights!r}: model.encoder='unet' starts from random weights; leave it empty"
         )
+    if c.model.remat:
+        raise ConfigError("model.remat=True: model.encoder='unet' has no residual blocks; set accumulate instead")
     if any(head.linear for head in heads):
         raise ConfigError(
             "model.encoder='unet' cannot classify tags: choose resnet18, resnet34, resnet50, ... for that"

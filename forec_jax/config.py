@@ -64,6 +64,7 @@ def defaults() -> ConfigDict:
     c.model.weights = ""  # a file, or hf:OWNER/NAME[@REVISION][#sha256=...] (docs/weights.md); empty: random
     c.model.bn_momentum = 0.9  # of BatchNorm's running statistics: new = momentum * old + (1 - momentum) * batch
     c.model.share_aspp = False  # all heads read one ASPP: less to compute, but not the paper's (docs/performance.md)
+    c.model.remat = False  # keep less of the encoder for the backward pass and compute it again (docs/scaling.md)
     c.model.decoder = ConfigDict()
     c.model.decoder.rates = (6, 12, 18)  # dilation of the ASPP's branches
     c.model.decoder.channels = 256  # of the ASPP and the decoder

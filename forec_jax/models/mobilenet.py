@@ -78,10 +78,12 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     momentum: float = 0.9
     dtype: Any = jnp.float32
+    remat: bool = False  # a block's inside is computed again in the backward pass, not kept
 
     @nn.compact
     def __call__(self, x: Array, valid: Array | None = None) -> tuple[Array, Array]:
         """f32[B,H,W,3] -> [B,ceil(H/4),ceil(W/4),24], [B,ceil(H/os),ceil(W/os),320], channels times `width`."""
+        block_type = nn.remat(_Block) if self.remat else _Block
         x = ConvNorm(
             scaled_channels(32, self.width),
             self.train,
@@ -102,7 +104,7 @@ class MobileNetV2(nn.Module):
             elif strides == 2:
                 dilation *= 2
             for block in range(depth):
-                x = _Block(
+                x = block_type(
                     scaled_channels(features, self.width),
                     expansion,
                     self.train,

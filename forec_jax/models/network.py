@@ -59,6 +59,7 @@ def deeplab_network(
     bn_momentum: float = 0.9,
     compute_dtype: Any = jnp.float32,
     share_aspp: bool = False,
+    remat: bool = False,
 ) -> Network:
     """Builds DeepLabV3+ with any number of decoders that share nothing but the encoder.
 
@@ -78,6 +79,8 @@ def deeplab_network(
       compute_dtype: of activations, float32 or bfloat16. Normalisation, resizing and outputs are float32.
       share_aspp: let all heads read one ASPP, the part `PYRAMID`, which runs in `encode`; the heads then share more than
         the encoder.
+      remat: keep only what goes from one residual block of the encoder to the next, and compute the rest again in the
+        backward pass: less memory, one more forward pass of the encoder, the same numbers.
 
     Returns:
       The network. `encode` has the defaults valid=None, train=False, rng=None; `decode` train=False, rng=None (needed
@@ -89,11 +92,18 @@ def deeplab_network(
     backbone: Callable[..., nn.Module]
     if encoder == "mobilenet_v2":
         mean = std = (0.5, 0.5, 0.5)
-        backbone = partial(MobileNetV2, output_stride=output_stride, width=width, **shared)
+        backbone = partial(MobileNetV2, output_stride=output_stride, width=width, remat=remat, **shared)
     else:
         mean, std = _IMAGENET_MEAN, _IMAGENET_STD
         backbone = partial(
-            ResNet, encoder, output_stride=output_stride, stem=stem, multi_grid=multi_grid, width=width, **shared
+            ResNet,
+            encoder,
+            output_stride=output_stride,
+            stem=stem,
+            multi_grid=multi_grid,
+            width=width,
+            remat=remat,
+            **shared,
         )
     options = DeepLabOptions() if decoder is None else decoder
     form = SharingDecoder if share_aspp else DeepLabDecoder

@@ -77,11 +77,13 @@ class ResNet(nn.Module):
     width: float = 1.0
     momentum: float = 0.9
     dtype: Any = jnp.float32
+    remat: bool = False  # a block's inside is computed again in the backward pass, not kept
 
     @nn.compact
     def __call__(self, x: Array, valid: Array | None = None) -> tuple[Array, Array]:
         """f32[B,H,W,3] -> [B,ceil(H/4),ceil(W/4),64k], [B,ceil(H/os),ceil(W/os),512k]; k = 1 or 4, times `width`."""
         kind, depths = BLOCKS[self.name_of_variant]
+        block_type = nn.remat(_Block) if self.remat else _Block
         x = max_pool(keep_valid(self._stem(x, valid), valid))
         low, stride, dilation = x, 4, 1
         for layer, depth in enumerate(depths, start=1):
@@ -92,7 +94,7 @@ class ResNet(nn.Module):
                 dilation *= 2
             for block in range(depth):
                 grid = self.multi_grid[block] if layer == 4 else 1
-                x = _Block(
+                x = block_type(
                     kind,
                     self._channels(32 * 2**layer),
                     self.train,

@@ -6,6 +6,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from forec_jax.contracts import HeadSpec, Variables
 from forec_jax.models import DeepLabOptions, count_parameters, deeplab_network
+from forec_jax.planning import keep_remat
 
 SEGMENTATION, RECONSTRUCTION = HeadSpec("segmentation", 5), HeadSpec("reconstruction", 3, upsample=False)
 SMALL = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4)
@@ -232,3 +233,24 @@ def test_every_head_moves_the_shared_aspp():
         assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradients["pyramid"]["projection"]))
         moved = stats["pyramid"]["point"]["norm"]["mean"]
         assert not np.array_equal(moved, variables.batch_stats["pyramid"]["point"]["norm"]["mean"])
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
+def test_remat_computes_the_same_and_keeps_less(encoder):
+    kept, recomputed = (small(encoder=encoder, remat=remat) for remat in (False, True))
+    variables, image = kept.init(jax.random.key(0)), images(2, 65, 65)
+    jax.tree.map(np.testing.assert_array_equal, variables, recomputed.init(jax.random.key(0)))
+
+    def compiled(network):
+        def loss(params):
+            features, stats = network.encode(variables._replace(params=params), image, train=True)
+            return jnp.mean(features.high**2), stats
+
+        lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(variables.params)
+        return lowered.compile(compiler_options=keep_remat())
+
+    one, other = compiled(kept), compiled(recomputed)
+    for a, b in zip(*map(jax.tree.leaves, (one(variables.params), other(variables.params))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7 + 1e-3 * float(jnp.abs(a).max()))
+    more, less = (program.memory_analysis().temp_size_in_bytes for program in (one, other))
+    assert less < 0.8 * more
