@@ -70,8 +70,8 @@ class WsssRec:
     L_recon is the squared error between the image and sum_k M_k X_k. L_mask ties the masks' sizes to the tags. L_cls asks
     a fixed classifier about two parts of each image: the part of one class, drawn from the image's tags (from all classes
     where it has none), should show that class if it is tagged, and nothing else; the background's part should show nothing.
-    With two classes that is the paper's loss; with more it is its expectation at the price of two looks an image. The
-    classifier lives in `memory`, runs in inference mode and never changes.
+    With two classes that is the paper's loss; with more it is two looks an image, whatever their number. The classifier
+    lives in `memory`, runs in inference mode and never changes.
 
     What is evaluated are the masks (the EMA's as well, which the paper has not): foreground is where a class's mask,
     against the background's, exceeds `mask_threshold`; with 0.5 the largest mask wins.
@@ -114,7 +114,7 @@ class WsssRec:
             ),
             "mask_loss": Term(self._mask_loss(found, part.valid, part.tags), self.mask_weight),
         }
-        guidance, metrics = self._class_terms(state.memory[CLASSIFIER], found, part.valid, part.tags, draw_key)
+        guidance, metrics = self._class_terms(state.memory[CLASSIFIER], found, image, part.valid, part.tags, draw_key)
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
         return terms | guidance, Aux({STUDENT: stats}, {STUDENT: teacher_stats}, state.memory, metrics)
 
@@ -124,14 +124,15 @@ class WsssRec:
         return size_penalty_loss(found.logits, valid, tags, jnp.array(self.foreground))
 
     def _class_terms(
-        self, classifier: Variables, found: Decomposition, valid: Array, tags: Array, key: Array
+        self, classifier: Variables, found: Decomposition, image: Array, valid: Array, tags: Array, key: Array
     ) -> tuple[Terms, Metrics]:
         """L_cls, apart for the drawn class's part and the background's, and the share of the image in foreground masks."""
         tagged = tags[:, jnp.array(self.foreground)]
         any_tag = jnp.any(tagged > 0, axis=-1, keepdims=True)
         drawn = jax.random.categorical(key, jnp.log(jnp.where(any_tag, tagged, 1.0)))
         row = jnp.arange(drawn.shape[0])
-        parts = found.parts()
+        # The padding is what the classifier was trained with: nothing can be painted there for it to see.
+        parts = jnp.where(valid[..., None, None], found.parts(), image[:, :, :, None])
         shown = interleave(parts[row, :, :, jnp.array(self.foreground)[drawn]], parts[:, :, :, self.background])
         maps = score_maps(self.classifier, classifier, shown, None)
         logits = pooled(maps, interleave(valid, valid)).reshape(len(drawn), 2, -1)

@@ -1,5 +1,7 @@
 """The methods that see image-level tags, on networks of a few matrices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,6 +168,28 @@ def test_the_foreground_shows_its_tag_and_nothing_else(make_toy_network, classif
     shown = mean_over(batch.tagged.valid, toy_scores(variables, "tags", mask * colours, train=False))
     expected = bce(shown, tags[:, 1:]).mean()
     np.testing.assert_allclose(terms["class_foreground_loss"].mean.value(), expected, rtol=1e-4)
+
+
+def test_nothing_painted_into_the_padding_reaches_the_classifier(make_wsss):
+    """A classifier that sees the whole image at every pixel, as a deep one nearly does, finds the image's own padding."""
+    method = make_wsss()
+
+    def encode(variables, image, **options):
+        everywhere = jnp.broadcast_to(jnp.mean(image, axis=(1, 2), keepdims=True), image.shape)
+        return method.classifier.encode(variables, everywhere, **options)
+
+    state, batch = state_of(method), tagged_batch()
+    far_seeing = dataclasses.replace(method, classifier=method.classifier._replace(encode=encode))
+    terms, _ = loss_of(far_seeing, state, batch, jax.random.key(1))
+    student, g = method.network.init(jax.random.key(0)), method.classifier.init(jax.random.key(0))
+    image, valid = batch.tagged.image / 255.0, batch.tagged.valid
+    assert not valid.all()
+    logits = toy_scores(student, "segmentation", image, train=True)
+    mask = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[..., :1]
+    colours = 1 / (1 + np.exp(-toy_scores(student, "image_lets", image, train=True)))[..., :3]
+    seen = np.where(valid[..., None], mask * colours, image).mean((1, 2), keepdims=True)
+    scores = toy_scores(g, "tags", np.broadcast_to(seen, image.shape), train=False)[:, 0, 0]
+    np.testing.assert_allclose(terms["class_background_loss"].mean.value(), bce(scores, 0).mean(), rtol=1e-4)
 
 
 def test_the_drawn_class_is_one_of_the_tags(make_wsss):
