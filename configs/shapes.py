@@ -40,7 +40,8 @@ def get_config(variant: str = "forec") -> ConfigDict:
     c.optim.warmup = 30
     c.eval.batch = 16
     c.eval.bucket = 96
+    threshold = c.method.threshold  # a method that a variant names may mean something else by its own
     apply_variant(c, variant)
     for task in (task for task in c.auxiliary.values() if "threshold" in task):
-        task.threshold = c.method.threshold
+        task.threshold = threshold
     return c

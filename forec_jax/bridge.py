@@ -50,7 +50,7 @@ def write_masks(run: Run, out: Path, *, network: str, keep: float, confidence: f
     """Writes the run's pool as a folder data set `out`: images, masks from tags, and the evaluation split with true masks.
 
     A mask holds classes of the image's tags only, and void where the model is less sure than `confidence`. The share
-    `keep` of the images, those of the largest mean confidence, have masks; the others can be used without labels. Images
+    `keep` of the images, the surest ones (see `surest`), have masks; the others can be used without labels. Images
     that `labelled` names (a list file or "<count>:<seed>"; "" for none) have their true masks. The folder appears complete
     or not at all. Raises WorkdirError for a run without masks from tags, DataError where `out` is there already.
     """
@@ -83,17 +83,31 @@ def write_folder(run: Run, folder: Path, network: str, keep: float, confidence: 
         save_mask(folder, found.example.id, found.label, run.labels)
         confidences[found.example.id] = found.confidence
     write_json(folder / "confidences.json", confidences)
-    surest_first = sorted(confidences, key=lambda name: -confidences[name])
-    kept = round(keep * len(surest_first))
-    for name in surest_first[kept:]:
+    background = frozenset(run.labels.background_classes)
+    numbers = {name: len(frozenset(data.tagged.tags[name]) - background) for name in confidences}
+    kept = surest(confidences, numbers, keep)
+    for name in confidences.keys() - kept:
         mask_file(folder, name).unlink()
-    for source in (true, data.validation):
+    further = {name: source for name, source in data.dataset.sources.items() if name.startswith("val_")}
+    for source in (true, data.validation, *further.values()):
         for example in evaluation_examples(source):
             save_image(folder, example)
             if example.label is not None:
                 save_mask(folder, example.id, example.label, run.labels)
-    write_lists(folder, run.labels, {"train": pool, "val": data.validation})
-    return Written(kept, len(true), len(surest_first) - kept)
+    write_lists(folder, run.labels, {"train": pool, "val": data.validation, **further})
+    return Written(len(kept), len(true), len(confidences) - len(kept))
+
+
+def surest(confidences: Mapping[str, float], numbers: Mapping[str, int], keep: float) -> frozenset[str]:
+    """The share `keep` of the images of each number of tags, those of the largest mean confidence.
+
+    Images of different numbers cannot be compared: one without a tag is background, and certain of it, whatever it shows.
+    """
+    kept: list[str] = []
+    for number in sorted(set(numbers.values())):
+        surest_first = sorted((n for n in confidences if numbers[n] == number), key=lambda name: -confidences[name])
+        kept += surest_first[: round(keep * len(surest_first))]
+    return frozenset(kept)
 
 
 def method_from_tags(run: Run) -> TagClassifier | WsssRec:

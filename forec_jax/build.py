@@ -370,10 +370,17 @@ def build_reco(o: ConfigDict, labels: Labels, mesh: Mesh | None) -> RegionalCont
         pixel_threshold=o.pixel_threshold,
         temperature=o.temperature,
         relation_temperature=o.relation_temperature,
-        # Keys that stay in a CPU core's cache are gathered twice as fast; a GPU wants large pieces.
-        at_once=o.queries_at_once or (8 if jax.default_backend() == "cpu" else 256),
+        at_once=queries_at_once(o, mesh),
         mesh=mesh,
     )
+
+
+def queries_at_once(o: ConfigDict, mesh: Mesh | None) -> int:
+    """How many queries have their keys gathered together: all where several devices share them."""
+    if mesh is not None and mesh.size > 1:
+        return o.queries
+    # Keys that stay in a CPU core's cache are gathered twice as fast; a GPU wants large pieces.
+    return o.queries_at_once or (8 if jax.default_backend() == "cpu" else 256)
 
 
 def known_background(labels: Labels) -> tuple[int, ...]:
@@ -536,7 +543,6 @@ def build_method(
     if len({head.name for head in heads}) < len(heads):
         raise ConfigError(f"two auxiliary tasks want the same head: {', '.join(head.name for head in heads)}")
     mixing = build_mixing(c, len(labels.classes))
-    labelled_mixing = mixing if c.augment.mix_labelled or c.data.partial else NoMixing()
     common: dict[str, Any] = {
         "network": build_network(c, heads),
         "colour": build_colour(c),
@@ -547,10 +553,11 @@ def build_method(
         "bn_mode": choose("ema.bn_mode", c.ema.bn_mode, BATCH_NORM_MODES),
     }
     if choose("method.name", c.method.name, METHODS) == "supervised":
-        return Supervised(**common, mixing=labelled_mixing)
+        return Supervised(**common, mixing=mixing if c.augment.mix_labelled else NoMixing())
     common |= {
         "mixing": mixing,
-        "labelled_mixing": labelled_mixing,
+        # Where labels are partial these rows are the ones that the teacher completes: they are mixed as such.
+        "labelled_mixing": mixing if c.augment.mix_labelled or c.data.partial else NoMixing(),
         "threshold": c.method.threshold,
         "unsupervised_weight": c.method.unsupervised_weight,
         "ramp": in_steps(c, "method.ramp", c.method.ramp),

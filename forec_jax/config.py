@@ -191,6 +191,17 @@ def _reco() -> ConfigDict:
     )
 
 
+def auxiliary_defaults() -> ConfigDict:
+    """Every auxiliary task's options by its name; a config has those of the tasks that it uses."""
+    return ConfigDict(
+        {
+            "reconstruction": _reconstruction("image"),
+            "foreground_segmentation": _foreground_segmentation(),
+            "reco": _reco(),
+        }
+    )
+
+
 def _use_method(name: str) -> Change:
     def change(c: ConfigDict) -> None:
         c.method.name = name
@@ -207,7 +218,9 @@ def _use_ps_mt(c: ConfigDict) -> None:
     c.method.unsupervised_weight = 0.6
     c.method.ramp = 0.15  # 12 of 80 epochs
     c.ema.decay = 0.996
+    c.method.normaliser = "kept"
     c.augment.mixing = "cutmix_beta"
+    c.augment.mixing_probability = 1.0
     c.augment.mix_labelled = False
 
 

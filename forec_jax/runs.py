@@ -19,7 +19,7 @@ from PIL import Image
 
 import forec_jax
 from forec_jax import build
-from forec_jax.config import defaults
+from forec_jax.config import auxiliary_defaults, defaults
 from forec_jax.contracts import Batch, Method, Network, TrainState
 from forec_jax.data import DataError, Example, Source, batch_ids, shrink, train_batches
 from forec_jax.data.published import published_name
@@ -97,14 +97,14 @@ def read_config(path: Path) -> ConfigDict:
 
     Raises WorkdirError where it cannot be read, or has options that this version does not know.
     """
-    c = defaults()
-    known = set(flat(c.to_dict()))
+    c, tasks = defaults(), auxiliary_defaults()
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         stored = set(flat(content))
-    except (ValueError, AttributeError) as error:
+        c.auxiliary.update({task: tasks[task] for task in content["auxiliary"] if task in tasks})
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise WorkdirError(f"{path} is damaged ({error}); restore it, or start anew in another --workdir") from error
-    if unknown := sorted(key for key in stored - known if not key.startswith("auxiliary.")):
+    if unknown := sorted(stored - set(flat(c.to_dict()))):
         raise WorkdirError(
             f"{path} has options that forec_jax {forec_jax.__version__} does not know ({', '.join(unknown)}): it was "
             "written by another version; go on with that one, or start anew in another --workdir"
@@ -355,7 +355,7 @@ def load_run(workdir: Path, checkpoint: str) -> Run:
     mesh = make_mesh()
     method = with_chosen_threshold(build.build_method(c, labels, classifier=kept_classifier(workdir, labels)), workdir)
     abstract = abstract_state(method, build.build_optimizer(c), c.seed, replicated(mesh))
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     build.choose("--checkpoint", checkpoint, ("last", "best"))
     state = checkpoints.restore_best(abstract) if checkpoint == "best" else checkpoints.restore_last(abstract)
     checkpoints.close()

@@ -6,6 +6,7 @@
 # A real multi-process run that needs no cluster: on CPUs with virtual devices (DEVICES a process, 1 by default), on a
 # machine with N GPUs with one GPU a process. When one process fails the others are stopped, and its exit code is returned.
 set -euo pipefail
+set -m    # a process group each: Ctrl-C reaches the processes once, through this script, and not a second time
 
 usage() { echo "usage: $0 PROCESSES COMMAND [ARGUMENT ...]" >&2; exit 2; }
 [[ $# -ge 2 && $1 =~ ^[1-9][0-9]*$ ]] || usage

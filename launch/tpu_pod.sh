@@ -24,7 +24,8 @@ case $action in
     install)
         here=$(cd "$(dirname "$0")/.." && pwd)
         gcloud compute tpus tpu-vm scp --recurse "$here" "$name:~/forec_jax" --zone="$zone" --worker=all
-        on_all_hosts "python3 -m venv ~/venv && ~/venv/bin/pip install --quiet -e ~/forec_jax 'jax[tpu]'"
+        # The image's own Python is 3.10, which JAX no longer runs on.
+        on_all_hosts "sudo apt-get install --quiet --yes python3.11-venv && python3.11 -m venv ~/venv && ~/venv/bin/pip install --quiet -e ~/forec_jax 'jax[tpu]'"
         ;;
     train)
         on_all_hosts "cd ~/forec_jax && FOREC_JAX_JOIN=1 ~/venv/bin/forec-jax train$(printf ' %q' "$@")"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from forec_jax import build
-from forec_jax.bridge import write_masks
+from forec_jax.bridge import surest, write_masks
 from forec_jax.config import load_config
 from forec_jax.contracts import TrainState
 from forec_jax.data import DataError, folder_dataset, shapes_dataset
@@ -21,7 +21,7 @@ SIZE = 40
 @pytest.fixture
 def run(make_toy_network, monkeypatch):
     """A run of wsss_rec with a network of a few matrices on twenty images."""
-    dataset = shapes_dataset(size=SIZE, counts={"train": 20, "tune": 8, "val": 4})
+    dataset = shapes_dataset(size=SIZE, counts={"train": 20, "tune": 8, "val": 4, "val_decorrelated": 3})
     monkeypatch.setattr(build, "build_full_dataset", lambda c: dataset)
     monkeypatch.setattr(build, "check_tags", lambda *a: None)  # so few images need not show every class
     c = load_config("configs/tags.py:wsss", {"data.size": SIZE, "eval.bucket": 64, "eval.batch": 8})
@@ -35,13 +35,15 @@ def run(make_toy_network, monkeypatch):
 def test_masks_from_tags_become_a_data_set(run, tmp_path):
     options = {"network": "student", "keep": 0.5, "confidence": 0.3, "labelled": "4:0"}
     written = write_masks(run, tmp_path / "masks", **options)
-    assert written == (8, 4, 8)
+    assert (written.true, written.from_tags + written.without) == (4, 16)
+    assert abs(written.from_tags - written.without) <= 3  # half of the images of each number of tags
     dataset = folder_dataset(tmp_path / "masks", tmp_path / "prepared")
     pool, truth = dataset.source("train"), shapes_dataset(size=SIZE).source("train")
     assert (dataset.classes, dataset.background_classes) == (run.labels.classes, (0,))
-    assert (len(pool), len(dataset.maskless), len(dataset.source("val"))) == (20, 8, 4)
+    assert (len(pool), len(dataset.maskless), len(dataset.source("val"))) == (20, written.without, 4)
+    assert len(dataset.source("val_decorrelated")) == 3
     variables = build.network_variables(run.state, "student")
-    true, confidences = 0, {True: [], False: []}
+    true, confidences = 0, []  # number of tags, whether there is no mask, mean confidence
     for index, name in enumerate(pool.ids):
         theirs, maskless = truth[index], name in dataset.maskless
         image = pool.without_labels()[index].image
@@ -52,7 +54,7 @@ def test_masks_from_tags_become_a_data_set(run, tmp_path):
         present = np.isin(np.arange(7), np.unique(theirs.label)).astype(np.float32)
         unit = image[None].astype(np.float32) / 255
         scores = np.asarray(run.method.scores(variables, unit, None, jax.numpy.asarray(present[None])))[0]
-        confidences[maskless].append(scores.max(-1).mean())
+        confidences.append((present[1:].sum(), maskless, scores.max(-1).mean()))
         if not maskless:
             expected = np.where(scores.max(-1) >= 0.3, scores.argmax(-1), 255)
             assert (pool[index].label != expected).mean() < 0.01  # rounding may flip a pixel
@@ -60,11 +62,20 @@ def test_masks_from_tags_become_a_data_set(run, tmp_path):
     assert true == 4
     written_confidences = json.loads((tmp_path / "masks" / "confidences.json").read_text())
     assert (written_confidences.keys() < set(pool.ids), len(written_confidences)) == (True, 16)
-    np.testing.assert_allclose(
-        sorted(written_confidences.values()), sorted(confidences[True] + confidences[False]), rtol=1e-4
-    )
-    assert min(confidences[False]) >= max(confidences[True])
+    np.testing.assert_allclose(sorted(written_confidences.values()), sorted(c for *_, c in confidences), rtol=1e-4)
+    for number in {number for number, *_ in confidences}:
+        kept = [c for n, maskless, c in confidences if n == number and not maskless]
+        left = [c for n, maskless, c in confidences if n == number and maskless]
+        assert min(kept, default=1) >= max(left, default=0)
     np.testing.assert_array_equal(dataset.source("val")[3].label, shapes_dataset(size=SIZE).source("val")[3].label)
+
+
+def test_images_without_the_tag_do_not_take_all_the_places():
+    """They are background, and sure of it: 1.0 each."""
+    confidences = {"a": 0.6, "b": 0.9, "c": 0.7, "d": 0.8, "x": 1.0, "y": 1.0, "z": 1.0, "w": 1.0}
+    numbers = {name: int(name in "abcd") for name in confidences}
+    assert surest(confidences, numbers, 0.5) == {"b", "d", "x", "y"}
+    assert surest(confidences, numbers, 1.0) == set(confidences)
 
 
 def test_nothing_is_overwritten(run, tmp_path):

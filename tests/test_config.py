@@ -2,6 +2,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from forec_jax.methods import (
     S4Gan,
     Supervised,
 )
+from forec_jax.parallel import make_mesh
 from forec_jax.runs import WorkdirError, read_config
 
 LABELS = build.Labels(("background", "a", "b"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), (0,))
@@ -79,7 +81,8 @@ def test_ps_mt_as_published():
     method = build.build_method(c, LABELS)
     assert (method.warmup, method.ramp, method.epsilon) == (50, 120, 2.0)
     assert (method.threshold, method.unsupervised_weight, method.decay, method.bn_mode) == (0.6, 0.6, 0.996, "ema")
-    assert (method.mixing, method.labelled_mixing) == (CutMix(0.5, BetaBox()), NoMixing())
+    assert (method.mixing, method.labelled_mixing) == (CutMix(1.0, BetaBox()), NoMixing())
+    assert method.normaliser == "kept"
 
 
 @pytest.mark.parametrize(
@@ -171,6 +174,13 @@ def test_rows_with_partial_labels_are_mixed_as_unlabelled_ones(name):
     method = build.build_method(config(f"{name}+cutmix+partial_1px"), LABELS)
     assert method.partial_labels
     assert method.labelled_mixing == method.mixing == CutMix(1.0, HalfAreaBox())
+
+
+def test_supervised_rows_with_partial_labels_are_mixed_where_asked_alone():
+    c = config("supervised+classmix+partial_1px")
+    assert isinstance(build.build_method(c, LABELS).mixing, NoMixing)
+    c.augment.mix_labelled = True
+    assert isinstance(build.build_method(c, LABELS).mixing, ClassMix)
 
 
 def test_reco_warns_of_two_classes(caplog):
@@ -353,3 +363,29 @@ def test_an_option_younger_than_a_run_has_its_default(tmp_path):
     c = read_config(tmp_path / "config.json")
     assert (c.method.supervised_weight, c.optim.lr, c.data.scale) == (1.0, 0.25, (0.5, 3.0))
     assert c.auxiliary.reconstruction.target == "foreground"
+
+
+def test_a_tasks_option_that_is_younger_has_its_default_and_an_unknown_one_is_named(tmp_path):
+    content = json.loads(config("forec+reco").to_json())
+    del content["auxiliary"]["reco"]["queries_at_once"]
+    content["auxiliary"]["reco"]["queries"] = 64
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    c = read_config(tmp_path / "config.json")
+    assert (c.auxiliary.reco.queries_at_once, c.auxiliary.reco.queries) == (0, 64)
+    assert c.auxiliary.reconstruction.target == "foreground"
+    content["auxiliary"]["reco"]["keys"] = 512
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(WorkdirError, match=r"does not know \(auxiliary\.reco\.keys\)"):
+        read_config(tmp_path / "config.json")
+
+
+def test_devices_share_all_queries_at_once():
+    o = config("reco").auxiliary.reco
+    assert build.queries_at_once(o, None) == build.queries_at_once(o, make_mesh(devices=jax.devices()[:1])) == 8
+    assert build.queries_at_once(o, make_mesh()) == 256
+
+
+def test_thresholds_on_shapes_are_the_data_sets_whatever_the_methods_own_means():
+    c = load_config("configs/shapes.py:s4gan_forec", {})
+    assert c.method.threshold == 0.6
+    assert c.auxiliary.reconstruction.threshold == load_config("configs/shapes.py:forec", {}).method.threshold

@@ -22,12 +22,13 @@ def classes_in_images(source: Source, num_classes: int) -> list[frozenset[int]]:
 def balanced_draw(
     ids: Sequence[str], classes: Sequence[Collection[int]], *, count: int, seed: int, at_least: int = 1
 ) -> tuple[str, ...]:
-    """`count` of the ids, in their order, in which the rarest class is in as many images as can be had.
+    """`count` of the ids, in their order, that show every class about equally often.
 
     One image after another: of the class that the fewest chosen images show so far (the first of several), the image of
-    the lowest rank that shows it, among those that show `at_least` classes where there are any. An image's rank is the
-    SHA-256 of "<seed>:<id>", as in other draws; so draws of one seed are nested. ReCo takes images of 3 classes or more
-    on VOC and of 12 on Cityscapes, and 60, 200 and 600 images on VOC bring each class to 5, 15 and 50.
+    the lowest rank that shows it, among those that show `at_least` classes where there are any. That is greedy: another
+    draw may have the rarest class once more. An image's rank is the SHA-256 of "<seed>:<id>", as in other draws; so draws
+    of one seed are nested. ReCo takes images of 3 classes or more on VOC and of 12 on Cityscapes, and 60, 200 and 600
+    images on VOC bring each class to 5, 15 and 50.
 
     Args:
         ids: of the pool's images with masks.

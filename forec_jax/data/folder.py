@@ -39,9 +39,9 @@ class ClassFile(NamedTuple):
 def folder_dataset(root: str | Path, prepared: str | Path | None = None, val_fraction: float = 0.2) -> Dataset:
     """The folder `root` with images/, masks/, classes.toml and, if there, unlabelled/, train.txt and val.txt.
 
-    Splits are train (images without masks included) and val. Without val.txt, val is `val_fraction` of the images with
-    masks, chosen by a hash of their names. Every file is decoded once when it is packed into `prepared`, on first use.
-    Raises DataError for anything that cannot be used, naming the file.
+    Splits are train (images without masks included), val, and one more for every val_*.txt. Without val.txt, val is
+    `val_fraction` of the images with masks, chosen by a hash of their names. Every file is decoded once when it is packed
+    into `prepared`, on first use. Raises DataError for anything that cannot be used, naming the file.
     """
     base = Path(root)
     classes = read_classes(base / CLASS_FILE)
@@ -165,23 +165,21 @@ def _id(file: Path, folder: Path) -> str:
 
 
 def _splits(base: Path, by_id: dict[str, Entry], val_fraction: float) -> dict[str, tuple[str, ...]]:
-    """The ids of train and val: from the lists, or with a drawn val."""
+    """The ids of train, val and further evaluation splits: from the lists, or with a drawn val."""
+    further = {file.stem: _masked(file, by_id) for file in sorted(base.glob("val_*.txt"))}
+    scored = frozenset().union(*further.values())
     if (base / "val.txt").is_file():
-        val = _listed(base / "val.txt", by_id)
-        if bare := maskless(by_id[name] for name in val):
-            raise DataError(
-                f"{base / 'val.txt'}: {', '.join(sorted(bare)[:3])} have no mask; add masks, or take them off"
-            )
+        val = _masked(base / "val.txt", by_id)
     elif (base / "train.txt").is_file():
         raise DataError(f"{base}: train.txt needs a val.txt beside it; without both, val is drawn")
     else:
-        val = _drawn_val(base, by_id, val_fraction)
-    train = _train(base, by_id, frozenset(val))
+        val = _drawn_val(base, {name: entry for name, entry in by_id.items() if name not in scored}, val_fraction)
+    train = _train(base, by_id, scored.union(val))
     masked = sum(by_id[name].mask is not None for name in train)
     if not masked:
         raise DataError(f"{base}: no image to train on has a mask; take some off val.txt, or add masks")
     log.info("%d images to train on, %d of them with masks; %d in val", len(train), masked, len(val))
-    return {"train": train, "val": val}
+    return {"train": train, "val": val, **further}
 
 
 def _drawn_val(base: Path, by_id: dict[str, Entry], fraction: float) -> tuple[str, ...]:
@@ -207,7 +205,7 @@ def _train(base: Path, by_id: dict[str, Entry], val: Collection[str]) -> tuple[s
         return tuple(name for name in by_id if name not in val)
     listed = frozenset(_listed(base / "train.txt", by_id))
     if both := sorted(listed.intersection(val)):
-        raise DataError(f"{base / 'train.txt'}: {', '.join(both[:3])} are in val.txt too; remove them from one")
+        raise DataError(f"{base / 'train.txt'}: {', '.join(both[:3])} are in a val*.txt too; remove them from one")
     train = [n for n, entry in by_id.items() if n in listed or (entry.image.startswith(_UNLABELLED) and n not in val)]
     if unused := len(by_id) - len(train) - len(val):
         log.warning("%s: %d images are on neither list and not used", base, unused)
@@ -220,6 +218,13 @@ def _listed(file: Path, by_id: dict[str, Entry]) -> tuple[str, ...]:
         raise DataError(
             f"{file}: {', '.join(unknown[:3])} are not in images/ or unlabelled/; add them, or take them off"
         )
+    return ids
+
+
+def _masked(file: Path, by_id: dict[str, Entry]) -> tuple[str, ...]:
+    ids = _listed(file, by_id)
+    if bare := maskless(by_id[name] for name in ids):
+        raise DataError(f"{file}: {', '.join(sorted(bare)[:3])} have no mask; add masks, or take them off")
     return ids
 
 

@@ -61,7 +61,8 @@ def _by_number(folder: Path) -> dict[str, str]:
     for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in (".jpg", ".png")):
         if not (match := _NUMBER.search(file.stem)):
             raise DataError(f"{file}: the name does not end in the image's number, as in img-000007.jpg; rename it")
-        names[match[1]] = file.name
+        if (other := names.setdefault(match[1], file.name)) != file.name:
+            raise DataError(f"{folder}: {other} and {file.name} have the same number, {match[1]}; remove one")
     return names
 
 

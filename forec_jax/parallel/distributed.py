@@ -6,6 +6,7 @@ itself; what one process alone knows (a signal, a file) is agreed on here before
 
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping
 
 import jax
@@ -42,6 +43,14 @@ def launcher(environ: Mapping[str, str]) -> str | None:
     return None
 
 
+def has_the_whole_node(environ: Mapping[str, str]) -> bool:
+    """Whether Slurm or Open MPI started one process a node, which then drives every GPU there."""
+    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", "") or environ.get("SLURM_TASKS_PER_NODE", "")
+    if launcher(environ) == "slurm":
+        return all(re.fullmatch(r"1(\(x\d+\))?", part) for part in tasks.split(","))
+    return launcher(environ) == "openmpi" and environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+
+
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Joins this process to the others; returns at once where it is alone. Must come before any use of a device.
 
@@ -50,8 +59,8 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     """
     given = (coordinator, processes, process)
     if all(value is None for value in given):
-        if launcher(os.environ) is not None:
-            jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat())
+        if started_by := launcher(os.environ):
+            join_cluster(started_by)
         return
     if coordinator is None or processes is None or process is None:
         raise DistributedError(
@@ -61,7 +70,28 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         raise DistributedError(f"--process={process} must be from 0 to {processes - 1}, as --processes={processes}")
     if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
         raise DistributedError(f"--coordinator={coordinator} must be HOST:PORT, such as node1:1234")
-    jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=heartbeat())
+    # A cluster that JAX finds on top of that would take all GPUs but one away.
+    jax.distributed.initialize(
+        coordinator,
+        processes,
+        process,
+        cluster_detection_method="deactivate",
+        heartbeat_timeout_seconds=heartbeat(),
+    )
+
+
+def join_cluster(started_by: str) -> None:
+    """Joins the processes that a launcher started, as JAX finds them. Raises DistributedError where it does not."""
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat())
+    except ValueError as error:
+        raise DistributedError(
+            f"{started_by} started this process as one of several, but JAX does not find the others ({error}); "
+            "say where they are by --coordinator=HOST:PORT --processes=N --process=0..N-1"
+        ) from error
+    if has_the_whole_node(os.environ):  # JAX supposes a process a GPU, and would leave it the first one
+        jax.config.update("jax_cuda_visible_devices", "all")
+        jax.config.update("jax_rocm_visible_devices", "all")
 
 
 def heartbeat() -> int:

@@ -48,17 +48,18 @@ class Checkpoints:
     the next save is the retry. With several processes it is an error, as the others would wait for this one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        """`read_only` leaves the folder as it is: another process may be writing a checkpoint there."""
         self.folder = folder.absolute()
-        self._last = self._manager("last", keep=KEPT)
-        self._best = self._manager("best", keep=KEPT)
+        self._last, self._best = (self._manager(name, read_only) for name in ("last", "best"))
         self._failure: Exception | None = None  # of the newest save of the last state
 
-    def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
+    def _manager(self, name: str, read_only: bool) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            create=True,
-            cleanup_tmp_directories=True,
+            max_to_keep=KEPT,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
             step_prefix="step",
             # Both managers may save one step at a time: without names of their own several processes would mix them up.
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name),
@@ -81,13 +82,13 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(flatten(state)), layout=ocp.args.JsonSave(layout(state)))
         try:
             manager.save(step, args=items, force=True)
+            if manager is self._last:
+                self._failure = None
         except (OSError, ValueError) as error:
             self._failed(manager, error)
 
     def _finish(self, manager: ocp.CheckpointManager) -> None:
         """Waits for the manager's save, if there is one."""
-        if manager is self._last:
-            self._failure = None
         try:
             manager.wait_until_finished()
         except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors

@@ -27,7 +27,7 @@ def test_a_draw_by_hand():
     assert set(balanced_draw(ids, classes, count=3, seed=0)) == {ids[rank[i]] for i in (0, 1, 2)}
 
 
-def test_the_rarest_class_is_in_as_many_images_as_the_draw_can_have():
+def test_the_rarest_class_is_in_far_more_images_than_a_plain_draw_has():
     classes = long_tailed()
     shown = dict(zip(IDS, classes, strict=True))
     names = balanced_draw(IDS, classes, count=30, seed=1)

@@ -63,6 +63,17 @@ def test_colour_masks_become_labels(load, photos):
     assert data.palette == ((0, 0, 0), (255, 0, 0), (0, 0, 255))
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_further_evaluation_lists_are_splits_and_never_trained_on(load, photos, listed):
+    (photos / "val_night.txt").write_text("p1\n")
+    if listed:
+        (photos / "val.txt").write_text("p1\np2\n")
+    data = load()
+    assert data.source("val_night").ids == ("p1",)
+    assert ("p1" in data.source("val").ids) == listed
+    assert set(data.source("train").ids).isdisjoint({"p1", *data.source("val").ids})
+
+
 def test_palette_and_one_bit_masks_are_read_by_colour_too(load, photos):
     """A palette's order is the drawing program's; its colours are the user's."""
     turned = Image.fromarray(2 - label_of(0))
@@ -134,7 +145,7 @@ def test_lists_of_ones_own(load, photos, caplog):
     ("lists", "message"),
     [
         ({"train": "p0"}, "train.txt needs a val.txt"),
-        ({"train": "p0\np1", "val": "p1"}, r"train\.txt: p1 are in val\.txt too"),
+        ({"train": "p0\np1", "val": "p1"}, r"train\.txt: p1 are in a val\*\.txt too"),
         ({"val": "p6"}, r"val\.txt: p6 have no mask"),
         ({"val": "nobody"}, r"val\.txt: nobody are not in images/ or unlabelled/"),
         ({"val": "p0\np1\np2\np3\np4"}, "no image to train on has a mask"),

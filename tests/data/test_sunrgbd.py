@@ -38,6 +38,13 @@ def test_a_val_list_is_taken(tree, tmp_path):
         sunrgbd_dataset(tree, tmp_path / "prepared")
 
 
+def test_two_files_of_one_number_are_an_error(tree, tmp_path):
+    file = sorted((tree / "image" / "train").iterdir())[0]
+    file.with_suffix(".png").write_bytes(file.read_bytes())
+    with pytest.raises(DataError, match=rf"{file.stem}\.jpg and {file.stem}\.png have the same number"):
+        sunrgbd_dataset(tree, tmp_path / "prepared")
+
+
 def test_missing_folders_and_names_without_a_number(tree, tmp_path):
     (tree / "image" / "train" / "first.jpg").touch()
     with pytest.raises(DataError, match=r"first\.jpg: the name does not end in the image's number"):

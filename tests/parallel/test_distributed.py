@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -48,6 +49,45 @@ def test_what_started_the_processes_is_read_from_the_environment(environ, expect
 def test_flags_that_do_not_fit_together_are_errors(given, message):
     with pytest.raises(DistributedError, match=message):
         join(*given)
+
+
+SLURM = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "n[1-2]"}
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, "all"),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1,1"}, "all"),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, "0"),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2,1"}, "0"),
+        (SLURM, "0"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "all"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "0"),
+    ],
+)
+def test_a_process_that_has_a_node_to_itself_has_all_its_gpus(monkeypatch, environ, expected):
+    """JAX takes a process of Slurm or Open MPI to have one GPU, the one of its number on the node."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    settings = {}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: jax.config.update("jax_cuda_visible_devices", "0"))
+    join(None, None, None)
+    assert settings["jax_cuda_visible_devices"] == expected
+
+
+def test_a_launcher_that_jax_cannot_read_is_an_error_with_a_way_out(monkeypatch):
+    def initialize(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(
+        DistributedError, match=r"openmpi started this process.*coordinator_address.*--coordinator=HOST"
+    ):
+        join(None, None, None)
 
 
 def test_one_process_sums_by_itself():

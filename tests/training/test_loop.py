@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from forec_jax.augment import NoMixing
@@ -317,8 +318,8 @@ def small_state(step):
     return TrainState(jnp.asarray(step), {"w": jnp.asarray(values)}, {}, {}, (), {})
 
 
-def restored(folder):
-    checkpoints = Checkpoints(folder)
+def restored(folder, **options):
+    checkpoints = Checkpoints(folder, **options)
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), small_state(0)
     )
@@ -379,6 +380,35 @@ def test_a_run_whose_last_checkpoint_is_missing_does_not_end_in_silence(tmp_path
         checkpoints.save_last(small_state(2), 2)
         with pytest.raises(CheckpointError, match=r"could not be written.*goes on from step 1"):
             checkpoints.close()
+
+
+def test_a_last_save_that_fails_at_once_is_not_forgotten_either(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_last(small_state(1), 1)
+    checkpoints.wait()
+
+    def save(*arguments, **options):
+        raise OSError("no room")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    checkpoints.save_last(small_state(2), 2)
+    with pytest.raises(CheckpointError, match=r"could not be written \(no room\).*goes on from step 1"):
+        checkpoints.close()
+
+
+def test_who_only_reads_leaves_a_checkpoint_that_is_being_written_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_last(small_state(1), 1)
+    checkpoints.close()
+    unfinished = tmp_path / "last" / "step_2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "last" / "step_1", unfinished)
+    files = sorted(tmp_path.rglob("*"))
+    assert_equal(restored(tmp_path, read_only=True), small_state(1))
+    assert sorted(tmp_path.rglob("*")) == files
+    assert restored(tmp_path / "nothing", read_only=True) is None
+    assert not (tmp_path / "nothing").exists()
+    assert_equal(restored(tmp_path), small_state(1))
+    assert not unfinished.exists()  # a training takes what is left of a kill away
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, method, caplog):
