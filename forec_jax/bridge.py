@@ -84,7 +84,8 @@ def write_folder(run: Run, folder: Path, network: str, keep: float, confidence: 
         confidences[found.example.id] = found.confidence
     write_json(folder / "confidences.json", confidences)
     background = frozenset(run.labels.background_classes)
-    numbers = {name: len(frozenset(data.tagged.tags[name]) - background) for name in confidences}
+    tags = tagged.tags or {}
+    numbers = {name: len(frozenset(tags[name]) - background) for name in confidences}
     kept = surest(confidences, numbers, keep)
     for name in confidences.keys() - kept:
         mask_file(folder, name).unlink()

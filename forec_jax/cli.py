@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +21,8 @@ USAGE = """usage: forec-jax COMMAND [--flag=value ...]
 
   train      --config=FILE[:VARIANT] --workdir=DIR [--config.key=value ...]   goes on where DIR holds a checkpoint
              [--coordinator=HOST:PORT --processes=N --process=I]             one of several processes (launch/README.md)
-  plan       --config=FILE[:VARIANT] [--devices=N] [--rate=IMAGES/S]          parameters, FLOPs, memory, hours; runs nothing
+  plan       --config=FILE[:VARIANT] [--devices=N] [--pool=IMAGES] [--rate=IMAGES/S]
+                                                                           parameters, FLOPs, memory, hours; runs nothing
   evaluate   --workdir=DIR [--split=val] [--network=teacher|student] [--checkpoint=last|best]
   predict    --workdir=DIR --images=FILE|FOLDER --out=DIR [--network=...] [--checkpoint=...]
   visualize  --workdir=DIR[,DIR] --out=DIR --images=FILE|FOLDER|ID,ID [--class=NAME] [--k=4] [--correlate=SPLIT]
@@ -110,6 +112,7 @@ def plan(argv: Sequence[str]) -> int:
         config_flag(values, argv)
         flags.DEFINE_integer("devices", None, "virtual CPU devices, not the machine's own", 1, flag_values=values)
         flags.DEFINE_float("rate", None, "images a second, for the hours", 1e-9, flag_values=values)
+        flags.DEFINE_integer("pool", None, "images of the pool, for the epochs", 1, flag_values=values)
 
     values = parse(argv, define)
     required(values, "config")
@@ -120,7 +123,7 @@ def plan(argv: Sequence[str]) -> int:
         jax.config.update("jax_num_cpu_devices", values.devices)
     from forec_jax.planning import describe, plan_training
 
-    print(describe(plan_training(values.config), values.config.steps, values.rate))
+    print(describe(plan_training(values.config), values.config.steps, values.rate, values.pool))
     return 0
 
 
@@ -447,6 +450,16 @@ def use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+EXPLAINED = (ValueError, AttributeError, TypeError, KeyError, OSError, FloatingPointError, flags.Error)
+"""What bad input, a bad environment or a diverging loss raise, with a message for the user."""
+
+
+def tells_of_a_lost_process(error: BaseException) -> bool:
+    """Whether an error of the runtime is about the connection to other processes, and not, say, about memory."""
+    words = ("peer", "heartbeat", "coordination service", "connection", "gloo", "socket", "barrier")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
 def explain(error: Exception) -> str:
     """What went wrong in words, with a remedy where the error itself names none."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -466,17 +479,19 @@ def run(argv: Sequence[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the locale cannot spell, as on stderr
     try:
         return COMMANDS[argv[0]](argv)
-    except (ValueError, AttributeError, TypeError, KeyError, OSError, FloatingPointError, flags.Error) as error:
-        if os.environ.get("FOREC_JAX_TRACEBACK"):
+    except BaseException as error:
+        wanted = "FOREC_JAX_TRACEBACK" in os.environ
+        if isinstance(error, EXPLAINED) and not wanted:
+            return fail(argv[0], explain(error))
+        if not several_processes():
             raise
-        return fail(argv[0], explain(error))
-    except RuntimeError as error:
-        if not several_processes() or os.environ.get("FOREC_JAX_TRACEBACK"):
-            raise
-        reason = str(error).partition("\n")[0]
-        return fail(
-            argv[0], f"another process of the run has ended ({reason}); the same command on all goes on from here"
-        )
+        if tells_of_a_lost_process(error) and not wanted:
+            reason = str(error).partition("\n")[0]
+            return fail(
+                argv[0], f"another process of the run has ended ({reason}); the same command on all goes on from here"
+            )
+        traceback.print_exception(error)
+        return fail(argv[0], f"this process ends with {type(error).__name__}, and the others with it")
 
 
 def fail(command: str, message: str) -> int:

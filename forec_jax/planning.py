@@ -1,8 +1,11 @@
-"""What a training step needs, from the compiler alone: nothing is run and no data is read."""
+"""What a training step needs, from the compiler alone: no step is run and no image is read.
+
+Of wsss_rec the trained classifier is, whose weights are part of the state.
+"""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +16,7 @@ from ml_collections import ConfigDict
 
 from forec_jax import build
 from forec_jax.contracts import Batch, Labelled, Method, Tagged, TrainState, Unlabelled
-from forec_jax.data import cityscapes, shapes, sunrgbd, voc
-from forec_jax.data.camvid import PALETTE as CAMVID
+from forec_jax.data import Dataset, camvid, cityscapes, shapes, sunrgbd, voc
 from forec_jax.data.folder import CLASS_FILE, read_classes
 from forec_jax.parallel import batch_sharding
 from forec_jax.runs import trained_classifier
@@ -43,6 +45,7 @@ class Plan(NamedTuple):
     devices: str
     parameters: dict[str, int]  # by part of the networks that are trained
     images: int  # a step, over all devices
+    pooled: int  # those of them that are drawn from the whole pool: an epoch is as many steps as show each of it once
     flops: float  # a step, over all devices
     state_bytes: int  # weights, teacher, optimiser and batch
     temporary_bytes: int  # activations, gradients and the compiler's own
@@ -57,16 +60,18 @@ class Plan(NamedTuple):
 def plan_training(c: ConfigDict) -> Plan:
     """Compiles a config's step for the devices that are there, and reads off what it needs."""
     mesh = build.build_mesh(c)
-    compiled = lowered_step(c, mesh, c.accumulate).compile(compiler_options=keep_remat())
+    method = planned_method(c, mesh)
+    compiled = lowered_step(c, method, mesh, c.accumulate).compile(compiler_options=keep_remat())
     memory = compiled.memory_analysis()
     # The cost analysis counts a scan's body once: FLOPs are those of the batch taken whole.
-    cost: Mapping[str, float] = lowered_step(c, mesh, 1).cost_analysis() or {}
-    params = abstract_training_state(c, mesh).params
+    cost: Mapping[str, float] = lowered_step(c, method, mesh, 1).cost_analysis() or {}
+    params = abstract_training_state(c, method, mesh).params
     parts = {part: tree for network in params.values() for part, tree in network.items()}
     return Plan(
         devices=f"{mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
         parameters={part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for part, tree in parts.items()},
         images=c.batch.labelled + c.batch.unlabelled + c.batch.tagged,
+        pooled=c.batch.unlabelled or c.batch.tagged or c.batch.labelled,
         flops=float(cost.get("flops", math.nan)),
         state_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -79,16 +84,16 @@ def keep_remat() -> dict[str, str]:
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if jax.default_backend() == "cpu" else {}
 
 
-def lowered_step(c: ConfigDict, mesh: Mesh, accumulate: int) -> Any:
+def lowered_step(c: ConfigDict, method: Method, mesh: Mesh, accumulate: int) -> Any:
     """The step of a config, ready to be compiled, taken in `accumulate` parts."""
-    method, tx = planned_method(c, mesh), build.build_optimizer(c)
+    tx = build.build_optimizer(c)
     step: Any = compile_step(method, tx, seed=c.seed, accumulate=accumulate, mesh=mesh, wrap=build.build_guard(c))
-    return step.lower(abstract_training_state(c, mesh), abstract_batch(c, mesh))
+    return step.lower(abstract_training_state(c, method, mesh), abstract_batch(c, mesh))
 
 
-def abstract_training_state(c: ConfigDict, mesh: Mesh) -> TrainState:
+def abstract_training_state(c: ConfigDict, method: Method, mesh: Mesh) -> TrainState:
     """The shapes and shardings of a config's state."""
-    method, tx = planned_method(c, mesh), build.build_optimizer(c)
+    tx = build.build_optimizer(c)
     return abstract_state(method, tx, c.seed, state_sharding(method, tx, c.seed, mesh))
 
 
@@ -105,22 +110,25 @@ def planned_method(c: ConfigDict, mesh: Mesh) -> Method:
 
 
 def planned_labels(c: ConfigDict) -> build.Labels:
-    """As many classes as the data set has; only their number changes what a step needs."""
-    build.choose("data.name", c.data.name, ("shapes", *build.ROOTS))
-    if c.data.name == "folder":
-        names = read_classes(Path(c.data.root) / CLASS_FILE).names
-    else:
-        known = {
-            "shapes": shapes.CLASSES,
-            "voc": voc.CLASSES,
-            "camvid": CAMVID,
-            "cityscapes": cityscapes.PALETTE,
-            "sunrgbd": sunrgbd.CLASSES,
-        }
-        names = tuple(known[c.data.name])
-    if c.data.tag:
-        names = ("background", build.choose("data.tag", c.data.tag, names))
-    return build.Labels(names, ((0, 0, 0),) * len(names), (0,))
+    """The classes and background of the config's data set; no image is opened."""
+    return build.labels_of(build.with_tag(build.with_background(without_images(c), c.data.background), c.data.tag))
+
+
+def without_images(c: ConfigDict) -> Dataset:
+    """The data set that data.name names, with its classes and without any split."""
+    name = build.choose("data.name", c.data.name, ("shapes", *build.ROOTS))
+    if name == "folder":
+        said = read_classes(Path(c.data.root) / CLASS_FILE)
+        return Dataset(name, said.names, said.palette, {}, said.background)
+    known: dict[str, tuple[Iterable[str], str]] = {
+        "shapes": (shapes.CLASSES, "background"),
+        "voc": (voc.CLASSES, "background"),
+        "camvid": (camvid.PALETTE, camvid.BACKGROUND),
+        "cityscapes": (cityscapes.PALETTE, cityscapes.BACKGROUND),
+        "sunrgbd": (sunrgbd.CLASSES, sunrgbd.BACKGROUND),
+    }
+    classes, background = tuple(known[name][0]), known[name][1]
+    return Dataset(name, classes, ((0, 0, 0),) * len(classes), {}, (classes.index(background),))
 
 
 def abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:
@@ -164,8 +172,8 @@ def _size(dtype: str, shape: str) -> int:
     return BYTES.get(dtype, 4) * math.prod(int(side) for side in shape.split(",") if side)
 
 
-def describe(plan: Plan, steps: int, rate: float | None) -> str:
-    """A plan in lines of text; `rate` is in images a second, and None leaves the time out."""
+def describe(plan: Plan, steps: int, rate: float | None, pool: int | None) -> str:
+    """A plan in lines of text; `rate` is in images a second, `pool` in images, and None leaves time or epochs out."""
     total = sum(plan.parameters.values())
     parts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in plan.parameters.items())
     moved = ", ".join(f"{kind} {size / 2**20:.1f} MiB" for kind, size in sorted(plan.collective_bytes.items()))
@@ -177,6 +185,8 @@ def describe(plan: Plan, steps: int, rate: float | None) -> str:
         "collectives": f"{moved or 'none'} a step and device",
         "steps": f"{steps}, {steps * plan.images} images",
     }
+    if pool is not None:
+        lines["epochs"] = f"{steps * plan.pooled / pool:.1f} of {pool} images, {plan.pooled} of them a step"
     if rate is not None:
         lines["time"] = f"{steps * plan.images / rate / 3600:.1f} hours at {rate:g} images a second"
     return "\n".join(f"{name:<12} {text}" for name, text in lines.items())

@@ -442,3 +442,31 @@ def test_a_process_killed_at_random_moments_and_resumed_is_bit_equal(tmp_path, k
     assert int(one["step"]) == 12 * kills
     for path, array in one.items():
         np.testing.assert_array_equal(array, other[path], err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("Gloo all-reduce failed: Connection closed by peer [::1]"),
+            "another process of the run has ended",
+        ),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), "this process ends with RuntimeError"),
+        (IndexError("3"), "this process ends with IndexError"),
+    ],
+)
+def test_one_of_several_processes_says_whose_fault_it_is_and_ends_at_once(monkeypatch, capsys, error, message):
+    """To tidy up would be to wait for the others. What ends the process for good returns here."""
+
+    def train(argv):
+        raise error
+
+    left = []
+    monkeypatch.setitem(cli.COMMANDS, "train", train)
+    monkeypatch.setattr(cli, "several_processes", lambda: True)
+    monkeypatch.setattr(os, "_exit", left.append)
+    cli.run(["train"])
+    assert left == [2]
+    said = capsys.readouterr().err
+    assert message in said
+    assert str(error) in said

@@ -2,7 +2,16 @@ import pytest
 
 from forec_jax import build, cli
 from forec_jax.config import load_config
-from forec_jax.planning import Plan, collective_bytes, describe, lowered_step, plan_training, planned_labels
+from forec_jax.data import camvid
+from forec_jax.planning import (
+    Plan,
+    collective_bytes,
+    describe,
+    lowered_step,
+    plan_training,
+    planned_labels,
+    planned_method,
+)
 
 PROGRAM = """
   %all-reduce.1 = f32[128,64]{1,0} all-reduce(%a), channel_id=1, to_apply=%add
@@ -55,7 +64,8 @@ def test_a_plan_over_fsdp_holds_a_part_a_device_and_gathers_it():
 def test_every_kind_of_method_has_a_step_to_lower(config, options, images):
     small = {"data.crop": 33, "model.width": 0.0625, "model.decoder.channels": 4, "model.decoder.low_level_channels": 4}
     c = load_config(config, small | options)
-    lowered_step(c, build.build_mesh(c), 1)
+    mesh = build.build_mesh(c)
+    lowered_step(c, planned_method(c, mesh), mesh, 1)
     assert c.batch.labelled + c.batch.unlabelled + c.batch.tagged == images
     assert c.method.ps_mt.epoch == 0  # the config is as it was
 
@@ -65,15 +75,22 @@ def test_the_classes_of_every_data_set_are_known():
     for name, count in counts.items():
         assert len(planned_labels(load_config(f"configs/{name}.py", {})).classes) == count
     assert planned_labels(load_config("configs/tags.py:voc+dog+classifier", {})).classes == ("background", "dog")
+    roads = load_config("configs/camvid.py", {})
+    assert planned_labels(roads).background_classes == (list(camvid.PALETTE).index("road"),)
+    roads.data.background = "sky,building"
+    assert planned_labels(roads).background_classes == tuple(map(list(camvid.PALETTE).index, ("sky", "building")))
 
 
 def test_the_hours_follow_from_the_rate():
-    plan = Plan("1 x cpu", {"encoder": 2_000_000, "segmentation": 500_000}, 16, 3e12, 2**30, 2**31, {})
-    text = describe(plan, steps=4500, rate=20.0)
+    plan = Plan("1 x cpu", {"encoder": 2_000_000, "segmentation": 500_000}, 16, 8, 3e12, 2**30, 2**31, {})
+    text = describe(plan, steps=4500, rate=20.0, pool=360)
     assert "2.50 M (encoder 2.00 M, segmentation 0.50 M)" in text
     assert "3.00 GiB a device at most, 1.00 of it" in text
     assert "1.0 hours at 20 images a second" in text
-    assert "hours" not in describe(plan, steps=4500, rate=None)
+    assert "100.0 of 360 images, 8 of them a step" in text
+    bare = describe(plan, steps=4500, rate=None, pool=None)
+    assert "hours" not in bare
+    assert "epochs" not in bare
 
 
 @pytest.mark.parametrize(

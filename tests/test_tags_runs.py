@@ -132,11 +132,28 @@ def test_one_command_goes_from_tags_to_a_segmenter_and_goes_on_where_it_was_stop
         256,
         256,
     )
+    assert "begun with other options: --split=train (was tune)" in error_of(
+        capsys, cli.run([*command, "--split=train"])
+    )
     masks = (workdir / "masks" / "classes.toml").stat().st_mtime_ns
     (workdir / "segmenter").rename(workdir / "away")
     assert cli.run(command) == 0
     assert (workdir / "masks" / "classes.toml").stat().st_mtime_ns == masks
     assert json.loads((workdir / "segmenter" / "summary.json").read_text()) == summary
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--split=nowhere", "shapes has no split 'nowhere'"),
+        ("--labelled=9999:0", "labelled=9999:0"),
+        ("--segmenter.batch.labelled=3", "batch.labelled=3 must be a multiple"),
+    ],
+)
+def test_a_chain_that_would_break_later_does_not_begin(tmp_path, capsys, option, message):
+    command = ["chain", "--config=configs/tags.py:shapes", f"--workdir={tmp_path / 'tags'}", option]
+    assert message in error_of(capsys, cli.run(command))
+    assert not (tmp_path / "tags").exists()
 
 
 @pytest.mark.slow

@@ -25,6 +25,9 @@ _VOID = 11
 _SPLITS = ("train", "val", "test")
 _IMAGES = (".png", ".jpg")
 
+BACKGROUND = "road"
+"""The class that stands around the others."""
+
 
 def camvid_dataset(root: str | Path, prepared: str | Path | None = None) -> Dataset:
     """CamVid from `root`, the folder that holds train/, trainannot/, val/ and valannot/; test and testannot if there.
@@ -38,7 +41,7 @@ def camvid_dataset(root: str | Path, prepared: str | Path | None = None) -> Data
     pool = PreparedSource(Records(folder), base, entries, MaskRule(len(PALETTE), void=(_VOID, 255)))
     sources = {split: select(pool, [entry.id for entry in part]) for split, part in listing.items()}
     classes = tuple(PALETTE)
-    background = (classes.index("road"),)
+    background = (classes.index(BACKGROUND),)
     return Dataset("camvid", classes, tuple(PALETTE.values()), sources, background, maskless(entries))
 
 

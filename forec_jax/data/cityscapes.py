@@ -41,6 +41,9 @@ _RULES = {
 
 _IMAGE = "_leftImg8bit.png"
 
+BACKGROUND = "road"
+"""The class that stands around the others."""
+
 
 def cityscapes_dataset(root: str | Path, prepared: str | Path | None = None) -> Dataset:
     """Cityscapes from `root`, the folder that holds leftImg8bit/ and gtFine/; splits train and val.
@@ -57,7 +60,7 @@ def cityscapes_dataset(root: str | Path, prepared: str | Path | None = None) -> 
     pool = PreparedSource(Records(folder), base, entries, _RULES[kind])
     sources = {split: select(pool, [entry.id for entry in part]) for split, part in listing.items()}
     classes = tuple(PALETTE)
-    background = (classes.index("road"),)
+    background = (classes.index(BACKGROUND),)
     return Dataset("cityscapes", classes, tuple(PALETTE.values()), sources, background, maskless(entries))
 
 

@@ -22,6 +22,9 @@ _VAL_SEED = 0
 _PARTS = ("train", "test")  # of the published split; both are pooled
 _NUMBER = re.compile(r"(\d+)$")
 
+BACKGROUND = "wall"
+"""The class that stands around the others."""
+
 
 def sunrgbd_dataset(root: str | Path, prepared: str | Path | None = None) -> Dataset:
     """SUN RGB-D from `root`, the folder that holds image/{train,test}/ and label37/{train,test}/.
@@ -39,7 +42,7 @@ def sunrgbd_dataset(root: str | Path, prepared: str | Path | None = None) -> Dat
     pool = PreparedSource(Records(folder), base, entries, rule)
     sources = {"train": select(pool, [name for name in listing if name not in val]), "val": select(pool, val)}
     palette = voc_palette(len(CLASSES) + 1)[1:]
-    return Dataset("sunrgbd", CLASSES, palette, sources, (CLASSES.index("wall"),), maskless(entries))
+    return Dataset("sunrgbd", CLASSES, palette, sources, (CLASSES.index(BACKGROUND),), maskless(entries))
 
 
 def _part_entries(base: Path, part: str) -> list[Entry]:
@@ -57,7 +60,7 @@ def _by_number(folder: Path) -> dict[str, str]:
     """The names of the image files in a folder by the number that they end in, "img-000007.jpg" by "000007"."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; data.root is the folder that holds image/ and label37/")
-    names = {}
+    names: dict[str, str] = {}
     for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in (".jpg", ".png")):
         if not (match := _NUMBER.search(file.stem)):
             raise DataError(f"{file}: the name does not end in the image's number, as in img-000007.jpg; rename it")
