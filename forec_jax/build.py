@@ -206,8 +206,8 @@ def build_training_data(c: ConfigDict) -> TrainingData:
 
 
 def with_partial_labels(labelled: Source, partial: str) -> Source:
-    """The source with a part of each mask, "1px" or "5%"; as it is where `partial` is empty."""
-    if not partial:
+    """The source with a part of each mask, "1px" or "5%"; as it is where `partial` is empty, or "masks" hold a part."""
+    if partial in ("", "masks"):
         return labelled
     try:
         share, seed = parse_partial(partial)

@@ -44,7 +44,9 @@ def defaults() -> ConfigDict:
     # "balanced:<count>:<seed>[:<classes>]", a draw that shows every class about equally often (docs/data.md)
     c.data.unlabelled = "rest"  # a list file, "rest" (the pool without the labelled part), or "none"
     c.data.protocol = ""  # a published list that the split must be, such as "voc/classic/183" (docs/data.md); "": none
-    c.data.partial = ""  # of each class in each labelled image: "1px" (one pixel) or "5%", grown from it; "": all of it
+    c.data.partial = (
+        ""  # of each class in an image: "1px", "5%" (grown from it), "masks" (what they hold); "": all of it
+    )
     c.data.tags = "masks"  # where tags come from: "masks" (simulated annotation), "folders" (one a class), a CSV file
     c.data.tag = ""  # one class against the rest, such as "dog"; empty: every class of the data set
     c.data.crop = 321  # side of the square training crop in pixels, at least 33
@@ -362,6 +364,7 @@ VARIANTS: Mapping[str, Change] = {
     "partial_1pc": _use_partial("1%"),
     "partial_5pc": _use_partial("5%"),
     "partial_25pc": _use_partial("25%"),
+    "partial_masks": _use_partial("masks"),  # scribbles and the like: a folder's own partial masks
     "other_lambdas": _other_lambdas,  # L = L_s + 0.5 L_u + 1 L_rec, the other reading of the paper's two lambdas
     "u2pl_model": _u2pl_decoder,  # DeepLabV3+ as in U2PL
     "small": _small,  # for a CPU

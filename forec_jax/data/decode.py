@@ -7,19 +7,20 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from forec_jax.contracts import IGNORE
+from forec_jax.contracts import IGNORE, UNLABELLED
 from forec_jax.data.source import RGB, DataError
 
-_FORBIDDEN = 254  # stands for a value that no mask may hold; class indices end below it
+_FORBIDDEN = 253  # stands for a value that no mask may hold; class indices end below it
 
 
 @dataclass(frozen=True)
 class MaskRule:
-    """What the pixels of an index mask may be: a class's value, or one of `void`."""
+    """What the pixels of an index mask may be: a class's value, one of `void`, or `unlabelled`."""
 
     num_classes: int
     void: tuple[int, ...] = (IGNORE,)  # these values are read as IGNORE
     values: tuple[int, ...] | None = None  # the pixel value of each class; None: its index
+    unlabelled: tuple[int, ...] = ()  # these values are read as UNLABELLED
 
     def __post_init__(self) -> None:
         _check_count(self.num_classes)
@@ -30,6 +31,7 @@ class MaskRule:
         table = np.full(256, _FORBIDDEN, np.uint8)
         table[list(self.values or range(self.num_classes))] = np.arange(self.num_classes)
         table[list(self.void)] = IGNORE
+        table[list(self.unlabelled)] = UNLABELLED
         return table
 
     def label(self, mask: Image.Image, file: str) -> np.ndarray:
@@ -52,15 +54,17 @@ class MaskRule:
 
     def _allowed(self) -> str:
         classes = f"0 to {self.num_classes - 1}" if self.values is None else ", ".join(map(str, self.values))
-        return f"{classes} and {', '.join(map(str, self.void))} (void)" if self.void else f"{classes}, and no void"
+        others = [f"{value} (void)" for value in self.void] + [f"{value} (unlabelled)" for value in self.unlabelled]
+        return f"{classes} and {', '.join(others)}" if others else f"{classes}, and no void"
 
 
 @dataclass(frozen=True)
 class ColourRule:
-    """What the pixels of a colour mask may be: a class's colour, or `void`."""
+    """What the pixels of a colour mask may be: a class's colour, `void`, or `unlabelled`."""
 
     colours: tuple[RGB, ...]  # one a class, all different
     void: RGB | None = None  # this colour is read as IGNORE
+    unlabelled: RGB | None = None  # this one as UNLABELLED
 
     def __post_init__(self) -> None:
         _check_count(len(self.colours))
@@ -68,11 +72,11 @@ class ColourRule:
     @cached_property
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """The colours as numbers i32[n], rising, and their labels u8[n]."""
-        colours = (*self.colours, *([] if self.void is None else [self.void]))
-        labels = np.array([*range(len(self.colours)), IGNORE][: len(colours)], np.uint8)
-        codes = _code(np.array(colours, np.uint8))
+        others = {IGNORE: self.void, UNLABELLED: self.unlabelled}
+        label_of = dict(enumerate(self.colours)) | {k: colour for k, colour in others.items() if colour is not None}
+        codes = _code(np.array(list(label_of.values()), np.uint8))
         order = np.argsort(codes)
-        return codes[order], labels[order]
+        return codes[order], np.array(list(label_of), np.uint8)[order]
 
     def label(self, mask: Image.Image, file: str) -> np.ndarray:
         """The label u8[H,W] of an image in colours of any mode. Raises DataError for a colour not in the table."""

@@ -19,7 +19,8 @@ CLASS_FILE = "classes.toml"
 EXAMPLE = """names = ["background", "cat", "dog"]                  # in the order of their indices
 colours = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]       # of the masks; leave it out where masks hold indices
 background = "background"                             # the class that stands around the others
-void = [255, 255, 255]                                # pixels without a class; an index where masks hold indices"""
+void = [255, 255, 255]                                # pixels without a class; an index where masks hold indices
+unlabelled = [128, 128, 128]                          # pixels that nobody has looked at, with data.partial=masks"""
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _LOSSY = (".jpg", ".jpeg")
@@ -65,14 +66,14 @@ def read_classes(file: Path) -> ClassFile:
         raise DataError(f"{file} is missing; write one such as\n{EXAMPLE}") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}); it should be such as\n{EXAMPLE}") from error
-    if unknown := set(content) - {"names", "colours", "background", "void"}:
+    if unknown := set(content) - {"names", "colours", "background", "void", "unlabelled"}:
         raise DataError(f"{file}: unknown keys {sorted(unknown)}; it should be such as\n{EXAMPLE}")
     names = _names(file, content.get("names"))
     background = _background(file, content.get("background"), names)
-    void = content.get("void")
+    void, unlabelled = content.get("void"), content.get("unlabelled")
     if "colours" not in content:
-        return ClassFile(names, voc_palette(len(names)), background, _index_rule(file, len(names), void))
-    rule = _colour_rule(file, content["colours"], len(names), void)
+        return ClassFile(names, voc_palette(len(names)), background, _index_rule(file, len(names), void, unlabelled))
+    rule = _colour_rule(file, content["colours"], len(names), void, unlabelled)
     return ClassFile(names, rule.colours, background, rule)
 
 
@@ -94,24 +95,29 @@ def _background(file: Path, background: Any, names: tuple[str, ...]) -> tuple[in
     return (names.index(background),)
 
 
-def _index_rule(file: Path, count: int, void: Any) -> MaskRule:
-    if void is None:
-        return MaskRule(count, void=())  # 255 is void by custom only: in a black and white mask it is a class
-    if type(void) is not int or not count <= void <= 255:
-        raise DataError(
-            f"{file}: void={void!r} must be an index from {count} to 255, as masks hold indices (no colours)"
-        )
-    return MaskRule(count, void=(void,))
+def _index_rule(file: Path, count: int, void: Any, unlabelled: Any) -> MaskRule:
+    """Without a void value there is none: 255 is void by custom only, and a class in a black and white mask."""
+    given = {"void": void, "unlabelled": unlabelled}
+    for key, value in given.items():
+        if value is not None and (type(value) is not int or not count <= value <= 255):
+            raise DataError(
+                f"{file}: {key}={value!r} must be an index from {count} to 255, as masks hold indices (no colours)"
+            )
+    if void is not None and void == unlabelled:
+        raise DataError(f"{file}: void and unlabelled are both {void}; each needs its own index")
+    return MaskRule(count, **{key: () if value is None else (value,) for key, value in given.items()})
 
 
-def _colour_rule(file: Path, colours: Any, count: int, void: Any) -> ColourRule:
+def _colour_rule(file: Path, colours: Any, count: int, void: Any, unlabelled: Any) -> ColourRule:
     if not isinstance(colours, list) or len(colours) != count:
         raise DataError(f"{file}: colours must be a list of {count} colours, one a name")
     table = tuple(_colour(file, "colours", colour) for colour in colours)
-    other = None if void is None else _colour(file, "void", void)
-    if twice := sorted({colour for colour in (*table, other) if colour and (*table, other).count(colour) > 1}):
-        raise DataError(f"{file}: {twice} more than once among colours and void; each class needs its own")
-    return ColourRule(table, other)
+    others = {"void": void, "unlabelled": unlabelled}
+    given = {key: _colour(file, key, colour) for key, colour in others.items() if colour is not None}
+    every = (*table, *given.values())
+    if twice := sorted({colour for colour in every if every.count(colour) > 1}):
+        raise DataError(f"{file}: {twice} more than once among {', '.join(('colours', *others))}; each needs its own")
+    return ColourRule(table, **given)
 
 
 def _colour(file: Path, key: str, colour: Any) -> RGB:

@@ -22,7 +22,9 @@ def parse_partial(option: str) -> tuple[Fraction, int]:
     """
     match = _SHARE.fullmatch(option)
     if not match:
-        raise ValueError(f"{option!r} is neither '1px' nor a percentage such as '5%' (with a seed: '5%:1')")
+        raise ValueError(
+            f"{option!r} is neither '1px' nor a percentage such as '5%' (with a seed: '5%:1'), nor 'masks'"
+        )
     seed = int(match["seed"] or 0)
     if match["percent"] is None:
         return Fraction(0), seed
@@ -66,7 +68,7 @@ class PartialLabels:
 def partial_label(label: np.ndarray, share: Fraction, name: str) -> np.ndarray:
     """u8[H,W] with the part of u8[H,W] that is shown; `name` fixes the first pixels."""
     shown = np.where(label == IGNORE, label, UNLABELLED).astype(np.uint8)
-    for k in np.unique(label[label != IGNORE]).tolist():
+    for k in np.unique(label[label < UNLABELLED]).tolist():
         rows, columns = np.nonzero(label == k)
         grown = grow(rows, columns, first_pixel(f"{name}:{k}", len(rows)), share)
         shown[rows[grown], columns[grown]] = k

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from forec_jax.contracts import IGNORE
+from forec_jax.contracts import UNLABELLED
 from forec_jax.data.pipeline import evaluation_examples
 from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags
 
@@ -116,7 +116,8 @@ class OneClass:
         example = self.source[index]
         if example.label is None:
             return example
-        label = np.where(example.label == IGNORE, IGNORE, example.label == self.class_index).astype(np.uint8)
+        nothing = example.label >= UNLABELLED  # void, too
+        label = np.where(nothing, example.label, example.label == self.class_index).astype(np.uint8)
         return example._replace(label=label)
 
     def without_labels(self) -> Source:

@@ -9,7 +9,8 @@ from PIL import Image
 from forec_jax import build, cli
 from forec_jax.build import ConfigError
 from forec_jax.config import apply_variant, defaults
-from forec_jax.data import DataError, batch_ids, folder_dataset, resolve_split
+from forec_jax.contracts import IGNORE, UNLABELLED
+from forec_jax.data import DataError, batch_ids, folder_dataset, one_against_rest, resolve_split
 from forec_jax.data.decode import decode_image
 from forec_jax.data.folder import EXAMPLE, read_classes
 
@@ -61,6 +62,41 @@ def test_colour_masks_become_labels(load, photos):
         np.testing.assert_array_equal(masks[f"p{k}"], label_of(k))
     assert (data.classes, data.background_classes) == (("background", "cat", "dog"), (0,))
     assert data.palette == ((0, 0, 0), (255, 0, 0), (0, 0, 255))
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_pixels_that_nobody_looked_at_are_for_the_teacher(load, photos, tmp_path, colours):
+    """Scribbles: p1's first row is labelled, its second void, nobody looked at the others."""
+    codes = np.full((40, 50), 7, np.uint8)
+    codes[0], codes[1] = label_of(1)[0], 9
+    if colours:
+        palette = np.zeros((10, 3), np.uint8)
+        palette[:3], palette[9], palette[7] = COLOURS, (255, 255, 255), (128, 128, 128)
+        save(photos / "masks" / "p1.png", palette[codes])
+        (photos / "classes.toml").write_text(COLOURED + "unlabelled = [128, 128, 128]\n")
+    else:
+        for k in range(5):
+            save(photos / "masks" / f"p{k}.png", label_of(k))
+        save(photos / "masks" / "p1.png", codes)
+        (photos / "classes.toml").write_text(CLASSES + "void = 9\nunlabelled = 7\n")
+    (photos / "val.txt").write_text("p0\n")
+    data = load()
+    train = build.with_partial_labels(data.source("train"), "masks")
+    label = train[train.ids.index("p1")].label
+    np.testing.assert_array_equal(label[0], label_of(1)[0])
+    assert (label[1] == IGNORE).all()
+    assert (label[2:] == UNLABELLED).all()
+    smaller = build.with_partial_labels(data.source("train"), "1px")[train.ids.index("p1")].label
+    assert (smaller < UNLABELLED).sum() == len(np.unique(label_of(1)[0]))  # a pixel of each class that it shows
+    cats = one_against_rest(data, "cat").source("train")[train.ids.index("p1")].label
+    np.testing.assert_array_equal(cats[0], label_of(1)[0] == 1)
+    np.testing.assert_array_equal(cats[1:], label[1:])
+    c = apply_variant(defaults(), "mean_teacher")
+    c.data.partial = "masks"
+    assert build.build_method(c, build.labels_of(data)).partial_labels
+    save(photos / "masks" / "p1.png", np.zeros((39, 50, 3), np.uint8) if colours else np.zeros((39, 50), np.uint8))
+    with pytest.raises(DataError, match=r"p1\.png: the mask is 50x39, its image 50x40 pixels"):
+        load()
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -291,6 +327,8 @@ def test_a_missing_class_file_shows_one_that_can_be_read(load, photos):
         ('names = ["a", "b"', "cannot be read"),
         ('names = ["a", "b"]\nbackground = "c"', "background='c' is no class; choose one of a, b"),
         ('names = ["a", "b"]\nvoid = 1', "void=1 must be an index from 2 to 255"),
+        ('names = ["a", "b"]\nunlabelled = 1', "unlabelled=1 must be an index from 2 to 255"),
+        ('names = ["a", "b"]\nvoid = 9\nunlabelled = 9', "void and unlabelled are both 9"),
         ('names = ["a", "b"]\nvoid = [1, 2, 3]', "must be an index"),
         ('names = ["a", "b"]\ncolours = [[0, 0, 0]]', "a list of 2 colours"),
         ('names = ["a", "b"]\ncolours = [[0, 0, 0], [0, 0, 0]]', r"\[\(0, 0, 0\)\] more than once"),
