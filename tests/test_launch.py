@@ -64,6 +64,29 @@ def test_local_passes_a_signal_on_and_waits(tmp_path):
     assert len(list(tmp_path.glob("*.done"))) == 2
 
 
+def test_a_signal_to_the_whole_group_reaches_each_process_once(tmp_path):
+    """As Ctrl-C in a terminal does. The second signal would end a training before its checkpoint."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import pathlib, signal, sys, time\n"
+        "here = pathlib.Path(__file__).parent / sys.argv[3]\n"
+        "def leave(number, frame):\n    signal.signal(number, signal.SIG_DFL)\n    time.sleep(1)\n"
+        "    here.with_suffix('.done').touch()\n    sys.exit(128 + number)\n"
+        "signal.signal(signal.SIGTERM, leave)\nsignal.signal(signal.SIGINT, leave)\nhere.touch()\ntime.sleep(100)\n"
+    )
+    command = ["bash", LAUNCH / "local.sh", "2", sys.executable, program]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        script = subprocess.Popen(command, start_new_session=True)
+        while len(list(tmp_path.glob("--process=?"))) < 2:
+            assert script.poll() is None
+            time.sleep(0.05)
+        os.killpg(script.pid, number)
+        script.wait()
+        assert len(list(tmp_path.glob("*.done"))) == 2
+        for file in tmp_path.glob("--process*"):
+            file.unlink()
+
+
 def training(workdir):
     """local.sh with a training in two processes, FSDP over both."""
     command = ["bash", LAUNCH / "local.sh", "2", sys.executable, "-m", "forec_jax", "train", f"--workdir={workdir}"]
