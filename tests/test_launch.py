@@ -68,10 +68,10 @@ def test_a_signal_to_the_whole_group_reaches_each_process_once(tmp_path):
     """As Ctrl-C in a terminal does. The second signal would end a training before its checkpoint."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import pathlib, signal, sys, time\n"
+        "import os, pathlib, signal, sys, time\n"
         "here = pathlib.Path(__file__).parent / sys.argv[3]\n"
         "def leave(number, frame):\n    signal.signal(number, signal.SIG_DFL)\n    time.sleep(1)\n"
-        "    here.with_suffix('.done').touch()\n    sys.exit(128 + number)\n"
+        "    here.with_suffix('.done').write_text(str(os.getpgid(0)))\n    sys.exit(128 + number)\n"
         "signal.signal(signal.SIGTERM, leave)\nsignal.signal(signal.SIGINT, leave)\nhere.touch()\ntime.sleep(100)\n"
     )
     command = ["bash", LAUNCH / "local.sh", "2", sys.executable, program]
@@ -82,7 +82,9 @@ def test_a_signal_to_the_whole_group_reaches_each_process_once(tmp_path):
             time.sleep(0.05)
         os.killpg(script.pid, number)
         script.wait()
-        assert len(list(tmp_path.glob("*.done"))) == 2
+        groups = {int(file.read_text()) for file in tmp_path.glob("*.done")}
+        assert len(groups) == 2
+        assert script.pid not in groups  # so that the group's signal is not theirs
         for file in tmp_path.glob("--process*"):
             file.unlink()
 
