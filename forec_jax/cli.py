@@ -197,7 +197,7 @@ def threshold(argv: Sequence[str]) -> int:
 def mask_flags(values: flags.FlagValues) -> None:
     """The flags that say how masks from tags become labels."""
     flags.DEFINE_float("keep", 0.5, "share of the images, the surest, that get masks", 0, 1, flag_values=values)
-    flags.DEFINE_float("confidence", 0.7, "pixels below it are void", 0, 1, flag_values=values)
+    flags.DEFINE_float("confidence", 0.0, "pixels below it are void; 0: none is", 0, 1, flag_values=values)
     labelled = "images with their true masks: a list file, or <count>:<seed>; by default none"
     flags.DEFINE_string("labelled", "", labelled, flag_values=values)
 

@@ -59,7 +59,6 @@ class Checkpoints:
             max_to_keep=KEPT,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
-            read_only=read_only,
             step_prefix="step",
             # Both managers may save one step at a time: without names of their own several processes would mix them up.
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name),
