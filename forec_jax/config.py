@@ -44,9 +44,7 @@ def defaults() -> ConfigDict:
     # "balanced:<count>:<seed>[:<classes>]", a draw that shows every class about equally often (docs/data.md)
     c.data.unlabelled = "rest"  # a list file, "rest" (the pool without the labelled part), or "none"
     c.data.protocol = ""  # a published list that the split must be, such as "voc/classic/183" (docs/data.md); "": none
-    c.data.partial = (
-        ""  # of each class in an image: "1px", "5%" (grown from it), "masks" (what they hold); "": all of it
-    )
+    c.data.partial = ""  # of a class in an image: "1px", "5%" (grown from it), "masks" (what they hold); "": all of it
     c.data.tags = "masks"  # where tags come from: "masks" (simulated annotation), "folders" (one a class), a CSV file
     c.data.tag = ""  # one class against the rest, such as "dog"; empty: every class of the data set
     c.data.crop = 321  # side of the square training crop in pixels, at least 33
