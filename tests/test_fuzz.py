@@ -40,6 +40,17 @@ def fuzz(cases, strategy, check):
     quiet(given(strategy)(check))()
 
 
+def fuzz_file(cases, contents, file, check):
+    """Runs `check` on a file of so many contents: it passes, or ends with a DataError that names the file."""
+
+    def check_content(content):
+        file.write_bytes(content)
+        with allowed(DataError, str(file)):
+            check(file)
+
+    fuzz(cases, contents, check_content)
+
+
 @contextmanager
 def allowed(kind, name):
     """Passes over errors of a kind whose message has a name in it, and over no others."""
@@ -86,15 +97,12 @@ IMAGES += [encoded("BMP", "RGB"), encoded("TIFF", "RGB", compression="tiff_lzw")
 
 @few_or_many
 def test_images_for_prediction(tmp_path, cases):
-    def check(content):
-        file = tmp_path / "a.png"
-        file.write_bytes(content)
-        with allowed(DataError, str(file)):
-            image = read_image(file)
-            assert image.dtype == np.uint8
-            assert image.shape[2] == 3
+    def check(file):
+        image = read_image(file)
+        assert image.dtype == np.uint8
+        assert image.shape[2] == 3
 
-    fuzz(cases, damaged(IMAGES), check)
+    fuzz_file(cases, damaged(IMAGES), tmp_path / "a.png", check)
 
 
 @few_or_many
@@ -112,15 +120,11 @@ LINES = st.one_of(st.text(max_size=30), st.sampled_from(["/", ".", "..", "a.jpg 
 
 @few_or_many
 def test_lists(tmp_path, cases):
-    def check(content):
-        file = tmp_path / "list.txt"
-        file.write_bytes(content)
-        with allowed(DataError, str(file)):
-            ids = read_list(file, {"a", "b"})
-            assert all(ids)
+    def check(file):
+        assert all(read_list(file, {"a", "b"}))
 
     texts = st.lists(LINES, max_size=5).map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass"))
-    fuzz(cases, st.one_of(texts, st.binary(max_size=60)), check)
+    fuzz_file(cases, st.one_of(texts, st.binary(max_size=60)), tmp_path / "list.txt", check)
 
 
 CLASSES = (
@@ -131,13 +135,10 @@ TAGS = b"image,tags\na.jpg,cat;dog\nimages/b,background\n"
 
 @few_or_many
 def test_tag_lists(tmp_path, cases):
-    def check(content):
-        file = tmp_path / "tags.csv"
-        file.write_bytes(content)
-        with allowed(DataError, str(file)):
-            assert all(read_tags(file, ("a", "b")).values())
+    def check(file):
+        assert all(read_tags(file, ("a", "b")).values())
 
-    fuzz(cases, st.one_of(damaged([TAGS]), st.binary(max_size=60)), check)
+    fuzz_file(cases, st.one_of(damaged([TAGS]), st.binary(max_size=60)), tmp_path / "tags.csv", check)
 
 
 @few_or_many
@@ -165,17 +166,14 @@ VALUES = st.one_of(st.integers(), st.text(max_size=5), st.lists(st.integers(-1, 
 
 @few_or_many
 def test_class_files(tmp_path, cases):
-    def check(content):
-        file = tmp_path / "classes.toml"
-        file.write_bytes(content)
-        with allowed(DataError, str(file)):
-            assert len(read_classes(file).names) >= 2
+    def check(file):
+        assert len(read_classes(file).names) >= 2
 
     keys = st.dictionaries(st.sampled_from(["names", "colours", "background", "void"]), VALUES)
     typed = keys.map(
         lambda content: "\n".join(f"{key} = {value!r}" for key, value in content.items()).encode("utf-8", "replace")
     )
-    fuzz(cases, st.one_of(damaged([CLASSES]), typed), check)
+    fuzz_file(cases, st.one_of(damaged([CLASSES]), typed), tmp_path / "classes.toml", check)
 
 
 FOLDER = {
@@ -196,28 +194,29 @@ def damaged_folder(draw):
             case 0:
                 files[name] = draw(damaged([content]))
             case 1:
-                files[
-                    f"{draw(st.sampled_from(['images', 'masks', 'unlabelled']))}/{draw(st.sampled_from('abcd'))}.png"
-                ] = content
+                folder = draw(st.sampled_from(["images", "masks", "unlabelled"]))
+                files[f"{folder}/{draw(st.sampled_from('abcd'))}.png"] = content
             case 2:
                 files[name] = b""
     return files
+
+
+def write(root, files):
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
 
 
 @few_or_many
 def test_whole_folders(tmp_path, cases):
     def check(files):
         root, prepared = tmp_path / "photos", tmp_path / "prepared"
-        for name, content in files.items():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_bytes(content)
+        write(root, files)
         with allowed(DataError, str(root)):
             dataset = folder_dataset(root, prepared)
             for source in dataset.sources.values():
-                assert all(
-                    example.image.shape[2] == 3
-                    for example in map(source.without_labels().__getitem__, range(len(source)))
-                )
+                images = source.without_labels()
+                assert all(images[index].image.shape[2] == 3 for index in range(len(images)))
         assert all(
             path.is_relative_to(root) or path.is_relative_to(prepared) for path in tmp_path.rglob("*") if path.is_file()
         )
@@ -230,9 +229,7 @@ def test_whole_folders(tmp_path, cases):
 @few_or_many
 def test_prepared_records(tmp_path, cases):
     """What lies on the disk may rot after it was packed."""
-    for name, content in FOLDER.items():
-        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "photos" / name).write_bytes(content)
+    write(tmp_path / "photos", FOLDER)
     folder_dataset(tmp_path / "photos", tmp_path / "prepared")
     files = sorted(
         file for file in (tmp_path / "prepared").rglob("*") if file.is_file() and not file.name.startswith(".")
