@@ -46,7 +46,6 @@ def _voc(c: ConfigDict) -> None:
     """PASCAL VOC; data.root is the folder that holds VOC2012/. Thresholds are chosen by `--split=train`."""
     c.data.name = "voc"
     c.data.pool = "train_aug"
-    c.data.size = 96
     c.data.crop = c.data.size = 224  # size: of the embedded images, which would fill a small part of the crop otherwise
     c.data.scale = (0.5, 1.5)
     c.steps = 10_000

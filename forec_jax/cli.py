@@ -480,7 +480,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         return COMMANDS[argv[0]](argv)
     except BaseException as error:
-        wanted = "FOREC_JAX_TRACEBACK" in os.environ
+        wanted = bool(os.environ.get("FOREC_JAX_TRACEBACK"))
         if isinstance(error, EXPLAINED) and not wanted:
             return fail(argv[0], explain(error))
         if not several_processes():

@@ -65,9 +65,7 @@ def read_sbd_mask(file: Path) -> np.ndarray:
     """
     try:
         mask = np.asarray(loadmat(str(file), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
-    except (
-        Exception
-    ) as error:  # a damaged file makes the reader fail in ways of its own, an UnboundLocalError among them
+    except Exception as error:  # SciPy's reader has many for a damaged file, an UnboundLocalError among them
         raise DataError(
             f"{file}: has no readable GTcls.Segmentation ({error}); take the files of SBD's cls/ folder, not inst/"
         ) from error
