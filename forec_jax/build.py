@@ -555,6 +555,7 @@ def build_method(
     if choose("method.name", c.method.name, METHODS) == "supervised":
         return Supervised(**common, mixing=mixing if c.augment.mix_labelled else NoMixing())
     common |= {
+        "partial_labels": bool(c.data.partial),
         "mixing": mixing,
         # Where labels are partial these rows are the ones that the teacher completes: they are mixed as such.
         "labelled_mixing": mixing if c.augment.mix_labelled or c.data.partial else NoMixing(),
@@ -565,11 +566,11 @@ def build_method(
     }
     match c.method.name:
         case "ps_mt":
-            return build_ps_mt(c, common | {"partial_labels": bool(c.data.partial)})
+            return build_ps_mt(c, common)
         case "s4gan":
             return build_s4gan(c, common, len(labels.classes))
         case _:
-            return MeanTeacher(**common, partial_labels=bool(c.data.partial))
+            return MeanTeacher(**common)
 
 
 def in_steps(c: ConfigDict, key: str, length: float) -> int:
@@ -596,16 +597,13 @@ def build_s4gan(c: ConfigDict, common: dict[str, Any], classes: int) -> S4Gan:
             "augment.mixing='classmix' pastes the classes of pseudo-labels, and s4gan has none before its student has "
             "seen the image: choose 'none', or a mixing by boxes"
         )
-    if c.data.partial:
-        raise ConfigError(
-            f"data.partial={c.data.partial!r}: the discriminator of s4gan compares whole masks with predictions, and "
-            "partial labels have none; choose supervised, mean_teacher or ps_mt"
-        )
     if not 0 <= o.dropout < 1:
         raise ConfigError(f"method.s4gan.dropout={o.dropout} must be a probability below 1; published: 0.5")
     discriminator = discriminator_network(
         classes, channels=o.channels, dropout=o.dropout, compute_dtype=jnp.dtype(c.compute_dtype)
     )
+    # Labelled rows are mixed alike whatever augment.mix_labelled says: boxes in predictions alone would give them away.
+    common |= {"labelled_mixing": common["mixing"]}
     return S4Gan(**common, discriminator=discriminator, feature_matching_weight=o.feature_matching_weight)
 
 

@@ -117,6 +117,14 @@ def test_a_ramp_that_is_neither_is_an_error(length):
         build.build_method(c, LABELS)
 
 
+@pytest.mark.parametrize("variant", ["mean_teacher", "ps_mt", "s4gan"])
+def test_partial_labels_reach_every_method_that_fills_them(variant):
+    c = config(variant)
+    assert not build.build_method(c, LABELS).partial_labels
+    c.data.partial = "1px"
+    assert build.build_method(c, LABELS).partial_labels
+
+
 @pytest.mark.parametrize(
     ("variant", "key", "value"),
     [
@@ -124,7 +132,6 @@ def test_a_ramp_that_is_neither_is_an_error(length):
         ("s4gan", "method.s4gan.dropout", 1.0),
         ("ps_mt", "method.ps_mt.epsilon", -1.0),
         ("ps_mt", "method.ps_mt.epoch", -1),
-        ("s4gan", "data.partial", "1px"),
     ],
 )
 def test_options_that_a_method_cannot_use_are_named(variant, key, value):
@@ -146,6 +153,13 @@ def test_an_epoch_is_the_unlabelled_images_over_the_batch():
     assert build.with_epoch(c, partial).method.ps_mt.epoch == 6
     c.method.ps_mt.epoch = 7
     assert build.with_epoch(c, data).method.ps_mt.epoch == 7
+
+
+def test_the_discriminator_sees_boxes_in_both_kinds_of_rows_or_in_none():
+    for variant in ("s4gan", "s4gan+cutmix", "s4gan+cutout"):
+        method = build.build_method(config(variant), LABELS)
+        assert method.labelled_mixing == method.mixing
+    assert method.mixing == CutOut(1.0, HalfAreaBox())
 
 
 def test_the_discriminator_has_adam_and_its_own_rate():

@@ -35,6 +35,7 @@ VARIANTS = {  # and the terms that each must log
     "reco_forec": {"reco_loss", "reconstruction_labelled_loss", "reconstruction_unlabelled_loss"},
     "s4gan": {"supervised_loss", "feature_matching_loss", "discriminator_real_loss"},
     "s4gan_forec": {"feature_matching_loss", "reconstruction_labelled_loss"},
+    "s4gan+cutmix": {"unsupervised_loss", "feature_matching_loss"},
     "s4gan+reco": {"feature_matching_loss", "reco_loss"},
     "ps_mt": {"supervised_loss", "unsupervised_loss"},
     "ps_mt_forec": {"unsupervised_loss", "reconstruction_labelled_loss"},
@@ -42,6 +43,7 @@ VARIANTS = {  # and the terms that each must log
     "ps_mt+reco": {"unsupervised_loss", "reco_loss"},
     "partial_1px": {"supervised_loss", "unsupervised_loss"},
     "partial_1px+ps_mt": {"supervised_loss", "unsupervised_loss"},
+    "partial_5pc+s4gan": {"supervised_loss", "unsupervised_loss", "feature_matching_loss", "discriminator_real_loss"},
     "partial_1pc+classmix+reco": {"supervised_loss", "unsupervised_loss", "reco_loss"},
     "partial_25pc+forec": {"supervised_loss", "reconstruction_labelled_loss"},
 }

@@ -6,31 +6,33 @@ import jax.numpy as jnp
 from forec_jax.contracts import Array, Mean
 
 
-def discrimination(score: Array, is_real: Array) -> tuple[Mean, Mean]:
-    """What the discriminator minimises: -log D over the real rows, -log(1 - D) over the others.
+def discrimination(score: Array, is_real: Array, is_fake: Array) -> tuple[Mean, Mean]:
+    """What the discriminator minimises: -log D over the real rows, -log(1 - D) over the fake ones.
 
     Args:
         score: f32[B], the discriminator's logit that a row is real; D is its sigmoid.
         is_real: bool[B].
+        is_fake: bool[B]; a row may be neither.
     """
     real = jnp.where(is_real, jax.nn.softplus(-score), 0.0)
-    fake = jnp.where(is_real, 0.0, jax.nn.softplus(score))
-    return Mean(jnp.sum(real), _number(is_real)), Mean(jnp.sum(fake), _number(~is_real))
+    fake = jnp.where(is_fake, jax.nn.softplus(score), 0.0)
+    return Mean(jnp.sum(real), _number(is_real)), Mean(jnp.sum(fake), _number(is_fake))
 
 
-def feature_matching(features: Array, is_real: Array) -> Mean:
-    """The distance |mean of the real rows' features - mean of the others'|, averaged over the features.
+def feature_matching(features: Array, is_real: Array, is_fake: Array) -> Mean:
+    """The distance |mean of the real rows' features - mean of the fake ones'|, averaged over the features.
 
     It is no mean over rows, so with accumulation it is the average of the parts' distances, weighted by their rows.
-    0 where there is no real row or no other.
+    0 where there is no real row or no fake one.
 
     Args:
         features: f32[B,D], the discriminator's pooled features; those of the real rows carry no gradient.
         is_real: bool[B].
+        is_fake: bool[B].
     """
     features = jnp.where(is_real[:, None], jax.lax.stop_gradient(features), features)
-    distance = jnp.mean(jnp.abs(_row_mean(features, is_real) - _row_mean(features, ~is_real)))
-    rows = jnp.where(jnp.any(is_real) & jnp.any(~is_real), _number(~is_real), 0.0)
+    distance = jnp.mean(jnp.abs(_row_mean(features, is_real) - _row_mean(features, is_fake)))
+    rows = jnp.where(jnp.any(is_real) & jnp.any(is_fake), _number(is_fake), 0.0)
     return Mean(distance * rows, rows)
 
 

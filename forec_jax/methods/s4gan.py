@@ -1,12 +1,14 @@
 """S4GAN: a discriminator that tells truth from prediction (Mittal et al., TPAMI 2019, without its tag branch)."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from forec_jax.augment import Mixing, NoMixing
 from forec_jax.contracts import (
+    IGNORE,
     Array,
     Aux,
     Batch,
@@ -34,10 +36,19 @@ from forec_jax.methods.student import (
     run_heads,
 )
 from forec_jax.methods.teacher import BatchNormMode, ema_of_student, first_teacher, teacher_statistics
-from forec_jax.methods.views import Colour, labelled_rows, self_labelled, student_input, unlabelled_rows
+from forec_jax.methods.views import Colour, interleave, labelled_rows, self_labelled, student_input, unlabelled_rows
 from forec_jax.models.discriminator import SCORE
 
 DISCRIMINATOR = "discriminator"
+
+
+class Exhibit(NamedTuple):
+    """What the discriminator is shown: N pairs of an image and a class map, of B rows."""
+
+    pair: Array  # f32[N,H,W,3+K]; only what is shown as a prediction carries a gradient
+    is_real: Array  # bool[N], what stands for truth
+    is_fake: Array  # bool[N], what stands for prediction; a pair may be neither
+    prediction: Array  # i32[B], the pair that shows a row's prediction, if any does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +61,8 @@ class S4Gan:
     nothing is said of a labelled row's pixel (void), D sees the prediction, and in the padding nothing: neither tells
     truth from prediction. Auxiliary tasks see the student's own argmax and its confidence. The teacher is the student's
     EMA, to score beside it, and teaches nothing.
+    With `partial_labels` D sees each row twice, as predicted and with the truth that it has, so that the batch needs no
+    unlabelled rows; pixels that nobody labelled learn from their argmax where D trusts the prediction.
     """
 
     network: Network
@@ -67,6 +80,7 @@ class S4Gan:
     feature_matching_weight: float = 0.1
     decay: float = 0.99
     bn_mode: BatchNormMode = "ema"
+    partial_labels: bool = False  # whether labelled rows have UNLABELLED pixels
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -86,8 +100,8 @@ class S4Gan:
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or batch.unlabelled is None:
-            raise ValueError("s4gan needs both: set batch.labelled and batch.unlabelled above 0")
+        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
+            raise ValueError("s4gan needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
         view_key, dropout_key, critic_key, task_key = jax.random.split(key, 4)
         image, views = self.views(batch.labelled, batch.unlabelled, view_key)
 
@@ -99,13 +113,14 @@ class S4Gan:
         probabilities = jax.nn.softmax(logits, axis=-1)
         views = self_labelled(views, probabilities)
 
-        pair = shown_to_discriminator(image, views, probabilities)
+        exhibit = (shown_twice if self.partial_labels else shown_once)(image, views, probabilities)
         discriminator = Variables(params[DISCRIMINATOR], state.batch_stats[DISCRIMINATOR])
-        learning = self.judge(discriminator, jax.lax.stop_gradient(pair), critic_key)
-        judging = self.judge(jax.lax.stop_gradient(discriminator), pair, critic_key)
-        real, fake = discrimination(learning.output, views.labelled_row)
+        learning = self.judge(discriminator, jax.lax.stop_gradient(exhibit.pair), critic_key)
+        judging = self.judge(jax.lax.stop_gradient(discriminator), exhibit.pair, critic_key)
+        real, fake = discrimination(learning.output, exhibit.is_real, exhibit.is_fake)
 
-        trust = jnp.broadcast_to(jax.nn.sigmoid(judging.output)[:, None, None], views.confidence.shape)
+        score = judging.output[exhibit.prediction]
+        trust = jnp.broadcast_to(jax.nn.sigmoid(score)[:, None, None], views.confidence.shape)
         unsupervised, metrics = unsupervised_terms(
             logits,
             views._replace(confidence=trust),
@@ -115,7 +130,7 @@ class S4Gan:
         )
         adversarial = {
             "feature_matching_loss": Term(
-                feature_matching(judging.latent, views.labelled_row), self.feature_matching_weight
+                feature_matching(judging.latent, exhibit.is_real, exhibit.is_fake), self.feature_matching_weight
             ),
             "discriminator_real_loss": Term(real, 0.5),
             "discriminator_fake_loss": Term(fake, 0.5),
@@ -128,13 +143,13 @@ class S4Gan:
         terms |= unsupervised | adversarial | task_terms
         return terms, Aux(new_stats, {STUDENT: teacher_stats}, state.memory, metrics | task_metrics)
 
-    def views(self, labelled: Labelled, unlabelled: Unlabelled, key: Array) -> tuple[Array, Views]:
+    def views(self, labelled: Labelled, unlabelled: Unlabelled | None, key: Array) -> tuple[Array, Views]:
         """The student's images and what is known of them before it has seen them."""
         colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
-        return student_input(
-            self.labelled_mixing(mixing_l, labelled_rows(colour_l, labelled, self.colour)),
-            self.mixing(mixing_u, unlabelled_rows(colour_u, unlabelled, self.colour)),
-        )
+        rows = self.labelled_mixing(mixing_l, labelled_rows(colour_l, labelled, self.colour))
+        if unlabelled is None:
+            return student_input(rows, None)
+        return student_input(rows, self.mixing(mixing_u, unlabelled_rows(colour_u, unlabelled, self.colour)))
 
     def judge(self, discriminator: Variables, pair: Array, key: Array) -> HeadOutput:
         """The discriminator's logits f32[B] and pooled features f32[B,D]; the same dropout for the same key."""
@@ -156,13 +171,43 @@ class S4Gan:
         return class_probabilities(self.network, variables[STUDENT], image, valid)
 
 
-def shown_to_discriminator(image: Array, views: Views, probabilities: Array) -> Array:
-    """f32[B,H,W,3+K]: the image, with the truth (one-hot) where a labelled row has one, elsewhere the prediction.
+def shown_once(image: Array, views: Views, probabilities: Array) -> Exhibit:
+    """Labelled rows with their truth, unlabelled rows with their prediction."""
+    is_truth = views.labelled_row[:, None, None, None]
+    shown = jnp.where(is_truth, with_truth(views, probabilities), probabilities)
+    rows = jnp.arange(image.shape[0])
+    return Exhibit(beside_image(image, views, shown), views.labelled_row, ~views.labelled_row, rows)
 
-    Only the predictions of unlabelled rows carry a gradient. Padding is shown as zeros in either.
+
+def shown_twice(image: Array, views: Views, probabilities: Array) -> Exhibit:
+    """Every row with what truth it has, and with its prediction. A row without any truth stands for neither.
+
+    The two of a row differ in its labelled pixels alone, and there are as many of one kind as of the other: neither
+    anything else in a row nor the number of rows tells truth from prediction.
     """
-    is_class = views.label[..., None] == jnp.arange(probabilities.shape[-1])
-    known = (views.is_ground_truth & jnp.any(is_class, axis=-1))[..., None]
-    truth = jnp.where(known, is_class.astype(probabilities.dtype), jax.lax.stop_gradient(probabilities))
-    shown = jnp.where(views.labelled_row[:, None, None, None], truth, probabilities)
+    truth = beside_image(image, views, with_truth(views, probabilities))
+    prediction = beside_image(image, views, probabilities)
+    has_truth = jnp.any(is_labelled(views) & views.valid, axis=(1, 2))
+    neither = jnp.zeros_like(has_truth)
+    return Exhibit(
+        interleave(truth, prediction),
+        interleave(has_truth, neither),
+        interleave(neither, has_truth),
+        2 * jnp.arange(image.shape[0]) + 1,
+    )
+
+
+def with_truth(views: Views, probabilities: Array) -> Array:
+    """The truth f32[B,H,W,K] (one-hot) where there is one, elsewhere the prediction; a constant."""
+    truth = jax.nn.one_hot(views.label, probabilities.shape[-1], dtype=probabilities.dtype)
+    return jnp.where(is_labelled(views)[..., None], truth, jax.lax.stop_gradient(probabilities))
+
+
+def is_labelled(views: Views) -> Array:
+    """bool[B,H,W]: where the truth names a class."""
+    return views.is_ground_truth & (views.label != IGNORE)
+
+
+def beside_image(image: Array, views: Views, shown: Array) -> Array:
+    """f32[B,H,W,3+K]: the image with the class map that is shown for it, zeros in the padding."""
     return jnp.concatenate([image, jnp.where(views.valid[..., None], shown, 0.0)], axis=-1)

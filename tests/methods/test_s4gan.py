@@ -7,9 +7,10 @@ import optax
 import pytest
 
 from forec_jax.augment import CutOut, NoMixing
-from forec_jax.contracts import IGNORE, Batch, HeadSpec, Labelled, Unlabelled, Variables, Views
+from forec_jax.contracts import IGNORE, UNLABELLED, Batch, HeadSpec, Labelled, Unlabelled, Variables, Views
+from forec_jax.losses import discrimination
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, S4Gan
-from forec_jax.methods.s4gan import shown_to_discriminator
+from forec_jax.methods.s4gan import shown_once, shown_twice
 from forec_jax.methods.views import self_labelled
 from forec_jax.models import discriminator_network
 from forec_jax.parallel import make_mesh, replicated, shard_batch
@@ -35,6 +36,17 @@ def make_batch(rows=2):
     return Batch(Labelled(image[0], label, valid, none), Unlabelled(image[1], valid, none))
 
 
+def partial_batch(rows=2):
+    """No unlabelled rows; a block of pixels that nobody labelled."""
+    labelled = make_batch(rows).labelled
+    label = labelled.label.copy()
+    label[:, 3:, 5:9] = UNLABELLED
+    return Batch(labelled._replace(label=label))
+
+
+BATCHES = {False: make_batch, True: partial_batch}  # by whether labels are partial
+
+
 def make_method(network, dropout=0.0, **options):
     critic = discriminator_network(CLASSES, channels=2, dropout=dropout)
     return S4Gan(network, critic, same_colour, **{"mixing": NoMixing(), "threshold": 0.5, **options})
@@ -42,7 +54,8 @@ def make_method(network, dropout=0.0, **options):
 
 @functools.partial(jax.jit, static_argnums=0)
 def loss_of(method, params, state):
-    return method.loss(params, state, jax.tree.map(jnp.asarray, make_batch()), jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, BATCHES[method.partial_labels]())
+    return method.loss(params, state, batch, jax.random.key(0))
 
 
 def views(label, truth, valid, labelled_row):
@@ -62,13 +75,45 @@ def test_what_the_discriminator_sees_by_hand():
     v = views([1, IGNORE, 0, 0, 1, IGNORE], [True] * 3 + [False] * 3, [True, True, False] * 2, [True, False])
     p = jnp.array([[[[0.6, 0.4]] * 3], [[[0.2, 0.8]] * 3]])
     image = jnp.full((2, 1, 3, 3), 0.5)
-    shown = shown_to_discriminator(image, v, p)
+    exhibit = shown_once(image, v, p)
+    shown = exhibit.pair
+    assert (exhibit.is_real.tolist(), exhibit.is_fake.tolist()) == ([True, False], [False, True])
+    assert exhibit.prediction.tolist() == [0, 1]
     np.testing.assert_array_equal(shown[..., :3], image)
     np.testing.assert_allclose(shown[0, 0, :, 3:], [[0, 1], [0.6, 0.4], [0, 0]])
     np.testing.assert_allclose(shown[1, 0, :, 3:], [[0.2, 0.8], [0.2, 0.8], [0, 0]])
-    gradient = jax.grad(lambda x: shown_to_discriminator(image, v, x).sum())(p)
+    gradient = jax.grad(lambda x: shown_once(image, v, x).pair.sum())(p)
     np.testing.assert_array_equal(gradient[0], 0)
     np.testing.assert_array_equal(gradient[1, 0], [[1, 1], [1, 1], [0, 0]])
+
+
+def test_what_the_discriminator_sees_of_partial_labels_by_hand():
+    """Of each row its truth, completed by the prediction, then the prediction; a row without a label is neither."""
+    v = views([1, 0, 0, 0, 1, 0], [True] + [False] * 4 + [True], [True, True, False] * 2, [True, True])
+    p = jnp.array([[[[0.6, 0.4]] * 3], [[[0.2, 0.8]] * 3]])
+    exhibit = shown_twice(jnp.zeros((2, 1, 3, 3)), v, p)
+    truth, prediction, of_none, _ = exhibit.pair[:, 0, :, 3:]
+    np.testing.assert_allclose(truth, [[0, 1], [0.6, 0.4], [0, 0]])
+    np.testing.assert_allclose(prediction, [[0.6, 0.4], [0.6, 0.4], [0, 0]])
+    np.testing.assert_allclose(of_none, [[0.2, 0.8], [0.2, 0.8], [0, 0]])  # what is labelled there is padding
+    assert exhibit.is_real.tolist() == [True, False, False, False]
+    assert exhibit.is_fake.tolist() == [False, True, False, False]
+    assert exhibit.prediction.tolist() == [1, 3]
+    gradient = jax.grad(lambda x: (shown_twice(jnp.zeros((2, 1, 3, 3)), v, x).pair[:2] ** 2).sum())(p)
+    np.testing.assert_allclose(gradient[0, 0], [[1.2, 0.8], [1.2, 0.8], [0, 0]], rtol=1e-6)
+
+
+def test_a_discriminator_that_cannot_tell_says_a_half_however_few_rows_have_truth():
+    """The best score for pairs that look alike: where the loss of the discriminator has no slope."""
+    v = views([1, IGNORE, IGNORE] * 2, [True, False, False, False, False, False], [True] * 6, [True, True])
+    exhibit = shown_twice(jnp.zeros((2, 1, 3, 3)), v, jnp.full((2, 1, 3, 2), 0.5))
+
+    def loss(score):
+        real, fake = discrimination(jnp.full(4, score), exhibit.is_real, exhibit.is_fake)
+        return real.value() + fake.value()
+
+    assert float(jax.grad(loss)(0.0)) == 0
+    assert float(jax.grad(loss)(0.5)) > 0 > float(jax.grad(loss)(-0.5))
 
 
 def test_the_students_own_predictions_fill_what_is_not_known():
@@ -112,6 +157,35 @@ def test_the_loss_equals_a_numpy_oracle(make_toy_network):
     assert float(objective(terms)) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_the_loss_of_partial_labels_equals_a_numpy_oracle(make_toy_network):
+    """Pixels that nobody labelled learn from their argmax, and D sees every row twice."""
+    method = make_method(make_toy_network(normalise=False), threshold=0.0, partial_labels=True)
+    state = first_state(method, TX, seed=3)
+    terms, _ = loss_of(method, state.params, state)
+
+    rows, params = partial_batch().labelled, jax.tree.map(np.asarray, state.params["student"])
+    image, label, valid = rows.image / 255.0, rows.label, rows.valid
+    logits = np.tanh(image @ params["encoder"]["w"]) @ params["segmentation"]["w"]
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    known, asked = label < CLASSES, (label == UNLABELLED) & valid
+    truth = np.where(known[..., None], np.eye(CLASSES)[np.where(known, label, 0)], p)
+    latent, score = {}, {}
+    for part, shown in (("real", truth), ("fake", p)):
+        pair = np.concatenate([image, np.where(valid[..., None], shown, 0)], axis=-1).astype(np.float32)
+        variables = Variables(state.params["discriminator"], {})
+        latent[part] = np.asarray(method.discriminator.encode(variables, pair)[0])
+        score[part] = np.asarray(method.discriminator.decode(variables, "score", latent[part])[0].output)
+    of_label = np.take_along_axis(p, np.where(known, label, 0)[..., None], -1)[..., 0]
+    expected = {
+        "supervised_loss": -np.log(of_label[known]).mean(),
+        "unsupervised_loss": -np.log(p.max(-1)[asked]).mean(),
+        "feature_matching_loss": np.abs(latent["real"].mean(0) - latent["fake"].mean(0)).mean(),
+        "discriminator_real_loss": np.log1p(np.exp(-score["real"])).mean(),
+        "discriminator_fake_loss": np.log1p(np.exp(score["fake"])).mean(),
+    }
+    assert {name: float(term.mean.value()) for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
+
+
 def test_self_training_takes_the_rows_that_the_discriminator_trusts(make_toy_network):
     network = make_toy_network(normalise=False)
     state = first_state(make_method(network), TX, seed=0)
@@ -128,8 +202,10 @@ def test_self_training_takes_the_rows_that_the_discriminator_trusts(make_toy_net
     assert kept == {-5.0: 0.0, 5.0: 1.0}
 
 
-def test_neither_network_learns_from_the_others_terms(make_toy_network):
-    method = make_method(make_toy_network(HEADS), dropout=0.5, auxiliary=(TASK,), threshold=0.0)
+@pytest.mark.parametrize("partial", [False, True])
+def test_neither_network_learns_from_the_others_terms(make_toy_network, partial):
+    options = {"auxiliary": (TASK,), "threshold": 0.0, "partial_labels": partial}
+    method = make_method(make_toy_network(HEADS), dropout=0.5, **options)
     state = first_state(method, TX, seed=0)
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -139,11 +215,12 @@ def test_neither_network_learns_from_the_others_terms(make_toy_network):
     def moved(tree):
         return any((np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(tree))
 
-    for name in loss_of(method, state.params, state)[0]:
-        found = gradients(state.params, name)
+    for name, term in loss_of(method, state.params, state)[0].items():
+        found, counts = gradients(state.params, name), float(term.mean.number) > 0
         of_discriminator = name.startswith("discriminator")
-        assert moved(found["discriminator"]) == of_discriminator, name
-        assert moved(found["student"]) != of_discriminator, name
+        assert counts != (partial and name == "reconstruction_unlabelled_loss")
+        assert moved(found["discriminator"]) == (counts and of_discriminator), name
+        assert moved(found["student"]) == (counts and not of_discriminator), name
 
 
 def test_the_teacher_gets_no_gradient_and_keeps_no_discriminator(make_toy_network):
@@ -154,20 +231,23 @@ def test_the_teacher_gets_no_gradient_and_keeps_no_discriminator(make_toy_networ
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
 
 
-def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network):
+@pytest.mark.parametrize("partial", [False, True])
+def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network, partial):
     network = make_toy_network(HEADS, normalise=False)
-    method = make_method(network, mixing=CutOut(1.0), auxiliary=(TASK,), feature_matching_weight=0.0, threshold=0.0)
+    options = {"feature_matching_weight": 0.0, "threshold": 0.0, "partial_labels": partial}
 
-    def run(devices, accumulate, method=method):
+    def run(devices, accumulate, method):
         mesh = make_mesh(devices=jax.devices()[:devices])
         state = create_state(method, TX, 0, replicated(mesh))
         step = compile_step(method, TX, seed=0, accumulate=accumulate, mesh=mesh)
         for _ in range(2):
-            state, metrics = step(state, shard_batch(mesh, make_batch(rows=8)))
+            state, metrics = step(state, shard_batch(mesh, BATCHES[partial](rows=8)))
         return jax.device_get((state, metrics))
 
-    one, eight = run(1, 1), run(8, 1)
+    mixed = make_method(network, mixing=CutOut(1.0), auxiliary=(TASK,), **options)
+    one, eight = run(1, 1, mixed), run(8, 1, mixed)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one, eight)
-    whole, parts = (run(1, n, make_method(network, feature_matching_weight=0.0, threshold=0.0))[1] for n in (1, 4))
+    whole, parts = (run(1, n, make_method(network, **options))[1] for n in (1, 4))
     for name in ("discriminator_real_loss", "discriminator_fake_loss", "unsupervised_loss"):
+        assert whole[name] > 0
         assert parts[name] == pytest.approx(whole[name], rel=1e-4)
