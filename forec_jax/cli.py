@@ -316,7 +316,9 @@ def visualize_classes(values: flags.FlagValues) -> int:
     for name, found in relate_runs(runs, out).items():
         for embedding in ("encoder", "representation"):
             if embedding in found:
-                print(f"{name}, {embedding}: mean similarity of two classes {found[embedding]['mean_similarity']:.3f}")
+                mean = found[embedding]["mean_similarity"]
+                shown = "none: fewer than two classes occur" if mean is None else f"{mean:.3f}"
+                print(f"{name}, {embedding}: mean similarity of two classes {shown}")
     print(f"matrix and dendrogram in {out / 'classes.png'}, figures in {out / 'classes.json'}")
     return 0
 

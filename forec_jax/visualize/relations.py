@@ -15,6 +15,7 @@ from forec_jax.data import Example
 from forec_jax.evaluation import Buckets
 from forec_jax.methods.reco import REPRESENTATION
 from forec_jax.methods.student import SEGMENTATION
+from forec_jax.models.unet import UNetFeatures
 from forec_jax.visualize.latents import sample_label
 from forec_jax.visualize.sheets import heatmap
 
@@ -32,10 +33,10 @@ class Relations(NamedTuple):
     similarity: np.ndarray  # f64[n,n] in [-1, 1]: the cosine of two classes' mean features
     merges: np.ndarray  # f64[n-1,4]: SciPy's linkage of indices into `classes`
 
-    def mean_similarity(self) -> float:
-        """Over the pairs of different classes; NaN with fewer than two."""
+    def mean_similarity(self) -> float | None:
+        """Over the pairs of different classes; None with fewer than two."""
         n = len(self.classes)
-        return float((self.similarity.sum() - np.trace(self.similarity)) / (n * (n - 1))) if n > 1 else float("nan")
+        return float((self.similarity.sum() - np.trace(self.similarity)) / (n * (n - 1))) if n > 1 else None
 
 
 def segmenting_network(method: Method) -> tuple[str, Network] | None:
@@ -51,9 +52,9 @@ def relations(
 ) -> dict[str, Relations]:
     """The relations of the classes over examples with masks, by the encoder's features and by each other embedding.
 
-    The features are "encoder", Z (the encoder's last), and "representation", R, where the network has ReCo's head. A
-    class's feature is the mean over all of its pixels in all examples (Eq. 2), labels read at the centres of the grid's
-    cells, void left out. Classes are grouped by average linkage of 1 - cosine; the paper names no linkage.
+    The features are "encoder", Z (the last that all heads share), and "representation", R, where the network has ReCo's
+    head. A class's feature is the mean over all of its pixels in all examples (Eq. 2), labels read at the centres of the
+    grid's cells, void left out. Classes are grouped by average linkage of 1 - cosine; the paper names no linkage.
     """
     buckets, embed = Buckets(bucket, batch=1), _embedding(network)
     total: dict[str, np.ndarray] = {}
@@ -132,7 +133,8 @@ def _embedding(network: Network) -> Callable[[Variables, np.ndarray, np.ndarray]
 
     def embed(variables: Variables, image: Array, valid: Array) -> dict[str, Array]:
         features, _ = network.encode(variables, image.astype(jnp.float32) / 255.0, valid=valid, train=False, rng=None)
-        found = {ENCODER: features.high.astype(jnp.float32)}
+        last = features.bottom if isinstance(features, UNetFeatures) else features.high
+        found = {ENCODER: last.astype(jnp.float32)}
         if represents:
             head, _ = network.decode(variables, REPRESENTATION, features, train=False, rng=None)
             found[REPRESENTATION] = head.output

@@ -1,5 +1,6 @@
 """Class relations of features that are known."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from forec_jax.contracts import HeadOutput, HeadSpec, Network, Variables
 from forec_jax.data import Example
 from forec_jax.models.network import Features, ImageSize
+from forec_jax.models.unet import unet_network
 from forec_jax.visualize.relations import Relations, relate, relation_picture, relations
 
 STRIDE = 8
@@ -56,12 +58,19 @@ def test_relations_by_hand():
     assert found.mean_similarity() == pytest.approx((0.5 - 1 - 0.5) / 3)
 
 
+def test_the_encoder_of_a_unet_has_relations_too():
+    unet = unet_network(heads=(HeadSpec("segmentation", 3),), width=0.0625)
+    shown = example([[0, 0, 2, 2]] * 4, [(200, 0, 0), (0, 0, 0), (0, 0, 100)])
+    found = relations(unet, unet.init(jax.random.key(0)), [shown], 3, 32)["encoder"]
+    assert (found.classes, found.pixels) == ((0, 2), (2, 2))  # of a grid of 2 x 2
+
+
 @pytest.mark.parametrize("present", [0, 1])
 def test_without_two_classes_there_is_nothing_to_merge(present):
     found = relate(np.eye(2), np.array([float(present), 0.0]))
     assert found.classes == (0,)[:present]
     assert found.merges.shape == (0, 4)
-    assert np.isnan(found.mean_similarity())
+    assert found.mean_similarity() is None
     relation_picture(found, ["a", "b"])
 
 
