@@ -28,7 +28,7 @@ class JaxStep:
         self.mesh = make_mesh(devices=None if devices is None else list(devices))
         method, tx = build.build_method(c, LABELS), build.build_optimizer(c)
         whole = replicated(self.mesh)
-        self.batch = shard_batch(self.mesh, random_batch(c))
+        self.batch = shard_batch(self.mesh, own_rows(random_batch(c)))
         step = compile_step(method, tx, seed=c.seed, accumulate=c.accumulate, mesh=self.mesh)
         traced = time.perf_counter()
         self._step = step.lower(abstract_state(method, tx, c.seed, whole), self.batch).compile()
@@ -68,8 +68,14 @@ class JaxStep:
 
     def peak_bytes(self) -> int | None:
         """The most memory a device has held so far; None where the backend (the CPU's) does not count it."""
-        stats = self.mesh.devices.flat[0].memory_stats()
+        stats = self.mesh.local_devices[0].memory_stats()
         return stats.get("peak_bytes_in_use") if stats else None
+
+
+def own_rows(batch: Batch) -> Batch:
+    """This process's part of a global batch of NumPy arrays: an equal block of rows; all of them where it is alone."""
+    count, index = jax.process_count(), jax.process_index()
+    return jax.tree.map(lambda rows: rows[len(rows) * index // count : len(rows) * (index + 1) // count], batch)
 
 
 class JaxMatmul:

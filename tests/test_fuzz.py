@@ -186,8 +186,13 @@ FOLDER = {
 
 @st.composite
 def damaged_folder(draw):
-    """The files of a folder data set by path, some of them damaged, gone, or under another name."""
+    """The files of a folder data set by path, some of them damaged, gone, or under another name; a list may lead outside."""
     files = dict(FOLDER)
+    if draw(st.booleans()):
+        lines = draw(
+            st.lists(st.sampled_from(["a", "c", "../outside", "images/../../outside", "/outside"]), max_size=3)
+        )
+        files["val.txt"] = "\n".join(lines).encode()
     for name in draw(st.lists(st.sampled_from(sorted(files)), min_size=1, max_size=3, unique=True)):
         content = files.pop(name)
         match draw(st.integers(0, 3)):
@@ -209,17 +214,21 @@ def write(root, files):
 
 @few_or_many
 def test_whole_folders(tmp_path, cases):
+    outside = {"outside.png": IMAGES[0], "images/outside.png": IMAGES[0], "masks/outside.png": FOLDER["masks/a.png"]}
+
     def check(files):
         root, prepared = tmp_path / "photos", tmp_path / "prepared"
+        write(tmp_path, outside)
         write(root, files)
         with allowed(DataError, str(root)):
             dataset = folder_dataset(root, prepared)
             for source in dataset.sources.values():
                 images = source.without_labels()
                 assert all(images[index].image.shape[2] == 3 for index in range(len(images)))
-        assert all(
-            path.is_relative_to(root) or path.is_relative_to(prepared) for path in tmp_path.rglob("*") if path.is_file()
-        )
+                assert not any("outside" in name for name in source.ids)
+        elsewhere = {path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(root)}
+        elsewhere -= {path for path in elsewhere if path.is_relative_to(prepared)}
+        assert elsewhere == {tmp_path / name for name in outside}
         for folder in (root, prepared):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -267,11 +276,38 @@ def test_weights(tmp_path, cases):
         {"layer1.0.conv1.weight": np.zeros((2, 2), np.float32), "b": np.ones(2, np.int64)}, tmp_path / "w.safetensors"
     )
     files = [(tmp_path / name).read_bytes() for name in ("trap.npz", "whole.npz", "w.safetensors")]
+    fuzz(cases, st.tuples(damaged(files), st.sampled_from(["npz", "safetensors"])), reads_weights(tmp_path, marker))
+    with pytest.raises(WeightsError):
+        read_tensors(trap)
+    assert not marker.exists()
+
+
+@few_or_many
+def test_weights_of_pytorch(tmp_path, cases):
+    """Both of its formats, and pickles that would make a folder: they do where PyTorch is not told to be careful."""
+    torch = pytest.importorskip("torch")
+    marker = tmp_path / "executed"
+    content = {"layer1.0.conv1.weight": torch.zeros(2, 2), "epoch": 3}
+    for name, stored in (("whole", content), ("trap", content | {"a": Opens(marker)})):
+        torch.save(stored, tmp_path / f"{name}.pth")
+        torch.save(stored, tmp_path / f"{name}_old.pth", _use_new_zipfile_serialization=False)
+    files = [(tmp_path / f"{name}.pth").read_bytes() for name in ("whole", "whole_old", "trap", "trap_old")]
     files.append(pickle.dumps({"a": Opens(marker)}))
+    fuzz(cases, st.tuples(damaged(files), st.just("pth")), reads_weights(tmp_path, marker))
+    for name in ("trap", "trap_old"):
+        with pytest.raises(WeightsError, match="pickles more than tensors"):
+            read_tensors(tmp_path / f"{name}.pth")
+    assert not marker.exists()
+    torch.load(tmp_path / "trap.pth", weights_only=False)
+    assert marker.exists()
+
+
+def reads_weights(folder, marker):
+    """The check of a file's content and suffix: it reads, or is refused by name, and nothing in it is executed."""
 
     def check(drawn):
         content, suffix = drawn
-        file = tmp_path / f"a.{suffix}"
+        file = folder / f"a.{suffix}"
         file.write_bytes(content)
         with allowed(WeightsError, str(file)):
             read_tensors(file)
@@ -279,7 +315,4 @@ def test_weights(tmp_path, cases):
             load_weights(file, "resnet18")
         assert not marker.exists()
 
-    fuzz(cases, st.tuples(damaged(files), st.sampled_from(["npz", "safetensors", "pth"])), check)
-    with pytest.raises(WeightsError):
-        read_tensors(trap)
-    assert not marker.exists()
+    return check
