@@ -188,17 +188,18 @@ def build_training_data(c: ConfigDict) -> TrainingData:
         return build_tagged_data(c)
     dataset = build_dataset(c)
     pool, validation = dataset.source(c.data.pool), dataset.source(c.eval.split)
+    on_corrupt = choose("data.on_corrupt", c.data.on_corrupt, ("raise", "skip"))
     split = resolve_split(
         pool_ids=pool.ids,
         validation_ids=evaluation_ids(dataset, c.data.pool),
         maskless=dataset.maskless,
         labelled=c.data.labelled,
         unlabelled=c.data.unlabelled if c.batch.unlabelled else "none",
-        classes_of=lambda ids: classes_in_images(select(pool, ids), len(dataset.classes)),
+        classes_of=lambda ids: classes_in_images(select(pool, ids), len(dataset.classes), on_corrupt),
     )
     claim_protocol(c, split)
     labelled: Source = select(pool, split.labelled)
-    if missing := class_coverage(labelled, len(dataset.classes)):
+    if missing := class_coverage(labelled, len(dataset.classes), on_corrupt):
         names = ", ".join(dataset.classes[index] for index in missing)
         log.warning("no labelled image shows: %s. These classes cannot be learned; label an image of each", names)
     unlabelled = select(pool, split.unlabelled).without_labels() if c.batch.unlabelled else None

@@ -1,10 +1,13 @@
 import jax
 import numpy as np
+import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
-from forec_jax.build import build_network
+from forec_jax.build import build_network, build_training_data
 from forec_jax.config import defaults
 from forec_jax.contracts import HeadSpec
+from forec_jax.data import DataError
 from forec_jax.models.weightfile import Origin, write_variables
 
 
@@ -25,3 +28,23 @@ def test_a_network_starts_from_the_weights_that_the_config_names(tmp_path):
         for step in name.split("/"):
             leaf = leaf[step]
         np.testing.assert_array_equal(leaf, value)
+
+
+@pytest.mark.parametrize(("labelled", "ids"), [("all", "abc"), ("balanced:2:0", "ac")])
+def test_an_image_that_cannot_be_read_ends_no_start_where_training_passes_over_it(tmp_path, caplog, labelled, ids):
+    """The sky is on b alone, and b is broken: it counts as shown by no image, and a draw takes b last."""
+    root = tmp_path / "camvid"
+    for folder in ("train", "trainannot", "val", "valannot"):
+        (root / folder).mkdir(parents=True)
+    for folder, name, value in (("train", "a", 1), ("train", "b", 0), ("train", "c", 2), ("val", "d", 0)):
+        Image.new("RGB", (40, 40)).save(root / folder / f"{name}.png")
+        Image.new("L", (40, 40), value).save(root / f"{folder}annot" / f"{name}.png")
+    (root / "train" / "b.png").write_bytes(b"no image")
+    c = defaults()
+    c.data.update({"name": "camvid", "root": str(root), "prepared": str(tmp_path / "prepared"), "labelled": labelled})
+    c.batch.unlabelled = 0
+    with pytest.raises(DataError, match=r"b\.png: cannot be decoded"):
+        build_training_data(c)
+    c.data.on_corrupt = "skip"
+    assert build_training_data(c).split.labelled == tuple(ids)
+    assert "no labelled image shows: sky, " in caplog.text

@@ -3,20 +3,31 @@
 import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from forec_jax.data.pipeline import evaluation_examples
+from forec_jax.data.pipeline import OnCorrupt
 from forec_jax.data.source import DataError, Source
 
 log = logging.getLogger(__name__)
 
 
-def classes_in_images(source: Source, num_classes: int) -> list[frozenset[int]]:
-    """The classes that the mask of each example shows; reads every one."""
-    labels = (example.label for example in evaluation_examples(source, threads=4))
-    shown = [np.unique(label) for label in labels if label is not None]
-    return [frozenset(values[values < num_classes].tolist()) for values in shown]
+def classes_in_image(source: Source, index: int, num_classes: int, on_corrupt: OnCorrupt = "raise") -> frozenset[int]:
+    """The classes that an example's mask shows: none where it has no mask or, with on_corrupt="skip", cannot be read."""
+    try:
+        label = source[index].label
+    except DataError:
+        if on_corrupt == "raise":
+            raise
+        label = None
+    return frozenset() if label is None else frozenset(np.unique(label[label < num_classes]).tolist())
+
+
+def classes_in_images(source: Source, num_classes: int, on_corrupt: OnCorrupt = "raise") -> list[frozenset[int]]:
+    """`classes_in_image` of each example; reads every one."""
+    with ThreadPoolExecutor(4) as threads:
+        return list(threads.map(lambda k: classes_in_image(source, k, num_classes, on_corrupt), range(len(source))))
 
 
 def balanced_draw(
@@ -27,8 +38,8 @@ def balanced_draw(
     One image after another: of the class that the fewest chosen images show so far (the first of several), the image of
     the lowest rank that shows it, among those that show `at_least` classes where there are any. That is greedy: another
     draw may have the rarest class once more. An image's rank is the SHA-256 of "<seed>:<id>", as in other draws; so draws
-    of one seed are nested. ReCo takes images of 3 classes or more on VOC and of 12 on Cityscapes, and 60, 200 and 600
-    images on VOC bring each class to 5, 15 and 50.
+    of one seed are nested. ReCo takes images of 3 classes or more on VOC and of 12 on Cityscapes, so many that each class
+    is in 5, 15 and 50 of them: 60, 200 and 600 on VOC. What a pool gives, the log says.
 
     Args:
         ids: of the pool's images with masks.

@@ -6,7 +6,10 @@ processes share a global batch by taking their own rows of it: there is no itera
 """
 
 import atexit
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -203,7 +206,24 @@ def _iterate(batches: "grain.MapDataset[Batch]", workers: int, threads: int) -> 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain passes absl flags on to its workers, and a notebook has none
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return _from_workers(_until_closed(iter(batches.to_iter_dataset(_read_options(1)).mp_prefetch(options))))
+    read = batches.to_iter_dataset(_read_options(1)).mp_prefetch(options, worker_init_fn=_follow_the_parent)
+    return _from_workers(_until_closed(iter(read)))
+
+
+def _follow_the_parent(_worker: int, _workers: int) -> None:
+    """Leaves to this worker's parent when it ends, and ends with it however that ends.
+
+    Ctrl-C and schedulers signal every process, but what the parent reads next must still be there when it acts on that.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()  # returns once the parent is gone, even if it was before
+        os._exit(1)
 
 
 def _from_workers(batches: Iterator[Batch]) -> Iterator[Batch]:

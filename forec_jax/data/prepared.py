@@ -9,7 +9,8 @@ import hashlib
 import io
 import logging
 import os
-import tempfile
+import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from forec_jax.data.decode import ColourRule, MaskRule, decode_image, decode_mask
 from forec_jax.data.source import DataError, Example
+from forec_jax.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         return {_SPLIT: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for key, entry in enumerate(tqdm(self._entries, desc="preparing", unit="image")):
+        for key, entry in enumerate(progress_bar(self._entries, desc="preparing", unit="image")):
             image = _read(self._root / entry.image)
             mask = _read(self._root / entry.mask) if entry.mask else b""
             self._check(entry, image, mask)
@@ -156,7 +157,7 @@ def prepare(
         with _only_one(where / f".{folder.name}.lock"):
             if not folder.is_dir():
                 _make(folder, root, entries, check)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the second is what the records' writer raises
         raise DataError(f"{where}: cannot be written ({error}); set data.prepared to a folder with room") from error
     return folder
 
@@ -166,7 +167,7 @@ def _make(folder: Path, root: Path, entries: Sequence[Entry], check: Check) -> N
     if others:
         log.warning("%s was prepared from another listing; preparing anew as %s", ", ".join(others), folder.name)
     log.info("preparing %d images of %s in %s", len(entries), root, folder)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+    with _temporary(folder) as temporary:
         builder = _Builder(root=root, entries=entries, check=check, data_dir=temporary, file_format="array_record")
         tfds.disable_progress_bar()  # ours knows the total
         try:
@@ -179,6 +180,21 @@ def _make(folder: Path, root: Path, entries: Sequence[Entry], check: Check) -> N
         except OSError:
             if not folder.is_dir():  # otherwise a process on another machine, past the lock, was first
                 raise
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, for the holder of its lock; it goes afterwards, or with the next one after a kill.
+
+    Its name holds the machine's: the lock may not reach other machines, and theirs may be in use.
+    """
+    temporary = folder.with_name(f".{folder.name}@{socket.gethostname()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

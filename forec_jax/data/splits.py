@@ -6,9 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
-
-from forec_jax.data.balance import balanced_draw
+from forec_jax.data.balance import balanced_draw, classes_in_image
+from forec_jax.data.pipeline import OnCorrupt
 from forec_jax.data.source import DataError, Source
 
 _DRAW = re.compile(r"(\d+):(\d+)")
@@ -168,14 +167,14 @@ def list_sha256(ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
-def class_coverage(source: Source, num_classes: int) -> tuple[int, ...]:
-    """The classes that no mask of `source` shows, by index. Reads every mask until all classes were seen."""
-    missing = np.ones(num_classes, bool)
+def class_coverage(source: Source, num_classes: int, on_corrupt: OnCorrupt = "raise") -> tuple[int, ...]:
+    """The classes that no mask of `source` shows, by index. Reads every mask until all classes were seen.
+
+    With on_corrupt="skip" an example that cannot be read shows none; otherwise its DataError is raised.
+    """
+    missing = set(range(num_classes))
     for index in range(len(source)):
-        label = source[index].label
-        if label is not None:
-            present = np.unique(label)
-            missing[present[present < num_classes]] = False
-        if not missing.any():
+        missing -= classes_in_image(source, index, num_classes, on_corrupt)
+        if not missing:
             break
-    return tuple(int(k) for k in np.flatnonzero(missing))
+    return tuple(sorted(missing))

@@ -4,20 +4,23 @@ import json
 import logging
 import math
 import os
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
-from tqdm.auto import tqdm
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import image, scalar
+
+from forec_jax.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-ROOM = 2**22  # free bytes on the disk below which no more TensorBoard events are written
+FLUSH_SECONDS = 60  # after which TensorBoard's events go to the disk
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -73,34 +76,47 @@ class Lines:
 class Board:
     """TensorBoard events, for as long as they can be written: without them a run loses nothing.
 
-    A queue to a thread lies in between, and blocks for ever once that thread has met a full disk.
+    tensorboardX's SummaryWriter is not used: its queue to a thread blocks for ever once that thread has met a full disk.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self._folder = folder
-        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=first_step)
+        folder.mkdir(exist_ok=True)
+        self._folder, self._flushed = folder, time.monotonic()
+        self._writer: EventsWriter | None = EventsWriter(str(folder / "events"))
+        self._add(Event(session_log=SessionLog(status=SessionLog.START)), first_step)  # hides what a run wrote past it
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Adds a number."""
-        if writer := self._alive():
-            writer.add_scalar(name, value, step)
+        self._add(Event(summary=scalar(name, value)), step)
 
     def picture(self, name: str, picture: np.ndarray, step: int) -> None:
         """Adds u8[H,W,3]."""
-        if writer := self._alive():
-            writer.add_image(name, picture, step, dataformats="HWC")
+        self._add(Event(summary=image(name, picture, dataformats="HWC")), step)
 
-    def _alive(self) -> SummaryWriter | None:
-        """The writer while its thread lives and the disk has room; afterwards None."""
-        if self._writer is not None and shutil.disk_usage(self._folder).free < ROOM:
-            log.warning("%s: the disk is full; TensorBoard's events end here", self._folder)
+    def _add(self, event: Event, step: int) -> None:
+        if self._writer is None:
+            return
+        event.wall_time, event.step = time.time(), step
+        with self._giving_up():
+            self._writer.write_event(event)
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = time.monotonic()
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Lets the events end with a warning where one cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("%s cannot be written (%s); TensorBoard's events end here", self._folder, error.strerror)
             self._writer = None
-        return self._writer
 
     def close(self) -> None:
         """Ends the events."""
-        if writer := self._alive():
-            writer.close()
+        if self._writer is not None:
+            with self._giving_up():
+                self._writer.close()
 
 
 class Reporter:
@@ -113,7 +129,7 @@ class Reporter:
         self.events = cut_back(workdir / METRICS_FILE, first_step)
         self._file = Lines(workdir / METRICS_FILE)
         self._board = Board(workdir / "tensorboard", first_step)
-        self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=0.5)
+        self._bar = progress_bar(total=steps, initial=first_step, unit="step", mininterval=0.5)
         self._images_per_step = images_per_step
         self._mark = (time.monotonic(), first_step)
         self._shown: dict[str, str] = {}
@@ -143,7 +159,7 @@ class Reporter:
 
     def message(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._bar.write(text)
+        self._bar.write(text, file=self._bar.fp)
 
     def close(self) -> None:
         """Ends the bar and the files."""

@@ -1,8 +1,10 @@
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -264,6 +266,40 @@ def test_a_killed_worker_process_is_a_named_error(tmp_path):
     )
     assert "a process that decodes images was killed" in done.stdout, done.stderr
     assert "data.workers" in done.stdout
+
+
+def test_worker_processes_pass_over_signals_and_end_with_their_parent(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, signal
+            from forec_jax.data import Geometry, shapes_dataset, train_batches
+
+            if __name__ == "__main__":
+                source = shapes_dataset(size=48, counts={"train": 20}).source("train")
+                batches = train_batches(labelled=source, batch_labelled=2, geometry=Geometry(48), seed=0, workers=1)
+                next(batches)
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, lambda *_: None)
+                    os.killpg(0, number)
+                for _ in range(20):  # more than was read ahead
+                    next(batches)
+                print("went on", flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            """
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, str(script)], env=environment, start_new_session=True, **pipes)
+    try:
+        output, errors = process.communicate(timeout=120)  # waits for all that hold the pipes, the workers too
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert output == "went on\n", errors
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_worker_processes_change_nothing_and_leave_quietly(tmp_path):

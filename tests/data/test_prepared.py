@@ -1,0 +1,54 @@
+"""Packing that ends before its time."""
+
+import resource
+import shutil
+import socket
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from forec_jax.data import DataError
+from forec_jax.data.prepared import Entry, prepare
+
+
+@pytest.fixture
+def pack(tmp_path):
+    """Packs three images of some 30 KB each; `check` sees every file."""
+    (tmp_path / "raw").mkdir()
+    for k in range(3):
+        pixels = np.random.default_rng(k).integers(0, 256, (100, 100, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "raw" / f"{k}.png")
+    entries = [Entry(str(k), f"{k}.png") for k in range(3)]
+    return lambda **options: prepare("toy", tmp_path / "raw", entries, prepared=tmp_path / "prepared", **options)
+
+
+def left(tmp_path):
+    return sorted(path.name for path in (tmp_path / "prepared").iterdir() if not path.name.endswith(".lock"))
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing(pack, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+        with pytest.raises(DataError, match=r"prepared: cannot be written .*set data\.prepared to a folder with room"):
+            pack()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert left(tmp_path) == []
+    assert pack().is_dir()
+
+
+def test_what_a_killed_process_left_goes_with_the_next_one(pack, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a process that is killed tidies nothing up
+        with pytest.raises(KeyboardInterrupt):
+            pack(check=killed)
+    (leftover,) = left(tmp_path)
+    elsewhere = leftover.replace(socket.gethostname(), "another-machine")
+    (tmp_path / "prepared" / elsewhere).mkdir()
+    folder = pack()
+    assert left(tmp_path) == sorted([elsewhere, folder.name])
