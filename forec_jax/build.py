@@ -321,7 +321,7 @@ def build_task(name: str, o: ConfigDict, labels: Labels, mesh: Mesh | None) -> A
     match choose("auxiliary", name, ("reconstruction", "foreground_segmentation", "reco")):
         case "foreground_segmentation":
             weights = {"labelled_weight": o.labelled_weight, "unlabelled_weight": o.unlabelled_weight}
-            return ForegroundSegmentation(known_background(labels), threshold=o.threshold, **weights)
+            return ForegroundSegmentation(known_background(labels, name), threshold=o.threshold, **weights)
         case "reco":
             return build_reco(o, labels, mesh)
         case _:
@@ -339,7 +339,7 @@ def build_reconstruction(o: ConfigDict, labels: Labels) -> AuxiliaryTask:
     if choose("auxiliary.reconstruction.target", o.target, ("image", "foreground")) == "image":
         return ImageReconstruction(**options)
     void = choose("auxiliary.reconstruction.void", o.void, ("exclude", "zero"))
-    return ForegroundReconstruction(known_background(labels), threshold=o.threshold, void=void, **options)
+    return ForegroundReconstruction(known_background(labels, "forec"), threshold=o.threshold, void=void, **options)
 
 
 def build_reco(o: ConfigDict, labels: Labels, mesh: Mesh | None) -> RegionalContrast:
@@ -384,11 +384,11 @@ def queries_at_once(o: ConfigDict, mesh: Mesh | None) -> int:
     return o.queries_at_once or (8 if jax.default_backend() == "cpu" else 256)
 
 
-def known_background(labels: Labels) -> tuple[int, ...]:
-    """The background classes; raises ConfigError where the data set names none."""
+def known_background(labels: Labels, task: str) -> tuple[int, ...]:
+    """The background classes, which a task needs; raises ConfigError where the data set names none."""
     if not labels.background_classes:
         raise ConfigError(
-            "this auxiliary task tells foreground from background, and no class is called background: put "
+            f"{task} tells foreground from background, and no class is called background: put "
             f'background = "NAME" into classes.toml or set data.background, NAME one of {", ".join(labels.classes)}'
         )
     return labels.background_classes

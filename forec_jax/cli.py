@@ -7,13 +7,14 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import config_flags
 
-from forec_jax.config import config_path
+from forec_jax.config import check_keys, config_path, load_config
 
 Command = Callable[[Sequence[str]], int]
 
@@ -45,7 +46,7 @@ def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]) -> fl
     """The flags of a subcommand."""
     values = flags.FlagValues()
     define(values)
-    flags.DEFINE_bool("help", False, "shows the flags", flag_values=values)
+    flags.DEFINE_bool("help", False, "shows the flags", short_name="h", flag_values=values)
     rest = values([f"forec-jax {argv[0]}", *argv[1:]])[1:]
     if rest:
         raise flags.Error(f"unexpected argument {rest[0]!r}; flags are written --flag=value")
@@ -99,8 +100,14 @@ def exit_code(stopped_by: int | None) -> int:
     """A training's, with a word where a signal ended it."""
     if stopped_by is None:
         return 0
-    print(f"stopped by signal {stopped_by}; the same command goes on from here", file=sys.stderr)
+    tell(f"stopped by signal {stopped_by}; the same command goes on from here")
     return 128 + stopped_by
+
+
+def tell(text: str) -> None:
+    """A line on stderr, which may be a file on a full disk: then the exit code alone has to say it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def plan(argv: Sequence[str]) -> int:
@@ -134,8 +141,21 @@ def config_flag(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 
 def resolve_config(argv: Sequence[str]) -> list[str]:
-    """The arguments with --config's file found."""
-    return [f"--config={config_path(a.removeprefix('--config='))}" if a.startswith("--config=") else a for a in argv]
+    """The arguments with --config's file found. Raises ValueError for an unknown file, variant or key, by name."""
+    resolved = []
+    for argument in argv:
+        if argument.startswith("--config="):
+            path = config_path(argument.removeprefix("--config="))
+            check_keys(load_config(path, {}), overridden(argv))
+            argument = f"--config={path}"
+        resolved.append(argument)
+    return resolved
+
+
+def overridden(argv: Sequence[str]) -> list[str]:
+    """The keys of --config.key=value, of --config.key[0]=value as well."""
+    options = (argument.removeprefix("--config.") for argument in argv if argument.startswith("--config."))
+    return [option.partition("=")[0].partition("[")[0] for option in options]
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -474,8 +494,9 @@ def run(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("forec_jax").setLevel(logging.INFO)
     if not argv or argv[0] not in COMMANDS:
-        print(USAGE, file=sys.stderr)
-        return 0 if argv and argv[0] in ("-h", "--help", "help") else 2
+        asked = bool(argv) and argv[0] in ("-h", "--help", "help")
+        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     use_compilation_cache()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the locale cannot spell, as on stderr
@@ -498,7 +519,7 @@ def run(argv: Sequence[str]) -> int:
 
 def fail(command: str, message: str) -> int:
     """Tells what went wrong; returns the exit code. One of several processes ends here: to tidy up is to wait for others."""
-    print(f"forec-jax {command}: {message}", file=sys.stderr, flush=True)
+    tell(f"forec-jax {command}: {message}")
     if several_processes():
         os._exit(2)
     return 2

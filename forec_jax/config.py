@@ -4,8 +4,9 @@ A file of configs/ starts from `defaults()`, sets what its data set needs, and a
 names. Keys cannot be added from the command line: an unknown key is an error.
 """
 
+import difflib
 import runpy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -368,17 +369,51 @@ VARIANTS: Mapping[str, Change] = {
     "small": _small,  # for a CPU
     "share_aspp": _share_aspp,  # a departure: the auxiliary tasks' heads read the segmentation's ASPP
 }
-"""What a part of a variant's name does. Parts join with "+", left to right; the method is mean_teacher unless named."""
+"""What a part of a variant's name does. Parts join with "+" (`apply_variant`); the method is mean_teacher unless named."""
+
+
+METHODS = ("supervised", "mean_teacher", "ps_mt", "ps_mt_forec", "s4gan", "s4gan_forec")
+"""Parts that choose the method; they come first, as they set what others change."""
 
 
 def apply_variant(c: ConfigDict, variant: str, more: Mapping[str, Change] | None = None) -> ConfigDict:
-    """Applies "part+part+..." to a config; `more` holds a data set's own parts. Raises ValueError for an unknown part."""
-    known = {**VARIANTS, **(more or {})}
-    for part in variant.split("+"):
+    """Applies "part+part+..." to a config; `more` holds a data set's own parts.
+
+    The method comes first and `other_lambdas` last, wherever they stand; the other parts from left to right, the later one
+    winning. Raises ValueError for an unknown part and for two methods.
+    """
+    known, parts = {**VARIANTS, **(more or {})}, variant.split("+")
+    for part in parts:
         if part not in known:
             raise ValueError(f"unknown variant {part!r} in {variant!r}; the parts are: {', '.join(sorted(known))}")
+    if len(methods := [part for part in parts if part in METHODS]) > 1:
+        raise ValueError(f"variant {variant!r} names {len(methods)} methods, {' and '.join(methods)}; choose one")
+    for part in sorted(parts, key=lambda part: (part == "other_lambdas") - (part in METHODS)):
         known[part](c)
     return c
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict's leaves by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def check_keys(c: ConfigDict, keys: Iterable[str]) -> None:
+    """Raises ValueError for a dotted key that the config does not have."""
+    known = flat(c.to_dict())
+    for key in keys:
+        if key in known:
+            continue
+        task = key.split(".")[1] if key.startswith("auxiliary.") else ""
+        if task in auxiliary_defaults() and task not in c.auxiliary:
+            variants = "reconstruction or forec" if task == "reconstruction" else task
+            raise ValueError(f"--config.{key}: this config has no task {task}; add it to the variant: +{variants}")
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean --config.{near[0]}?" if near else "forec_jax/config.py has all options"
+        raise ValueError(f"--config.{key}: there is no such option; {hint}")
 
 
 def config_path(value: str) -> str:

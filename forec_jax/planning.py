@@ -19,6 +19,7 @@ from forec_jax.contracts import Batch, Labelled, Method, Tagged, TrainState, Unl
 from forec_jax.data import Dataset, camvid, cityscapes, shapes, sunrgbd, voc
 from forec_jax.data.folder import CLASS_FILE, read_classes
 from forec_jax.parallel import batch_sharding
+from forec_jax.ranges import check_ranges
 from forec_jax.runs import trained_classifier
 from forec_jax.training import abstract_state, compile_step, state_sharding
 
@@ -59,6 +60,7 @@ class Plan(NamedTuple):
 
 def plan_training(c: ConfigDict) -> Plan:
     """Compiles a config's step for the devices that are there, and reads off what it needs."""
+    check_ranges(c)
     mesh = build.build_mesh(c)
     method = planned_method(c, mesh)
     compiled = lowered_step(c, method, mesh, c.accumulate).compile(compiler_options=keep_remat())

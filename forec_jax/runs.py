@@ -6,7 +6,7 @@ import logging
 import math
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +19,18 @@ from PIL import Image
 
 import forec_jax
 from forec_jax import build
-from forec_jax.config import auxiliary_defaults, defaults
+from forec_jax.config import auxiliary_defaults, defaults, flat
 from forec_jax.contracts import Batch, Method, Network, TrainState
 from forec_jax.data import DataError, Example, Source, batch_ids, shrink, train_batches
 from forec_jax.data.published import published_name
+from forec_jax.data.splits import Split, list_sha256
 from forec_jax.evaluation import Buckets, Evaluation, Evaluator, Predictor, ThresholdSweep, image_files, read_image
 from forec_jax.locking import only_run_in
 from forec_jax.methods import TagClassifier, WsssRec
 from forec_jax.parallel import barrier, is_primary, make_mesh, on_local_devices, replicated
+from forec_jax.ranges import check_ranges
 from forec_jax.training import (
+    CheckpointError,
     Checkpoints,
     Onlooker,
     Reporter,
@@ -37,6 +40,7 @@ from forec_jax.training import (
     state_sharding,
     train,
 )
+from forec_jax.training.loop import Interruption
 from forec_jax.training.reporting import write_json
 from forec_jax.visualize import overlay, save_index_png
 from forec_jax.visualize.panel import Panel
@@ -48,7 +52,8 @@ CLASSIFIER_CONFIG = "classifier.json"
 """The config of the classifier that guided a run; its weights are in the run's own checkpoints."""
 THRESHOLD = "mask_threshold.json"
 """The threshold chosen for a run's masks, with the split and the number of masks that it was chosen on."""
-CHOSEN = ("threshold", "masks", "split")
+SPLIT = "split.json"
+"""The SHA-256 of the images that a run is trained on, which its config names by the path of a list alone."""
 
 
 class WorkdirError(ValueError):
@@ -82,14 +87,33 @@ def make_workdir(workdir: Path) -> None:
         raise WorkdirError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from error
 
 
-def start(workdir: Path, c: ConfigDict, labels: build.Labels) -> None:
-    """Writes the config to the work directory, or checks that it is the one already there."""
+def start(workdir: Path, c: ConfigDict, labels: build.Labels, split: Split) -> None:
+    """Writes what a run is to the work directory, or checks that config and images are those of the run already there.
+
+    As long as that run has no checkpoint there is nothing to go on from: it failed at its start, and may be mended.
+    """
     stored = workdir / "config.json"
     content = json.loads(c.to_json())
-    if stored.exists():
+    if stored.exists() and any((workdir / "checkpoints").glob("*/step_*")):
         check_same_config(json.loads(read_config(stored).to_json()), content, workdir)
+        check_same_images(split, c, workdir)
+    write_json(workdir / SPLIT, image_sums(split))
     write_json(stored, content)
     write_json(workdir / "labels.json", labels._asdict())
+
+
+def image_sums(split: Split) -> dict[str, str]:
+    """The SHA-256 of the images that are trained on, by the part of the split; where tags are learned from, of those."""
+    return {"labelled": split.sha256, "unlabelled": list_sha256(split.unlabelled)}
+
+
+@contextmanager
+def damage_named(path: Path, remedy: str) -> Iterator[None]:
+    """Turns what a damaged JSON file raises, read and taken apart inside, into a WorkdirError that names file and remedy."""
+    try:
+        yield
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise WorkdirError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def read_config(path: Path) -> ConfigDict:
@@ -98,12 +122,10 @@ def read_config(path: Path) -> ConfigDict:
     Raises WorkdirError where it cannot be read, or has options that this version does not know.
     """
     c, tasks = defaults(), auxiliary_defaults()
-    try:
+    with damage_named(path, "restore it, or start anew in another --workdir"):
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         stored = set(flat(content))
         c.auxiliary.update({task: tasks[task] for task in content["auxiliary"] if task in tasks})
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise WorkdirError(f"{path} is damaged ({error}); restore it, or start anew in another --workdir") from error
     if unknown := sorted(stored - set(flat(c.to_dict()))):
         raise WorkdirError(
             f"{path} has options that forec_jax {forec_jax.__version__} does not know ({', '.join(unknown)}): it was "
@@ -113,14 +135,6 @@ def read_config(path: Path) -> ConfigDict:
     return c
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict's leaves by dotted key."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return leaves
-
-
 REPORTING_KEYS = (
     "log_every",
     "evaluate_every",
@@ -128,13 +142,15 @@ REPORTING_KEYS = (
     "data.workers",
     "data.root",
     "data.prepared",
+    "data.on_corrupt",
     "eval.batch",
     "eval.bucket",
     "eval.pictures",
     "mesh.fsdp",
     "on_nan",
 )
-"""Keys that may change between the parts of a resumed run: they do not change what is trained."""
+"""Keys that may change between the parts of a resumed run: they change nothing that is trained, or, like on_nan and
+data.on_corrupt, only what would end the run otherwise."""
 
 
 def check_same_config(stored: dict[str, Any], given: dict[str, Any], workdir: Path) -> None:
@@ -146,6 +162,21 @@ def check_same_config(stored: dict[str, Any], given: dict[str, Any], workdir: Pa
     if differing:
         changes = ", ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in differing[:5])
         raise WorkdirError(f"--workdir={workdir} holds a run with another config ({changes}); choose another --workdir")
+
+
+def check_same_images(split: Split, c: ConfigDict, workdir: Path) -> None:
+    """Raises WorkdirError where a run is resumed on other images; one of an earlier version does not say which it had."""
+    stored = workdir / SPLIT
+    if not stored.exists():
+        return
+    with damage_named(stored, "remove it if the lists of images are as they were"):
+        before = json.loads(stored.read_text(encoding="utf-8"))
+        changed = [f"data.{part}={c.data[part]!r}" for part, sums in image_sums(split).items() if before[part] != sums]
+    if changed:
+        raise WorkdirError(
+            f"--workdir={workdir} holds a run on other images than those of {' and '.join(changed)} now; put the list "
+            "back as it was, or choose another --workdir"
+        )
 
 
 def run_training(c: ConfigDict, workdir: Path) -> int | None:
@@ -163,12 +194,13 @@ def run_training(c: ConfigDict, workdir: Path) -> int | None:
 
 def train_in(workdir: Path, c: ConfigDict) -> int | None:
     """`run_training` in a work directory that is there, and is this run's alone."""
+    check_ranges(c)
     mesh = build.build_mesh(c)
     data = build.build_training_data(c)
     c, labels = build.with_epoch(c, data), build.labels_of(data.dataset)
     method = build.build_method(c, labels, classifier=trained_classifier(c, labels), mesh=mesh)
     if is_primary():
-        start(workdir, c, labels)
+        start(workdir, c, labels, data.split)
         if c.method.classifier:
             write_json(workdir / CLASSIFIER_CONFIG, json.loads((Path(c.method.classifier) / "config.json").read_text()))
     meet(workdir)
@@ -183,39 +215,50 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
     predicts = build.build_predicts(c, method)
     pictures = Panel(method, predicts, palette_of(labels), examples, c.eval.bucket, build.pixel_space(c))
     evaluator = build.build_evaluator(c, method, labels, mesh)
-    try:
-        state, stopped_by = train(
-            state,
-            first_step=first_step,
-            step=compile_step(
-                method,
-                build.build_optimizer(c),
-                seed=c.seed,
-                accumulate=c.accumulate,
+    log.info("the first step takes longer: it compiles the program, a minute or so on a CPU")
+    with Interruption() as interruption:
+        try:
+            state, stopped_by = train(
+                state,
+                first_step=first_step,
+                step=compile_step(
+                    method,
+                    build.build_optimizer(c),
+                    seed=c.seed,
+                    accumulate=c.accumulate,
+                    mesh=mesh,
+                    wrap=build.build_guard(c),
+                ),
+                batches=build_batches(c, stream, first_step),
+                batch_ids=lambda step: batch_ids(**stream, step=step),
+                evaluate=make_evaluate(evaluator, data.validation, pictures, reporter, mesh),
+                is_best=lambda results: is_best(results, reporter.events),
+                schedule=build.build_schedule(c),
+                checkpoints=checkpoints,
+                reporter=reporter,
+                interruption=interruption,
                 mesh=mesh,
-                wrap=build.build_guard(c),
-            ),
-            batches=build_batches(c, stream, first_step),
-            batch_ids=lambda step: batch_ids(**stream, step=step),
-            evaluate=make_evaluate(evaluator, data.validation, pictures, reporter, mesh),
-            is_best=lambda results: is_best(results, reporter.events),
-            schedule=build.build_schedule(c),
-            checkpoints=checkpoints,
-            reporter=reporter,
-            mesh=mesh,
-        )
-    except BaseException:
-        if jax.process_count() == 1:  # of several, one that is gone would be waited for
-            checkpoints.close()
-        raise
-    finally:
-        reporter.close()
-    checkpoints.close()
+            )
+        except BaseException:
+            if jax.process_count() == 1:  # of several, one that is gone would be waited for
+                close_after_error(checkpoints)
+            raise
+        finally:
+            reporter.close()
+        checkpoints.close()
     shown = shown_state(mesh, state)
     if is_primary() and stopped_by is None:
         pictures.save(shown, workdir / "pictures" / "last.png")
         write_json(workdir / "summary.json", summary(c, data, labels, reporter.events))
     return stopped_by
+
+
+def close_after_error(checkpoints: Checkpoints) -> None:
+    """Closes the checkpoints of a training that an error ended; that error is told, so one of their own is a warning."""
+    try:
+        checkpoints.close()
+    except CheckpointError as error:
+        log.warning("%s", error)
 
 
 def meet(workdir: Path) -> None:
@@ -399,9 +442,11 @@ def with_chosen_threshold(method: Method, workdir: Path) -> Method:
     """The method with the threshold that `forec-jax threshold` chose for its masks, if it did."""
     if not isinstance(method, TagClassifier | WsssRec) or not (workdir / THRESHOLD).exists():
         return method
-    chosen = json.loads((workdir / THRESHOLD).read_text(encoding="utf-8"))
-    log.info("%s: mask threshold %.2f, chosen on %d masks of %s", workdir, *(chosen[k] for k in CHOSEN))
-    return dataclasses.replace(method, mask_threshold=chosen["threshold"])
+    with damage_named(workdir / THRESHOLD, "remove it, and have it chosen anew by forec-jax threshold"):
+        chosen = json.loads((workdir / THRESHOLD).read_text(encoding="utf-8"))
+        threshold, masks, split = float(chosen["threshold"]), chosen["masks"], chosen["split"]
+    log.info("%s: mask threshold %.2f, chosen on %s masks of %s", workdir, threshold, masks, split)
+    return dataclasses.replace(method, mask_threshold=threshold)
 
 
 def choose_threshold(run: Run, workdir: Path, split: str, network: str) -> dict[str, Any]:
@@ -433,13 +478,14 @@ def choose_threshold(run: Run, workdir: Path, split: str, network: str) -> dict[
 
 
 def read_labels(path: Path) -> build.Labels:
-    """The classes, colours and background that a run was trained with."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return build.Labels(
-        classes=tuple(content["classes"]),
-        palette=tuple(tuple(colour) for colour in content["palette"]),
-        background_classes=tuple(content["background_classes"]),
-    )
+    """The classes, colours and background that a run was trained with. Raises WorkdirError where the file is damaged."""
+    with damage_named(path, "rerun the training's command, which writes it anew"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return build.Labels(
+            classes=tuple(content["classes"]),
+            palette=tuple(tuple(colour) for colour in content["palette"]),
+            background_classes=tuple(content["background_classes"]),
+        )
 
 
 def palette_of(labels: build.Labels) -> np.ndarray:

@@ -18,7 +18,7 @@ export JAX_NUM_CPU_DEVICES=${DEVICES:-1}
 pids=()
 stop_all() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
 interrupted=0
-trap 'interrupted=1; stop_all' INT TERM
+trap 'interrupted=1' INT TERM    # one that comes now is passed on when all are there to hear it
 
 for ((process = 0; process < processes; process++)); do
     environment=()
@@ -28,19 +28,21 @@ for ((process = 0; process < processes; process++)); do
     env "${environment[@]}" "$@" --coordinator="localhost:$port" --processes="$processes" --process="$process" &
     pids+=($!)
 done
+trap stop_all INT TERM
+((!interrupted)) || stop_all
 
 # The first failure decides; a process that is waiting for the one that failed must not keep the others.
 code=0
-for ((left = processes; left > 0; left--)); do
-    wait -n && status=0 || status=$?
-    if ((interrupted)); then    # the wait ended, but no process did
-        interrupted=0 left=$((left + 1))
-        continue
-    fi
-    ((status != 127)) || break  # none is left
-    if ((status != 0 && code == 0)); then
-        code=$status
-        ((status == 130 || status == 143)) || stop_all    # those two: all of them heard of the signal
-    fi
+while ((${#pids[@]})); do
+    wait -n || true    # until a process ends or a signal comes; what ended, and how, is asked by process
+    for process in "${!pids[@]}"; do
+        kill -0 "${pids[process]}" 2>/dev/null && continue
+        wait "${pids[process]}" && status=0 || status=$?
+        unset "pids[process]"
+        if ((status != 0 && code == 0)); then
+            code=$status
+            ((status == 130 || status == 143)) || stop_all    # those two: all of them heard of the signal
+        fi
+    done
 done
 exit "$code"

@@ -23,7 +23,11 @@ case $action in
         ;;
     install)
         here=$(cd "$(dirname "$0")/.." && pwd)
-        gcloud compute tpus tpu-vm scp --recurse "$here" "$name:~/forec_jax" --zone="$zone" --worker=all
+        folder=$(mktemp -d)
+        trap 'rm -rf "$folder"' EXIT
+        git -C "$here" archive --output="$folder/forec_jax.tar.gz" HEAD    # what is committed: no .venv, no runs
+        gcloud compute tpus tpu-vm scp "$folder/forec_jax.tar.gz" "$name:~/" --zone="$zone" --worker=all
+        on_all_hosts "mkdir -p ~/forec_jax && rm -rf ~/forec_jax/forec_jax && tar -xzf ~/forec_jax.tar.gz -C ~/forec_jax"
         # The image's own Python is 3.10, which JAX no longer runs on.
         on_all_hosts "sudo apt-get install --quiet --yes python3.11-venv && python3.11 -m venv ~/venv && ~/venv/bin/pip install --quiet -e ~/forec_jax 'jax[tpu]'"
         ;;

@@ -18,10 +18,22 @@ from PIL import Image
 from forec_jax import cli
 from forec_jax.config import load_config
 from forec_jax.data import DataError, shapes_dataset, shrink
+from forec_jax.data.splits import draw
 from forec_jax.evaluation import mean_iou
 from forec_jax.locking import LockedError
-from forec_jax.runs import load_run, predict_run, run_training
+from forec_jax.methods import TagClassifier
+from forec_jax.runs import (
+    WorkdirError,
+    check_same_config,
+    load_run,
+    predict_run,
+    read_labels,
+    run_training,
+    with_chosen_threshold,
+)
+from forec_jax.training import CheckpointError, Checkpoints, NotFiniteError
 from forec_jax.training.checkpoint import UNFINISHED
+from forec_jax.visualize.panel import Panel
 
 TINY = [
     "--config.steps=6",
@@ -86,6 +98,88 @@ def test_a_finished_run_is_not_trained_again(trained):
     assert (trained / "metrics.jsonl").read_text() == before
 
 
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A finished run that a test may change."""
+    return shutil.copytree(trained, tmp_path / "finished")
+
+
+def test_a_signal_while_the_last_checkpoint_is_being_written_does_not_end_the_run(finished, monkeypatch):
+    close, missed = Checkpoints.close, []
+
+    def signalled(checkpoints):
+        signal.raise_signal(signal.SIGTERM)
+        close(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, "close", signalled)
+    before = signal.signal(signal.SIGTERM, lambda *_: missed.append("what would have ended the process"))
+    try:
+        assert train(finished) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not missed
+
+
+def test_ctrl_c_ends_a_run_with_its_exit_code(finished, monkeypatch):
+    """It comes in the evaluation of step 6, which is owed since nothing says that it was made."""
+    (finished / "metrics.jsonl").unlink()
+    (finished / "summary.json").unlink()
+    monkeypatch.setattr(Panel, "draw", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert train(finished) == 128 + signal.SIGINT
+    assert not (finished / "summary.json").exists()
+
+
+def test_what_ended_a_training_is_told_even_if_its_checkpoint_fails_too(finished, monkeypatch, capsys, caplog):
+    def diverge(state, **_):
+        raise NotFiniteError("step 7: loss=nan")
+
+    def fail(checkpoints):
+        raise CheckpointError("the last checkpoint could not be written")
+
+    monkeypatch.setattr("forec_jax.runs.train", diverge)
+    monkeypatch.setattr(Checkpoints, "close", fail)
+    assert "step 7: loss=nan" in error_of(capsys, train(finished))
+    assert "the last checkpoint could not be written" in caplog.text
+
+
+def test_an_edited_list_is_an_error_and_the_same_images_are_not(finished, tmp_path, capsys):
+    ids = draw(shapes_dataset(size=48).source("train").ids, 8, 0)  # as the run drew them
+    lists, config = tmp_path / "list.txt", json.loads((finished / "config.json").read_text())
+    config["data"]["labelled"] = str(lists)
+    (finished / "config.json").write_text(json.dumps(config))
+    lists.write_text("\n".join(ids))
+    assert train(finished, f"--config.data.labelled={lists}") == 0
+    lists.write_text("\n".join(ids[1:]))
+    message = error_of(capsys, train(finished, f"--config.data.labelled={lists}"))
+    assert f"holds a run on other images than those of data.labelled='{lists}'" in message
+    assert "put the list back as it was, or choose another --workdir" in message
+
+
+@pytest.mark.parametrize("option", ["data.on_corrupt", "on_nan"])
+def test_a_run_that_ended_may_go_on_with_what_its_error_said(tmp_path, option):
+    stored, given = (
+        json.loads(load_config("configs/shapes.py", options).to_json()) for options in ({}, {option: "skip"})
+    )
+    assert stored != given
+    check_same_config(stored, given, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"classes": ["a"], "palette": [0], "background_classes": []}'])
+def test_damaged_labels_are_named(tmp_path, content):
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(WorkdirError, match=r"labels\.json is damaged .*rerun the training's command"):
+        read_labels(tmp_path / "labels.json")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"threshold": "high"}'])
+def test_a_damaged_threshold_is_named(tmp_path, make_toy_network, content):
+    method = TagClassifier(make_toy_network(), None, (1, 2), 0)
+    assert with_chosen_threshold(method, tmp_path) == method
+    (tmp_path / "mask_threshold.json").write_text(content)
+    with pytest.raises(WorkdirError, match=r"mask_threshold\.json is damaged .*remove it"):
+        with_chosen_threshold(method, tmp_path)
+
+
 @pytest.mark.parametrize("network", ["teacher", "student"])
 def test_evaluate_repeats_the_runs_own_score(trained, capsys, network):
     assert cli.run(["evaluate", f"--workdir={trained}", "--split=tune", f"--network={network}"]) == 0
@@ -130,6 +224,7 @@ def test_a_run_from_before_an_option_existed_is_still_read(trained, tmp_path, ca
     content = json.loads((older / "config.json").read_text())
     del content["data"]["protocol"], content["method"]["supervised_loss"], content["eval"]["stride_fraction"]
     (older / "config.json").write_text(json.dumps(content))
+    (older / "split.json").unlink()
     before = json.loads((older / "summary.json").read_text())
     assert train(older) == 0
     assert json.loads((older / "summary.json").read_text()) == before
@@ -282,6 +377,20 @@ def test_a_crop_below_the_minimum_is_an_error(tmp_path, capsys):
     assert "crop=32" in error_of(capsys, train(tmp_path / "run", "--config.data.crop=32"))
 
 
+def test_a_run_that_failed_at_its_start_may_be_mended(tmp_path, capsys):
+    """Its work directory holds a config and no checkpoint, so that another config takes nothing away."""
+    options = ["--config.steps=1", "--config.eval.pictures=0"]
+    assert "crop=32" in error_of(capsys, train(tmp_path / "run", *options, "--config.data.crop=32"))
+    assert (tmp_path / "run" / "config.json").exists()
+    assert train(tmp_path / "run", *options, "--config.data.crop=33") == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["crop"] == 33
+
+
+def test_a_value_that_makes_no_sense_is_an_error(tmp_path, capsys):
+    message = error_of(capsys, train(tmp_path / "run", "--config.method.threshold=95.0"))
+    assert "method.threshold=95.0 must be between 0 and 1" in message
+
+
 def test_a_validation_image_in_the_pool_is_an_error(tmp_path, capsys):
     lists = tmp_path / "list.txt"
     lists.write_text("train_00000\nval_00001\n")
@@ -303,10 +412,20 @@ def test_classes_without_a_labelled_image_are_named(tmp_path, caplog):
     assert "no labelled image shows: " in caplog.text
 
 
-def test_a_read_only_workdir_is_an_error(tmp_path, capsys, monkeypatch):
+def test_a_workdir_that_cannot_be_made_is_an_error(tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.touch()
     assert "cannot be written" in error_of(capsys, train(blocked / "run"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes to a folder without write permission")
+def test_a_read_only_workdir_is_an_error(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    try:
+        code = train(tmp_path)
+    finally:
+        tmp_path.chmod(0o700)
+    assert "cannot be written" in error_of(capsys, code)
 
 
 def test_a_workdir_that_the_locale_cannot_spell_is_an_error(tmp_path, capsys):
@@ -326,6 +445,11 @@ def test_a_missing_voc_folder_is_an_error(tmp_path, capsys):
         (["fly"], "usage"),
         (["train", "--config=configs/none.py"], "no file configs/none.py"),
         (["train", "--config=configs/shapes.py"], "--workdir is missing"),
+        (["train", "--config=configs/shapes.py:forek", "--workdir=x"], "train: unknown variant 'forek' in 'forek'"),
+        (
+            ["plan", "--config=configs/shapes.py:forec", "--config.data.scale[0]=2", "--config.o=1"],
+            "--config.o: there is",
+        ),
         (["evaluate", "--workdir=/nonexistent/run"], "holds no run"),
         (["evaluate", "--workdir=x", "--network=both"], "network"),
         (["predict", "--workdir=x", "--out=y"], "--images is missing"),

@@ -12,7 +12,7 @@ from forec_jax import build
 from forec_jax.augment import BetaBox, ClassMix, CutMix, CutOut, HalfAreaBox, NoMixing, Photometric
 from forec_jax.build import ConfigError
 from forec_jax.cli import config_path
-from forec_jax.config import VARIANTS, apply_variant, defaults, load_config
+from forec_jax.config import VARIANTS, apply_variant, check_keys, defaults, load_config
 from forec_jax.contracts import UNLABELLED, HeadSpec
 from forec_jax.data import shapes_dataset
 from forec_jax.losses import ohem_cross_entropy
@@ -55,6 +55,40 @@ def test_variants_add_up():
         HeadSpec("foreground", 2),
         HeadSpec("reconstruction", 3),
     )
+
+
+def same(one, other):
+    return config(one).to_json() == config(other).to_json()
+
+
+def test_a_method_comes_first_and_other_lambdas_last_wherever_they_stand():
+    assert same("classmix+ps_mt", "ps_mt+classmix")
+    assert config("classmix+ps_mt").augment.mixing == "classmix"
+    assert same("other_lambdas+forec", "forec+other_lambdas")
+    assert config("other_lambdas+forec").auxiliary.reconstruction.unlabelled_weight == 1.0
+    assert not same("small+reco_paper", "reco_paper+small")  # the others from left to right
+
+
+def test_two_methods_are_an_error():
+    with pytest.raises(ValueError, match="names 2 methods, supervised and mean_teacher; choose one"):
+        config("supervised+forec+mean_teacher")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("optim.lrr", r"--config\.optim\.lrr: there is no such option; did you mean --config\.optim\.lr\?"),
+        ("auxiliary.reco.weight", r"this config has no task reco; add it to the variant: \+reco$"),
+        (
+            "auxiliary.reconstruction.weight",
+            r"no task reconstruction; add it to the variant: \+reconstruction or forec$",
+        ),
+        ("colour_of_the_sky", r"forec_jax/config\.py has all options"),
+    ],
+)
+def test_an_unknown_key_is_named_with_what_may_be_meant(key, message):
+    with pytest.raises(ValueError, match=message):
+        check_keys(config("foreground_segmentation"), ["optim.lr", key])
 
 
 def test_the_other_reading_of_the_lambdas():

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def test_local_passes_a_signal_on_and_waits(tmp_path):
     assert len(list(tmp_path.glob("*.done"))) == 2
 
 
+def test_a_signal_during_the_launch_reaches_the_processes_that_come_after_it():
+    """The first of many ends the script that is still starting the others."""
+    body = "case $2 in --process=0) kill -TERM $PPID;; esac; exec sleep 100"
+    command = ["bash", LAUNCH / "local.sh", "20", "sh", "-c", body]
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 143
+
+
 def test_a_signal_to_the_whole_group_reaches_each_process_once(tmp_path):
     """As Ctrl-C in a terminal does. The second signal would end a training before its checkpoint."""
     program = tmp_path / "program.py"
@@ -115,6 +123,24 @@ def test_a_training_that_loses_a_process_ends_and_the_same_command_finishes_it(t
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def test_a_tpu_pod_is_sent_what_is_committed_and_nothing_else(tmp_path):
+    program, sent = tmp_path / "forec", tmp_path / "sent.tar.gz"
+    (program / "launch").mkdir(parents=True)
+    shutil.copy(LAUNCH / "tpu_pod.sh", program / "launch")
+    git = ["git", "-C", program, "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=all"]):
+        subprocess.run([*git, *command], check=True)
+    (program / ".venv").mkdir()
+    (program / ".venv" / "large").touch()
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text(f'#!/bin/sh\nfor file; do case $file in *.tar.gz) cp "$file" {sent};; esac; done\n')
+    gcloud.chmod(0o755)
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", program / "launch" / "tpu_pod.sh", "install", "pod", "zone"], check=True, env=environ)
+    with tarfile.open(sent) as content:
+        assert content.getnames() == ["launch", "launch/tpu_pod.sh"]
+
+
 def test_every_host_of_a_tpu_pod_joins_with_its_arguments_as_they_were(tmp_path):
     gcloud = tmp_path / "gcloud"
     gcloud.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
@@ -145,4 +171,8 @@ def test_the_jobset_starts_as_many_processes_as_it_says():
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in job["template"]["spec"]["volumes"]}
     assert content["spec"]["failurePolicy"]["maxRestarts"] > 0
+    # What a restart needs again lies on the volume, not in the pod that was lost.
+    (shared,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "shared"]
+    for flag in ("workdir", "config.data.root", "config.data.prepared"):
+        assert flags[flag].startswith(f"{shared}/"), flag
     assert content["spec"]["network"]["enableDNSHostnames"]

@@ -45,6 +45,8 @@ def folder_dataset(root: str | Path, prepared: str | Path | None = None, val_fra
     into `prepared`, on first use. Raises DataError for anything that cannot be used, naming the file.
     """
     base = Path(root)
+    if not base.is_dir():
+        raise DataError(f"{base}: no such folder; set data.root to the one with images/, masks/ and {CLASS_FILE}")
     classes = read_classes(base / CLASS_FILE)
     by_id = index_by_id(_entries(base), base)
     splits = _splits(base, by_id, val_fraction)
@@ -139,7 +141,8 @@ def _entries(base: Path) -> Iterator[Entry]:
     if masks:
         lone = sorted(masks.values())
         raise DataError(
-            f"{base}: {len(lone)} masks have no image in images/ ({', '.join(lone[:3])}); add or remove them"
+            f"{base}: {len(lone)} masks have no image in images/ ({', '.join(lone[:3])}); name each as its image is, or "
+            "remove them"
         )
     for folder in _UNLABELLED:
         for file in _files(base / folder):

@@ -19,12 +19,17 @@ SHARDED_FROM = 1024  # elements; splitting a smaller array saves nothing and cos
 
 
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A ("data", "fsdp") mesh over the devices (all by default); `fsdp` must divide their number."""
+    """A ("data", "fsdp") mesh over the devices (all by default); `fsdp` must divide their number.
+
+    A process's devices follow one another, so that the rows of a batch that it holds are the block that it decodes:
+    `jax.make_mesh` would lay a TPU slice out as a ring, for faster collectives, with a process's devices at both ends.
+    """
     devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
         raise ValueError(f"mesh.fsdp={fsdp} must divide the number of devices, {len(devices)}")
     shape = (len(devices) // fsdp, fsdp)
-    return jax.make_mesh(shape, BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(ordered).reshape(shape), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from forec_jax.contracts import TrainState
 from forec_jax.parallel import agreed
-from forec_jax.training.checksums import first_damage, write_checksums
+from forec_jax.training.checksums import CHECKSUMS_FILE, first_damage, write_checksums
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +44,16 @@ def layout(state: TrainState) -> Layout:
 class Checkpoints:
     """The checkpoints of a run, in `folder`/last and `folder`/best. Saving is asynchronous; `close` waits for it.
 
-    With one process a save that fails (a full disk) is a warning, and training goes on: the checkpoints before it stay, and
-    the next save is the retry. With several processes it is an error, as the others would wait for this one.
+    With one process a save that fails (a full disk) is a warning, and training goes on: the checkpoints before it stay.
+    For the last state the next save is the retry; a best one is lost, as its state is gone by the next step. With several
+    processes a failed save is an error, as the others would wait for this one.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         """`read_only` leaves the folder as it is: another process may be writing a checkpoint there."""
         self.folder = folder.absolute()
         self._last, self._best = (self._manager(name, read_only) for name in ("last", "best"))
-        self._failure: Exception | None = None  # of the newest save of the last state
+        self._failures: dict[ocp.CheckpointManager, Exception] = {}  # of the newest save of each
 
     def _manager(self, name: str, read_only: bool) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
@@ -81,8 +82,7 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(flatten(state)), layout=ocp.args.JsonSave(layout(state)))
         try:
             manager.save(step, args=items, force=True)
-            if manager is self._last:
-                self._failure = None
+            self._failures.pop(manager, None)
         except (OSError, ValueError) as error:
             self._failed(manager, error)
 
@@ -96,12 +96,12 @@ class Checkpoints:
     def _failed(self, manager: ocp.CheckpointManager, error: Exception) -> None:
         if jax.process_count() > 1:
             raise CheckpointError(f"{manager.directory}: a checkpoint cannot be written ({short(error)})") from error
-        if manager is self._last:
-            self._failure = error
+        self._failures[manager] = error
         for unfinished in Path(manager.directory).glob(UNFINISHED):  # it holds space that the next save needs
             shutil.rmtree(unfinished, ignore_errors=True)
+        manager.reload()  # it no longer counts the checkpoint that this one was to replace, and would never remove it
         log.warning(
-            "%s: a checkpoint cannot be written (%s); training goes on, and the next save tries again. Free some space",
+            "%s: a checkpoint cannot be written (%s); training goes on without it. Free some space for the next",
             manager.directory,
             short(error),
         )
@@ -128,6 +128,8 @@ class Checkpoints:
                 raise
             except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
                 if jax.process_count() > 1:  # the other processes may have read it: they cannot be told
+                    raise
+                if (self._path(manager, step) / CHECKSUMS_FILE).exists():  # its files are whole: it must not be dropped
                     raise
                 self._warn_of_damage(manager, step, short(error))
         if steps:
@@ -166,22 +168,36 @@ class Checkpoints:
             self._finish(manager)
 
     def close(self) -> None:
-        """Waits for the saves and ends the background threads. Raises CheckpointError where the last state was not saved."""
+        """Waits for the saves and ends the background threads. Raises CheckpointError where the last state was not saved.
+
+        A best state that was not saved is a warning: no rerun would bring it back.
+        """
         self.wait()
         for manager in (self._last, self._best):
             manager.close()
-        if self._failure is not None:
-            newest = self._last.latest_step()
+        if failure := self._failures.get(self._best):
+            log.warning(
+                "%s: the best checkpoint could not be written (%s); the newest one there: %s",
+                self._best.directory,
+                short(failure),
+                in_words(self._best.latest_step(), none="none"),
+            )
+        if failure := self._failures.get(self._last):
             raise CheckpointError(
-                f"{self._last.directory}: the last checkpoint could not be written ({short(self._failure)}); free space "
-                f"and rerun the command: it goes on from {'the start' if newest is None else f'step {newest}'}"
-            ) from self._failure
+                f"{self._last.directory}: the last checkpoint could not be written ({short(failure)}); free space and "
+                f"rerun the command: it goes on from {in_words(self._last.latest_step(), none='the start')}"
+            ) from failure
 
 
 def seal(folder: Path) -> None:
     """Writes the checksums of the checkpoint that is about to appear in `folder` under its name."""
     for unfinished in folder.glob(UNFINISHED):
         write_checksums(unfinished)
+
+
+def in_words(step: int | None, *, none: str) -> str:
+    """A checkpoint's step, or `none` where there is no checkpoint."""
+    return none if step is None else f"step {step}"
 
 
 def short(error: Exception) -> str:

@@ -109,9 +109,9 @@ def check_finite(step: int, metrics: Mapping[str, float], batch_ids: Callable[[i
     """Raises NotFiniteError where a metric of `step` (counted from 0) is not finite."""
     if found := not_finite(metrics):
         raise NotFiniteError(
-            f"step {step + 1}: {found}. The batch was {batch_ids(step)}. No checkpoint of this step was written: rerun "
-            "the command to go on from the last one with a lower optim.lr, set optim.clip_norm, or drop such updates: "
-            'on_nan="skip"'
+            f"step {step + 1}: {found}. The batch was {batch_ids(step)}. No checkpoint of this step was written: go on "
+            'from the last one with on_nan="skip", which drops such updates, or start anew in another --workdir with a '
+            "lower optim.lr or with optim.clip_norm"
         )
 
 
@@ -142,7 +142,7 @@ class DroppedUpdates:
         if self._in_a_row == DROPPED_IN_A_ROW:
             raise NotFiniteError(
                 f"step {step + 1}: the {DROPPED_IN_A_ROW}th update in a row that is not finite ({not_finite(metrics)}); "
-                "rerun the command to go on from the last checkpoint with a lower optim.lr, or set optim.clip_norm"
+                "start anew in another --workdir with a lower optim.lr or with optim.clip_norm"
             )
         return {name: value for name, value in metrics.items() if math.isfinite(value)} | {DROPPED: self.number}
 
@@ -164,6 +164,7 @@ def train(
     schedule: Schedule,
     checkpoints: Checkpoints,
     reporter: Reporter,
+    interruption: Interruption,
     mesh: Mesh,
 ) -> tuple[TrainState, int | None]:
     """Trains from `first_step` to the end, or to a signal, whose number is returned (None at the end).
@@ -171,6 +172,7 @@ def train(
     A step's metrics are read only after the next step was dispatched, so that the device never waits for the host;
     before an evaluation or a checkpoint they are read at once: neither ever sees a state that was not found finite.
     A signal ends an evaluation too: `evaluate` is given what to ask, and raises Stopped; the run that goes on makes it anew.
+    The caller has entered `interruption`, and leaves it when the checkpoints are closed: the last save is not cut short.
     """
     pending: Pending | None = None
     dropped = DroppedUpdates()
@@ -188,8 +190,6 @@ def train(
             reporter.train(done, metrics)
         pending = None
 
-    interruption = Interruption()
-
     def score(done: int) -> tuple[bool, int]:
         """Evaluates and keeps the state where it is the best so far; whether it is, and the signal that cut this short."""
         try:
@@ -202,25 +202,24 @@ def train(
             checkpoints.save_best(state, done)
         return best, 0
 
-    with interruption:
-        if first_step and schedule.is_due(schedule.evaluate_every, first_step) and not was_scored(reporter, first_step):
-            _, stopped_by = score(first_step)
-            if stopped_by:
-                return state, stopped_by
-        for index in range(first_step, schedule.steps):
-            batch = shard_batch(mesh, next(batches))
-            with jax.transfer_guard("disallow"):
-                state, metrics = step(state, batch)
+    if first_step and schedule.is_due(schedule.evaluate_every, first_step) and not was_scored(reporter, first_step):
+        _, stopped_by = score(first_step)
+        if stopped_by:
+            return state, stopped_by
+    for index in range(first_step, schedule.steps):
+        batch = shard_batch(mesh, next(batches))
+        with jax.transfer_guard("disallow"):
+            state, metrics = step(state, batch)
+        settle()
+        pending, done = Pending(index, metrics), index + 1
+        stopped_by, best = interruption.heard(mesh), False
+        if schedule.is_due(schedule.evaluate_every, done) and not stopped_by:
             settle()
-            pending, done = Pending(index, metrics), index + 1
-            stopped_by, best = interruption.heard(mesh), False
-            if schedule.is_due(schedule.evaluate_every, done) and not stopped_by:
-                settle()
-                best, stopped_by = score(done)
-            # Beside a best checkpoint goes a last one, so that a resumed run never starts before the best it knows of.
-            if schedule.is_due(schedule.checkpoint_every, done) or best or stopped_by:
-                settle()
-                checkpoints.save_last(state, done)
-            if stopped_by:
-                return state, stopped_by
+            best, stopped_by = score(done)
+        # Beside a best checkpoint goes a last one, so that a resumed run never starts before the best it knows of.
+        if schedule.is_due(schedule.checkpoint_every, done) or best or stopped_by:
+            settle()
+            checkpoints.save_last(state, done)
+        if stopped_by:
+            return state, stopped_by
     return state, None

@@ -40,6 +40,7 @@ from forec_jax.training import (  # noqa: E402
     state_sharding,
     train,
 )
+from forec_jax.training.loop import Interruption  # noqa: E402
 
 STEPS, ROWS, SIZE = 6, 8, 6
 spec = importlib.util.spec_from_file_location("conftest", Path(__file__).parents[1] / "conftest.py")
@@ -101,21 +102,23 @@ def main():
         confusions.append(evaluator(variables, Images(), stop).confusion.tolist())
         return {"teacher_miou": step / 10}
 
-    state, stopped_by = train(
-        state,
-        first_step=first,
-        step=compile_step(method, tx, seed=0, accumulate=1, mesh=mesh),
-        batches=batches(first),
-        batch_ids=lambda step: step,
-        evaluate=evaluate,
-        is_best=lambda results: True,  # so that every second step is saved twice at a time
-        schedule=Schedule(steps=STEPS, log_every=1, evaluate_every=2, checkpoint_every=2),
-        checkpoints=checkpoints,
-        reporter=reporter,
-        mesh=mesh,
-    )
-    reporter.close()
-    checkpoints.close()
+    with Interruption() as interruption:
+        state, stopped_by = train(
+            state,
+            first_step=first,
+            step=compile_step(method, tx, seed=0, accumulate=1, mesh=mesh),
+            batches=batches(first),
+            batch_ids=lambda step: step,
+            evaluate=evaluate,
+            is_best=lambda results: True,  # so that every second step is saved twice at a time
+            schedule=Schedule(steps=STEPS, log_every=1, evaluate_every=2, checkpoint_every=2),
+            checkpoints=checkpoints,
+            reporter=reporter,
+            interruption=interruption,
+            mesh=mesh,
+        )
+        reporter.close()
+        checkpoints.close()
     found = {"first": first, "step": int(state.step), "stopped_by": stopped_by, "confusions": confusions}
     (workdir / f"found{process}.json").write_text(json.dumps(found))
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,22 @@ def test_the_mesh_has_two_axes_of_type_auto():
     mesh = make_mesh(fsdp=2)
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2}
     assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh looks at in a device."""
+
+    process_index: int
+    id: int
+
+
+def test_the_devices_of_a_process_follow_one_another_whatever_order_they_are_given_in():
+    """As its rows of a batch do. A TPU slice is a grid, in which JAX would rather go round."""
+    ring = [Device(process, number) for number, process in enumerate((0, 0, 1, 1, 3, 3, 2, 2))]
+    mesh = make_mesh(fsdp=2, devices=ring)
+    assert [device.process_index for device in mesh.devices.flat] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [device.id for device in mesh.devices.flat] == [0, 1, 2, 3, 6, 7, 4, 5]
 
 
 @pytest.mark.parametrize("fsdp", [0, 3])

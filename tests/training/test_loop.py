@@ -47,6 +47,8 @@ from forec_jax.training import (
     train,
     with_own_optimizers,
 )
+from forec_jax.training.checksums import CHECKSUMS_FILE
+from forec_jax.training.loop import Interruption
 from forec_jax.training.reporting import read_events
 
 SEED, STEPS = 5, 12
@@ -135,23 +137,25 @@ def run(
             raise Stopped
         return {"teacher_miou": score(step)}
 
-    try:
-        return train(
-            state,
-            first_step=first,
-            step=compile_step(method, tx, seed=SEED, accumulate=1, mesh=mesh, wrap=wrap),
-            batches=batches(),
-            batch_ids=lambda step: f"batch {step}",
-            evaluate=evaluate,
-            is_best=lambda results: results["teacher_miou"] > 0.05,
-            schedule=Schedule(steps=steps, log_every=2, evaluate_every=6, checkpoint_every=3),
-            checkpoints=checkpoints,
-            reporter=reporter,
-            mesh=mesh,
-        )
-    finally:
-        reporter.close()
-        checkpoints.close()
+    with Interruption() as interruption:
+        try:
+            return train(
+                state,
+                first_step=first,
+                step=compile_step(method, tx, seed=SEED, accumulate=1, mesh=mesh, wrap=wrap),
+                batches=batches(),
+                batch_ids=lambda step: f"batch {step}",
+                evaluate=evaluate,
+                is_best=lambda results: results["teacher_miou"] > 0.05,
+                schedule=Schedule(steps=steps, log_every=2, evaluate_every=6, checkpoint_every=3),
+                checkpoints=checkpoints,
+                reporter=reporter,
+                interruption=interruption,
+                mesh=mesh,
+            )
+        finally:
+            reporter.close()
+            checkpoints.close()
 
 
 def assert_equal(a, b):
@@ -343,6 +347,36 @@ def test_any_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, c
     assert "is damaged" in caplog.text
 
 
+def out_of_memory(*arguments, **options):
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+
+def test_a_whole_checkpoint_that_cannot_be_restored_is_not_passed_over(tmp_path, monkeypatch):
+    """The run would go on from the one before, and remove the newer one."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save_last(small_state(step), step)
+    checkpoints.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_restore_step", out_of_memory)
+        with pytest.raises(RuntimeError, match="Out of memory"):
+            restored(tmp_path)
+    assert_equal(restored(tmp_path), small_state(2))
+
+
+def test_a_checkpoint_without_checksums_is_passed_over_where_it_cannot_be_restored(tmp_path, caplog):
+    """Those of earlier versions have none: damage only shows when they are read."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save_last(small_state(step), step)
+    checkpoints.close()
+    (tmp_path / "last" / "step_2" / CHECKSUMS_FILE).unlink()
+    for file in (f for f in (tmp_path / "last" / "step_2" / "state").rglob("*") if f.is_file()):
+        damage(file, "truncated")
+    assert_equal(restored(tmp_path), small_state(1))
+    assert "step_2 is damaged" in caplog.text
+
+
 @contextlib.contextmanager
 def files_of_at_most(size):
     """Limits the size that a file can grow to, as a full disk does.
@@ -370,6 +404,30 @@ def test_a_disk_that_is_full_for_a_while_costs_only_the_checkpoints_of_that_whil
     checkpoints.save_last(small_state(3), 3)
     checkpoints.close()
     assert_equal(restored(tmp_path), small_state(3))
+
+
+def test_saves_that_fail_leave_nothing_behind_that_no_later_save_removes(tmp_path):
+    """Each of them has taken the oldest checkpoint off the library's list, but not off the disk."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in range(1, 7):
+        with files_of_at_most(4000) if step in (3, 4) else contextlib.nullcontext():
+            checkpoints.save_last(small_state(step), step)
+            checkpoints.wait()
+    checkpoints.close()
+    assert sorted(p.name for p in (tmp_path / "last").iterdir()) == ["step_5", "step_6"]
+
+
+def test_a_best_checkpoint_that_is_missing_at_the_end_is_told(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(small_state(1), 1)
+    checkpoints.wait()
+    with files_of_at_most(4000):
+        checkpoints.save_best(small_state(2), 2)
+        checkpoints.wait()
+    checkpoints.save_last(small_state(3), 3)
+    checkpoints.close()
+    assert "the best checkpoint could not be written" in caplog.text
+    assert "the newest one there: step 1" in caplog.text
 
 
 def test_a_run_whose_last_checkpoint_is_missing_does_not_end_in_silence(tmp_path):
@@ -407,8 +465,10 @@ def test_who_only_reads_leaves_a_checkpoint_that_is_being_written_alone(tmp_path
     assert sorted(tmp_path.rglob("*")) == files
     assert restored(tmp_path / "nothing", read_only=True) is None
     assert not (tmp_path / "nothing").exists()
-    assert_equal(restored(tmp_path), small_state(1))
-    assert not unfinished.exists()  # a training takes what is left of a kill away
+    checkpoints = Checkpoints(tmp_path)  # a training takes what is left of a kill away, at the latest when it saves
+    checkpoints.save_last(small_state(3), 3)
+    checkpoints.close()
+    assert sorted(p.name for p in (tmp_path / "last").iterdir()) == ["step_1", "step_3"]
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, method, caplog):
@@ -497,6 +557,7 @@ def test_the_next_batch_is_queued_before_a_steps_metrics_are_read(tmp_path):
         schedule=Schedule(steps=3, log_every=1, evaluate_every=3, checkpoint_every=3),
         checkpoints=NoCheckpoints(),
         reporter=reporter,
+        interruption=Interruption(),
         mesh=make_mesh(devices=jax.devices()[:1]),
     )
     reporter.close()
