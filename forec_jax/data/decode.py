@@ -158,5 +158,6 @@ def open_image(data: bytes, file: str) -> Image.Image:
         raise DataError(f"{file}: too many pixels ({error}); scale it down, or cut it into tiles") from error
     except (OSError, SyntaxError, ValueError) as error:
         reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"{file}: cannot be decoded ({reason}); replace the file, or remove it and its line in any list") from error
+        remedy = "replace the file, or remove it and its line in any list"
+        raise DataError(f"{file}: cannot be decoded ({reason}); {remedy}") from error
     return image
