@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from forec_jax import build
+from forec_jax.config import flat
 from forec_jax.contracts import Batch, Labelled, Method, Tagged, TrainState, Unlabelled
 from forec_jax.data import Dataset, camvid, cityscapes, shapes, sunrgbd, voc
 from forec_jax.data.folder import CLASS_FILE, read_classes
@@ -60,7 +61,7 @@ class Plan(NamedTuple):
 
 def plan_training(c: ConfigDict) -> Plan:
     """Compiles a config's step for the devices that are there, and reads off what it needs."""
-    check_ranges(c)
+    check_ranges(flat(c.to_dict()))
     mesh = build.build_mesh(c)
     method = planned_method(c, mesh)
     compiled = lowered_step(c, method, mesh, c.accumulate).compile(compiler_options=keep_remat())

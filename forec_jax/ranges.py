@@ -5,10 +5,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
-from forec_jax.config import flat
-
 
 class RangeError(ValueError):
     """A value that an option cannot have; the message names the option and what it may be."""
@@ -86,9 +82,9 @@ RULES: Mapping[str, Rule] = {
 """By the pattern of an option's dotted key; the first that fits counts. What has no rule is checked where it is used."""
 
 
-def check_ranges(c: ConfigDict) -> None:
-    """Raises RangeError for the first option whose value makes no sense."""
-    for key, value in flat(c.to_dict()).items():
+def check_ranges(options: Mapping[str, Any]) -> None:
+    """Raises RangeError for the first option, by dotted key, whose value makes no sense."""
+    for key, value in options.items():
         rule = next((rule for pattern, rule in RULES.items() if fnmatch.fnmatchcase(key, pattern)), None)
         if rule is not None and not rule.allows(value):
             raise RangeError(f"{key}={value} must be {rule.words}")

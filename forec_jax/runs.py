@@ -194,7 +194,7 @@ def run_training(c: ConfigDict, workdir: Path) -> int | None:
 
 def train_in(workdir: Path, c: ConfigDict) -> int | None:
     """`run_training` in a work directory that is there, and is this run's alone."""
-    check_ranges(c)
+    check_ranges(flat(c.to_dict()))
     mesh = build.build_mesh(c)
     data = build.build_training_data(c)
     c, labels = build.with_epoch(c, data), build.labels_of(data.dataset)

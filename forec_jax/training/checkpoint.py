@@ -79,6 +79,8 @@ class Checkpoints:
         if step in manager.all_steps():
             return
         self._finish(manager)
+        if manager in self._failures:  # a thread of the failed save may have written on after it was tidied up
+            self._remove_unfinished(manager)
         items = ocp.args.Composite(state=ocp.args.StandardSave(flatten(state)), layout=ocp.args.JsonSave(layout(state)))
         try:
             manager.save(step, args=items, force=True)
@@ -97,14 +99,17 @@ class Checkpoints:
         if jax.process_count() > 1:
             raise CheckpointError(f"{manager.directory}: a checkpoint cannot be written ({short(error)})") from error
         self._failures[manager] = error
-        for unfinished in Path(manager.directory).glob(UNFINISHED):  # it holds space that the next save needs
-            shutil.rmtree(unfinished, ignore_errors=True)
+        self._remove_unfinished(manager)  # it holds space that the next save needs
         manager.reload()  # it no longer counts the checkpoint that this one was to replace, and would never remove it
         log.warning(
             "%s: a checkpoint cannot be written (%s); training goes on without it. Free some space for the next",
             manager.directory,
             short(error),
         )
+
+    def _remove_unfinished(self, manager: ocp.CheckpointManager) -> None:
+        for unfinished in Path(manager.directory).glob(UNFINISHED):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def restore_last(self, abstract: TrainState) -> TrainState | None:
         """The newest readable state, or None where there is no checkpoint at all.
