@@ -70,6 +70,7 @@ from forec_jax.methods.teacher import BATCH_NORM_MODES
 from forec_jax.methods.wsss_rec import MASK_LOSSES, wsss_heads
 from forec_jax.models import (
     DeepLabOptions,
+    WeightsError,
     deeplab_network,
     discriminator_network,
     filled,
@@ -414,8 +415,13 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     )
     if not m.weights:
         return network
-    stored = load_weights(m.weights, m.encoder, stem=m.stem, width=m.width)
-    weights = fitting_weights(stored, jax.eval_shape(network.init, jax.random.key(c.seed)))
+    try:
+        stored = load_weights(m.weights, m.encoder, stem=m.stem, width=m.width)
+        weights = fitting_weights(stored, jax.eval_shape(network.init, jax.random.key(c.seed)))
+    except WeightsError as error:
+        chosen = f"model.encoder={m.encoder!r}, model.stem={m.stem!r}, model.width={m.width}"
+        published = "" if m.width == 1 else "; published weights need model.width=1"
+        raise ConfigError(f"model.weights={m.weights!r} with {chosen}: {error}{published}") from error
     return network._replace(init=functools.partial(pretrained_init, network, weights))
 
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from forec_jax.build import build_network, build_training_data
+from forec_jax.build import ConfigError, build_network, build_training_data
 from forec_jax.config import defaults
 from forec_jax.contracts import HeadSpec
 from forec_jax.data import DataError
@@ -28,6 +28,18 @@ def test_a_network_starts_from_the_weights_that_the_config_names(tmp_path):
         for step in name.split("/"):
             leaf = leaf[step]
         np.testing.assert_array_equal(leaf, value)
+
+
+def test_weights_that_do_not_fit_are_explained_by_the_options_that_matter(tmp_path):
+    c = defaults()
+    c.model.update({"encoder": "resnet18", "width": 1 / 16, "weights": str(tmp_path / "none.npz")})
+    with pytest.raises(
+        ConfigError, match=r"model\.weights=.*resnet18.*model\.width=0\.0625: no weights at .*need model\.width=1$"
+    ):
+        build_network(c, (HeadSpec("segmentation", 3),))
+    c.model.width = 1.0
+    with pytest.raises(ConfigError, match=r"model\.width=1\.0: no weights at .*none\.npz$"):
+        build_network(c, (HeadSpec("segmentation", 3),))
 
 
 @pytest.mark.parametrize(("labelled", "ids"), [("all", "abc"), ("balanced:2:0", "ac")])
