@@ -372,7 +372,7 @@ VARIANTS: Mapping[str, Change] = {
 """What a part of a variant's name does. Parts join with "+" (`apply_variant`); the method is mean_teacher unless named."""
 
 
-METHODS = ("supervised", "mean_teacher", "ps_mt", "ps_mt_forec", "s4gan", "s4gan_forec")
+METHOD_PARTS = ("supervised", "mean_teacher", "ps_mt", "ps_mt_forec", "s4gan", "s4gan_forec")
 """Parts that choose the method; they come first, as they set what others change."""
 
 
@@ -386,9 +386,9 @@ def apply_variant(c: ConfigDict, variant: str, more: Mapping[str, Change] | None
     for part in parts:
         if part not in known:
             raise ValueError(f"unknown variant {part!r} in {variant!r}; the parts are: {', '.join(sorted(known))}")
-    if len(methods := [part for part in parts if part in METHODS]) > 1:
+    if len(methods := [part for part in parts if part in METHOD_PARTS]) > 1:
         raise ValueError(f"variant {variant!r} names {len(methods)} methods, {' and '.join(methods)}; choose one")
-    for part in sorted(parts, key=lambda part: (part == "other_lambdas") - (part in METHODS)):
+    for part in sorted(parts, key=lambda part: (part == "other_lambdas") - (part in METHOD_PARTS)):
         known[part](c)
     return c
 

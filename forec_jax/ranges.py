@@ -29,12 +29,10 @@ def at_least(low: float) -> Rule:
 
 SHARE = from_to(0, 1)
 BELOW_1 = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
-ABOVE_0 = Rule(lambda value: 0 < value < math.inf, "above 0")
 ASCENDING = Rule(
     lambda pair: len(pair) == 2 and 0 < pair[0] <= pair[1],
     "two numbers above 0, the smaller one first, such as (0.5, 2.0)",
 )
-DILATIONS = Rule(lambda rates: len(rates) > 0 and min(rates) >= 1, "whole numbers from 1 on, such as (6, 12, 18)")
 
 RULES: Mapping[str, Rule] = {
     "seed": from_to(0, 2**32 - 1),
@@ -45,12 +43,14 @@ RULES: Mapping[str, Rule] = {
     "data.scale": ASCENDING,
     "data.pad_label": from_to(0, 255),
     "data.workers": at_least(0),
-    "model.width": ABOVE_0,
+    "model.width": Rule(lambda value: 0 < value < math.inf, "above 0"),
     "model.bn_momentum": SHARE,
     "model.multi_grid": Rule(
         lambda rates: len(rates) == 3 and min(rates) >= 1, "three whole numbers, such as (1, 2, 4)"
     ),
-    "model.decoder.rates": DILATIONS,
+    "model.decoder.rates": Rule(
+        lambda rates: len(rates) > 0 and min(rates) >= 1, "whole numbers from 1 on, such as (6, 12, 18)"
+    ),
     "model.decoder.*channels": at_least(1),
     "model.decoder.dropout": BELOW_1,
     "augment.*_probability": SHARE,

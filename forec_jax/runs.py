@@ -32,15 +32,16 @@ from forec_jax.ranges import check_ranges
 from forec_jax.training import (
     CheckpointError,
     Checkpoints,
+    Interruption,
     Onlooker,
     Reporter,
     abstract_state,
     compile_step,
     create_state,
+    holds_any,
     state_sharding,
     train,
 )
-from forec_jax.training.loop import Interruption
 from forec_jax.training.reporting import write_json
 from forec_jax.visualize import overlay, save_index_png
 from forec_jax.visualize.panel import Panel
@@ -94,7 +95,7 @@ def start(workdir: Path, c: ConfigDict, labels: build.Labels, split: Split) -> N
     """
     stored = workdir / "config.json"
     content = json.loads(c.to_json())
-    if stored.exists() and any((workdir / "checkpoints").glob("*/step_*")):
+    if stored.exists() and holds_any(workdir / "checkpoints"):
         check_same_config(json.loads(read_config(stored).to_json()), content, workdir)
         check_same_images(split, c, workdir)
     write_json(workdir / SPLIT, image_sums(split))

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from forec_jax.augment import Mixing, NoMixing
 from forec_jax.contracts import (
-    IGNORE,
     Array,
     Aux,
     Batch,
@@ -25,7 +24,13 @@ from forec_jax.contracts import (
 )
 from forec_jax.losses import discrimination, feature_matching, mean_cross_entropy
 from forec_jax.methods.ramp import ramp_up
-from forec_jax.methods.segmentation_terms import Normaliser, SupervisedLoss, supervised_terms, unsupervised_terms
+from forec_jax.methods.segmentation_terms import (
+    Normaliser,
+    SupervisedLoss,
+    labelled_pixels,
+    supervised_terms,
+    unsupervised_terms,
+)
 from forec_jax.methods.student import (
     SEGMENTATION,
     STUDENT,
@@ -187,7 +192,7 @@ def shown_twice(image: Array, views: Views, probabilities: Array) -> Exhibit:
     """
     truth = beside_image(image, views, with_truth(views, probabilities))
     prediction = beside_image(image, views, probabilities)
-    has_truth = jnp.any(is_labelled(views) & views.valid, axis=(1, 2))
+    has_truth = jnp.any(labelled_pixels(views) & views.valid, axis=(1, 2))
     neither = jnp.zeros_like(has_truth)
     return Exhibit(
         interleave(truth, prediction),
@@ -200,12 +205,7 @@ def shown_twice(image: Array, views: Views, probabilities: Array) -> Exhibit:
 def with_truth(views: Views, probabilities: Array) -> Array:
     """The truth f32[B,H,W,K] (one-hot) where there is one, elsewhere the prediction; a constant."""
     truth = jax.nn.one_hot(views.label, probabilities.shape[-1], dtype=probabilities.dtype)
-    return jnp.where(is_labelled(views)[..., None], truth, jax.lax.stop_gradient(probabilities))
-
-
-def is_labelled(views: Views) -> Array:
-    """bool[B,H,W]: where the truth names a class."""
-    return views.is_ground_truth & (views.label != IGNORE)
+    return jnp.where(labelled_pixels(views)[..., None], truth, jax.lax.stop_gradient(probabilities))
 
 
 def beside_image(image: Array, views: Views, shown: Array) -> Array:

@@ -17,8 +17,12 @@ def supervised_terms(
     logits: Array, views: Views, *, loss: SupervisedLoss = mean_cross_entropy, weight: float = 1.0
 ) -> Terms:
     """L_s times `weight`: a loss over the ground-truth pixels that are not IGNORE."""
-    included = views.is_ground_truth & (views.label != IGNORE)
-    return {"supervised_loss": Term(loss(logits, views.label, included), weight)}
+    return {"supervised_loss": Term(loss(logits, views.label, labelled_pixels(views)), weight)}
+
+
+def labelled_pixels(views: Views) -> Array:
+    """bool[B,H,W]: where the ground truth names a class."""
+    return views.is_ground_truth & (views.label != IGNORE)
 
 
 def unsupervised_terms(

@@ -29,6 +29,11 @@ class UNetFeatures(NamedTuple):
     size: ImageSize
     valid: Array | None  # bool[B,H,W], or None when every pixel counts
 
+    @property
+    def high(self) -> Array:
+        """The last features, by the name that they have in the other networks."""
+        return self.bottom
+
 
 def unet_network(
     *, heads: tuple[HeadSpec, ...], width: float = 1.0, align_corners: bool = True, compute_dtype: Any = jnp.float32

@@ -1,7 +1,7 @@
 """Training: the state, the compiled step, the optimiser, the loop, checkpoints and reports."""
 
-from forec_jax.training.checkpoint import CheckpointError, Checkpoints
-from forec_jax.training.loop import NotFiniteError, Schedule, train
+from forec_jax.training.checkpoint import CheckpointError, Checkpoints, holds_any
+from forec_jax.training.loop import Interruption, NotFiniteError, Schedule, train
 from forec_jax.training.optimizer import make_optimizer, poly_schedule, with_own_optimizers
 from forec_jax.training.reporting import Onlooker, Reporter
 from forec_jax.training.state import abstract_state, create_state, first_state, state_sharding
@@ -10,6 +10,7 @@ from forec_jax.training.step import compile_step, drop_not_finite, objective, tr
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "Interruption",
     "NotFiniteError",
     "Onlooker",
     "Reporter",
@@ -19,6 +20,7 @@ __all__ = [
     "create_state",
     "drop_not_finite",
     "first_state",
+    "holds_any",
     "make_optimizer",
     "objective",
     "poly_schedule",

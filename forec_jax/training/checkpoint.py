@@ -30,6 +30,11 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says which, why and what to do."""
 
 
+def holds_any(folder: Path) -> bool:
+    """Whether a run's folder of checkpoints holds one, of the last state or of the best, finished or not."""
+    return any(folder.glob("*/step_*"))
+
+
 def flatten(state: TrainState) -> dict[str, Any]:
     """The state's leaves by path."""
     leaves, _ = jax.tree.flatten_with_path(state)

@@ -15,7 +15,6 @@ from forec_jax.data import Example
 from forec_jax.evaluation import Buckets
 from forec_jax.methods.reco import REPRESENTATION
 from forec_jax.methods.student import SEGMENTATION
-from forec_jax.models.unet import UNetFeatures
 from forec_jax.visualize.latents import sample_label
 from forec_jax.visualize.sheets import heatmap
 
@@ -133,8 +132,7 @@ def _embedding(network: Network) -> Callable[[Variables, np.ndarray, np.ndarray]
 
     def embed(variables: Variables, image: Array, valid: Array) -> dict[str, Array]:
         features, _ = network.encode(variables, image.astype(jnp.float32) / 255.0, valid=valid, train=False, rng=None)
-        last = features.bottom if isinstance(features, UNetFeatures) else features.high
-        found = {ENCODER: last.astype(jnp.float32)}
+        found = {ENCODER: features.high.astype(jnp.float32)}
         if represents:
             head, _ = network.decode(variables, REPRESENTATION, features, train=False, rng=None)
             found[REPRESENTATION] = head.output

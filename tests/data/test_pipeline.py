@@ -236,63 +236,63 @@ def test_evaluation_reads_in_order_and_in_parts():
     assert len(parts[0]) == 4
 
 
-def test_a_killed_worker_process_is_a_named_error(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import multiprocessing, os, signal
-            from forec_jax.data import DataError, Geometry, shapes_dataset, train_batches
-
-            if __name__ == "__main__":
-                source = shapes_dataset(size=48, counts={"train": 20}).source("train")
-                batches = train_batches(
-                    labelled=source, batch_labelled=2, geometry=Geometry(48), seed=0, workers=1
-                )
-                next(batches)
-                (worker,) = multiprocessing.active_children()
-                os.kill(worker.pid, signal.SIGKILL)
-                try:
-                    for _ in range(20):
-                        next(batches)
-                except DataError as error:
-                    print(error)
-            """
-        )
-    )
+def as_program(folder, text):
+    """What starts a script that finds the library: worker processes need a main module of their own."""
+    script = folder / "run.py"
+    script.write_text(textwrap.dedent(text))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    return {"args": [sys.executable, str(script)], "env": environment}
+
+
+def test_a_killed_worker_process_is_a_named_error(tmp_path):
+    program = as_program(
+        tmp_path,
+        """
+        import multiprocessing, os, signal
+        from forec_jax.data import DataError, Geometry, shapes_dataset, train_batches
+
+        if __name__ == "__main__":
+            source = shapes_dataset(size=48, counts={"train": 20}).source("train")
+            batches = train_batches(
+                labelled=source, batch_labelled=2, geometry=Geometry(48), seed=0, workers=1
+            )
+            next(batches)
+            (worker,) = multiprocessing.active_children()
+            os.kill(worker.pid, signal.SIGKILL)
+            try:
+                for _ in range(20):
+                    next(batches)
+            except DataError as error:
+                print(error)
+        """,
     )
+    done = subprocess.run(**program, capture_output=True, text=True, timeout=300, check=False)
     assert "a process that decodes images was killed" in done.stdout, done.stderr
     assert "data.workers" in done.stdout
 
 
 def test_worker_processes_pass_over_signals_and_end_with_their_parent(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import os, signal
-            from forec_jax.data import Geometry, shapes_dataset, train_batches
+    program = as_program(
+        tmp_path,
+        """
+        import os, signal
+        from forec_jax.data import Geometry, shapes_dataset, train_batches
 
-            if __name__ == "__main__":
-                source = shapes_dataset(size=48, counts={"train": 20}).source("train")
-                batches = train_batches(labelled=source, batch_labelled=2, geometry=Geometry(48), seed=0, workers=1)
+        if __name__ == "__main__":
+            source = shapes_dataset(size=48, counts={"train": 20}).source("train")
+            batches = train_batches(labelled=source, batch_labelled=2, geometry=Geometry(48), seed=0, workers=1)
+            next(batches)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: None)
+                os.killpg(0, number)
+            for _ in range(20):  # more than was read ahead
                 next(batches)
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, lambda *_: None)
-                    os.killpg(0, number)
-                for _ in range(20):  # more than was read ahead
-                    next(batches)
-                print("went on", flush=True)
-                os.kill(os.getpid(), signal.SIGKILL)
-            """
-        )
+            print("went on", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """,
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, str(script)], env=environment, start_new_session=True, **pipes)
+    process = subprocess.Popen(**program, start_new_session=True, **pipes)
     try:
         output, errors = process.communicate(timeout=120)  # waits for all that hold the pipes, the workers too
     finally:
@@ -303,31 +303,26 @@ def test_worker_processes_pass_over_signals_and_end_with_their_parent(tmp_path):
 
 
 def test_worker_processes_change_nothing_and_leave_quietly(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import numpy as np
-            from forec_jax.data import Geometry, shapes_dataset, train_batches
+    program = as_program(
+        tmp_path,
+        """
+        import numpy as np
+        from forec_jax.data import Geometry, shapes_dataset, train_batches
 
-            if __name__ == "__main__":
-                source = shapes_dataset(size=48, counts={"train": 20}).source("train")
-                options = dict(labelled=source, unlabelled=source, batch_labelled=2, batch_unlabelled=2, seed=0)
-                plain = train_batches(**options, geometry=Geometry(48), start_step=3)
-                working = train_batches(**options, geometry=Geometry(48), start_step=3, workers=2)
-                for _ in range(5):
-                    a, b = next(plain), next(working)
-                    for x, y in zip([*a.labelled, *a.unlabelled], [*b.labelled, *b.unlabelled], strict=True):
-                        np.testing.assert_array_equal(x, y)
-                    assert b.tagged is None
-                print("equal")
-            """
-        )
+        if __name__ == "__main__":
+            source = shapes_dataset(size=48, counts={"train": 20}).source("train")
+            options = dict(labelled=source, unlabelled=source, batch_labelled=2, batch_unlabelled=2, seed=0)
+            plain = train_batches(**options, geometry=Geometry(48), start_step=3)
+            working = train_batches(**options, geometry=Geometry(48), start_step=3, workers=2)
+            for _ in range(5):
+                a, b = next(plain), next(working)
+                for x, y in zip([*a.labelled, *a.unlabelled], [*b.labelled, *b.unlabelled], strict=True):
+                    np.testing.assert_array_equal(x, y)
+                assert b.tagged is None
+            print("equal")
+        """,
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run(**program, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "equal"), done.stderr
     assert "Exception ignored" not in done.stderr
     assert "leaked" not in done.stderr
