@@ -11,7 +11,7 @@ import argparse
 import jax
 
 from forec_jax.config import load_config
-from forec_jax.planning import COLLECTIVES, plan_training
+from forec_jax.experiment.plan import COLLECTIVES, plan_training
 
 
 def main() -> None:

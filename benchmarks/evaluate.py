@@ -16,11 +16,11 @@ from input_pipeline import prepared_source
 from measure import peak_process_bytes, seconds_of, table
 from workload import LABELS, Workload
 
-from forec_jax import build
 from forec_jax.cli import use_huge_pages
 from forec_jax.contracts import Variables
 from forec_jax.data import Source, Subset
 from forec_jax.evaluation import Evaluator
+from forec_jax.experiment import build
 from forec_jax.parallel import make_mesh, replicated
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name of the event

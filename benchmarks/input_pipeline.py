@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 from measure import table
 
-from forec_jax import build
 from forec_jax.cli import use_huge_pages
 from forec_jax.config import defaults
 from forec_jax.data import Geometry, Source, train_batches
+from forec_jax.experiment import sources
 
 
 def prepared_source(root: str, split: str, prepared: str) -> Source:
     """A split of VOC, or of the embedded shapes data where no root is given."""
     c = defaults()
     c.data.update({"name": "voc" if root else "shapes", "root": root, "prepared": prepared})
-    return build.build_dataset(c).source(split)
+    return sources.build_dataset(c).source(split)
 
 
 def library_batches(

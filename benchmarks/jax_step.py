@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from workload import LABELS, Workload, random_batch
 
-from forec_jax import build
 from forec_jax.contracts import Batch
+from forec_jax.experiment import build
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import abstract_state, compile_step, create_state
 

@@ -24,8 +24,8 @@ import torch
 from measure import seconds_of, table
 from workload import LABELS, Workload, add_arguments, from_arguments
 
-from forec_jax import build
 from forec_jax.cli import use_huge_pages
+from forec_jax.experiment import build
 from forec_jax.models import layers
 from forec_jax.models.conv import Padding, conv2d
 

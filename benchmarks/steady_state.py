@@ -18,10 +18,10 @@ from jax_step import JaxStep
 from measure import interleaved, seconds_of, table
 from workload import Workload, add_arguments, from_arguments
 
-from forec_jax import build
 from forec_jax.cli import use_huge_pages
 from forec_jax.contracts import Batch
 from forec_jax.data import Source, train_batches
+from forec_jax.experiment import build
 from forec_jax.parallel import shard_batch
 
 

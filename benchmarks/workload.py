@@ -6,12 +6,12 @@ import dataclasses
 import numpy as np
 from ml_collections import ConfigDict
 
-from forec_jax import build
 from forec_jax.config import apply_variant, defaults
 from forec_jax.contracts import Batch, Labelled, Unlabelled
+from forec_jax.data import Labels
 
 CLASSES = 21
-LABELS = build.Labels(
+LABELS = Labels(
     classes=("background", *(f"class{index}" for index in range(1, CLASSES))),
     palette=tuple((index, index, index) for index in range(CLASSES)),
     background_classes=(0,),
@@ -35,8 +35,8 @@ class Workload:
         """The library's config of it, with every other option at its default."""
         c = defaults()
         c.data.crop = self.crop
-        c.model.encoder, c.model.output_stride = self.encoder, self.output_stride
-        c.model.decoder.channels = self.decoder_channels
+        c.model.encoder, c.model.resnet.output_stride = self.encoder, self.output_stride
+        c.model.deeplab.channels = self.decoder_channels
         c.compute_dtype = self.dtype
         apply_variant(c, self.method)
         semi = c.batch.unlabelled > 0

@@ -13,20 +13,23 @@ and evaluation goes by sliding windows of the crop's size.
 
 from ml_collections import ConfigDict
 
-from forec_jax.config import apply_variant, defaults
+from forec_jax.config import Variant, apply_variant, defaults
 
-
-def _paper(c: ConfigDict) -> None:
-    """FOrec, section 5.1: ResNet-101, crop 712, batch 16, SGD 1e-2, weight decay 5e-4, 200 epochs of 2,975 images."""
-    c.model.encoder = "resnet101"
-    c.model.stem = "deep"
-    c.data.crop = c.eval.crop = 712
-    c.steps = 200 * 2975 // 8
-    c.evaluate_every = c.checkpoint_every = 10 * 2975 // 8
-
-
-def _scenery(c: ConfigDict) -> None:
-    c.data.background = "sky,vegetation,building"
+PARTS = {
+    "paper": Variant(
+        {
+            "model.encoder": "resnet101",
+            "model.resnet.stem": "deep",
+            "data.crop": 712,
+            "eval.crop": 712,
+            "steps": 200 * 2975 // 8,
+            "evaluate_every": 10 * 2975 // 8,
+            "checkpoint_every": 10 * 2975 // 8,
+        },
+        meaning="FOrec, section 5.1: ResNet-101, crop 712, batch 16, SGD 1e-2, weight decay 5e-4, 200 epochs of 2,975",
+    ),
+    "scenery": Variant({"data.background": "sky,vegetation,building"}, meaning="another background for FOrec"),
+}
 
 
 def get_config(variant: str = "forec") -> ConfigDict:
@@ -41,4 +44,4 @@ def get_config(variant: str = "forec") -> ConfigDict:
     c.optim.head_lr_multiplier = 1.0
     c.optim.weight_decay = 5e-4
     c.eval.batch = 2
-    return apply_variant(c, variant, {"paper": _paper, "scenery": _scenery})
+    return apply_variant(c, variant, PARTS)

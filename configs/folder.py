@@ -20,8 +20,8 @@ def _small(c: ConfigDict) -> None:
     c.batch.labelled = 4
     c.batch.unlabelled = min(c.batch.unlabelled, 4)
     c.data.crop = 129
-    c.model.width = 0.5
-    c.model.decoder.channels = 64
+    c.model.resnet.width = 0.5
+    c.model.deeplab.channels = 64
     c.steps = 1000
     c.evaluate_every = c.checkpoint_every = 250
 
@@ -33,7 +33,7 @@ def get_config(variant: str = "forec") -> ConfigDict:
     c.data.crop = 257
     c.data.longest_side = 1024  # of a larger photograph a crop would show only a detail
     c.model.encoder = "resnet18"
-    c.model.decoder.channels = 128
+    c.model.deeplab.channels = 128
     c.optim.name = "adamw"  # from random weights it needs no search for a learning rate
     c.optim.lr = 1e-3
     c.optim.head_lr_multiplier = 1.0

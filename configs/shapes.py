@@ -23,11 +23,11 @@ def get_config(variant: str = "forec") -> ConfigDict:
     c.evaluate_every = 400
     c.checkpoint_every = 400
     c.model.encoder = "resnet18"
-    c.model.stem = "deep"
-    c.model.width = 0.5
-    c.model.decoder.rates = (1, 2, 3)  # of 4x4 features: larger dilations would read the padding only
-    c.model.decoder.channels = 64
-    c.model.decoder.low_level_channels = 48
+    c.model.resnet.stem = "deep"
+    c.model.resnet.width = 0.5
+    c.model.deeplab.rates = (1, 2, 3)  # of 4x4 features: larger dilations would read the padding only
+    c.model.deeplab.channels = 64
+    c.model.deeplab.low_level_channels = 48
     c.augment.brightness = c.augment.contrast = c.augment.saturation = 0.25
     c.augment.hue = 0.05  # classes have colours
     c.augment.grayscale_probability = 0.0

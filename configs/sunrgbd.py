@@ -10,12 +10,12 @@ The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step, 150
 
 from ml_collections import ConfigDict
 
-from forec_jax.config import VARIANTS, apply_variant, defaults
+from forec_jax.config import apply_variant, defaults
 
 
 def _reco_paper(c: ConfigDict) -> None:
     """ReCo, appendix A: as on VOC, with five images a step. (The paper scales all images to 384x512 first.)"""
-    VARIANTS["reco_paper"](c)
+    apply_variant(c, "reco_paper")
     c.batch.labelled = 5
     c.batch.unlabelled = 5 if c.batch.unlabelled else 0
 

@@ -18,23 +18,24 @@ not yet measured on a GPU.
 
 from ml_collections import ConfigDict
 
-from forec_jax.config import Change, apply_variant, defaults
+from forec_jax.config import apply_variant, defaults
+from forec_jax.variants import Change
 
 
 def _shapes(c: ConfigDict) -> None:
     """The embedded set, with the small networks of configs/shapes.py."""
     c.data.name = "shapes"
-    c.data.size = 64
+    c.data.shapes.size = 64
     c.data.crop = 64
     c.data.scale = (0.8, 1.2)
     c.steps = 800
     c.log_every = 20
     c.evaluate_every = c.checkpoint_every = 200
-    c.model.stem = "deep"
-    c.model.width = 0.5
-    c.model.output_stride = 8
-    c.model.decoder.rates = (1, 2, 3)
-    c.model.decoder.channels = 64
+    c.model.resnet.stem = "deep"
+    c.model.resnet.width = c.model.unet.width = 0.5
+    c.model.resnet.output_stride = 8
+    c.model.deeplab.rates = (1, 2, 3)
+    c.model.deeplab.channels = 64
     c.augment.brightness = c.augment.contrast = c.augment.saturation = 0.2
     c.augment.hue = 0.02
     c.augment.grayscale_probability = c.augment.blur_probability = 0.0
@@ -46,16 +47,17 @@ def _voc(c: ConfigDict) -> None:
     """PASCAL VOC; data.root is the folder that holds VOC2012/. Thresholds are chosen by `--split=train`."""
     c.data.name = "voc"
     c.data.pool = "train_aug"
-    c.data.crop = c.data.size = 224  # size: of the embedded images, which would fill a small part of the crop otherwise
+    c.data.crop = 224
+    c.data.shapes.size = 224  # of the embedded images, which would fill a small part of the crop otherwise
     c.data.scale = (0.5, 1.5)
     c.steps = 10_000
     c.log_every = 50
     c.evaluate_every = c.checkpoint_every = 1000
-    c.model.stem = "7x7"
-    c.model.width = 1.0
-    c.model.output_stride = 16
-    c.model.decoder.rates = (6, 12, 18)
-    c.model.decoder.channels = 256
+    c.model.resnet.stem = "7x7"
+    c.model.resnet.width = c.model.unet.width = 1.0
+    c.model.resnet.output_stride = 16
+    c.model.deeplab.rates = (6, 12, 18)
+    c.model.deeplab.channels = 256
     c.augment.brightness = c.augment.contrast = c.augment.saturation = 0.4
     c.augment.hue = 0.1
     c.eval.batch = 8
@@ -92,8 +94,8 @@ def _segmenter(c: ConfigDict) -> None:
 
 def _paper(c: ConfigDict) -> None:
     """The paper's U-Net, or ResNet-18 classifier, and its hyper-parameters: 10 epochs of 16,000 images of 224 x 224."""
-    c.model.width = 1.0
-    c.data.crop = c.data.size = 224  # size: as for voc
+    c.model.resnet.width = c.model.unet.width = 1.0
+    c.data.crop = c.data.shapes.size = 224  # size: as for voc
     c.optim.lr = 1e-4
     c.optim.weight_decay = 0.0  # AdamW without decay is Adam
     c.optim.poly_power = 0.0  # a constant rate

@@ -10,17 +10,20 @@ The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one
 
 from ml_collections import ConfigDict
 
-from forec_jax.config import apply_variant, defaults
+from forec_jax.config import Variant, apply_variant, defaults
 
-
-def _paper(c: ConfigDict) -> None:
-    """FOrec, section 5.1: ResNet-101, crop 512, batch 16, SGD 1e-3, weight decay 1e-4, 80 epochs of 10,582 images."""
-    c.model.encoder = "resnet101"
-    c.model.stem = "deep"
-    c.data.crop = 512
-    c.data.pool = "train_aug"
-    c.steps = 80 * 10582 // 8
-    c.evaluate_every = c.checkpoint_every = 10582 // 8
+PAPER = Variant(
+    {
+        "model.encoder": "resnet101",
+        "model.resnet.stem": "deep",
+        "data.crop": 512,
+        "data.pool": "train_aug",
+        "steps": 80 * 10582 // 8,
+        "evaluate_every": 10582 // 8,
+        "checkpoint_every": 10582 // 8,
+    },
+    meaning="FOrec, section 5.1: ResNet-101, crop 512, batch 16, SGD 1e-3, weight decay 1e-4, 80 epochs of 10,582 images",
+)
 
 
 def get_config(variant: str = "forec") -> ConfigDict:
@@ -28,4 +31,4 @@ def get_config(variant: str = "forec") -> ConfigDict:
     c = defaults()
     c.data.name = "voc"
     c.data.labelled = "92:0"
-    return apply_variant(c, variant, {"paper": _paper})
+    return apply_variant(c, variant, {"paper": PAPER})

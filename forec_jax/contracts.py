@@ -4,13 +4,17 @@ Everything here is a plain tuple of arrays or a protocol; there is no behaviour 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
+RGB = tuple[float, float, float]
+
+IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
+IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
 IGNORE = 255
 """The label of a pixel that says nothing: void in the ground truth, or padding."""
@@ -85,9 +89,10 @@ class Network(NamedTuple):
 
     Images are f32[B,H,W,3] in [0, 1]; the network normalises them as its encoder expects. `valid` (bool[B,H,W]) makes
     the result on a padded image equal to that on the image alone: it marks a top-left rectangle in each row, and H and W
-    are then multiples of 32. None means that every pixel counts. In train mode BatchNorm uses the statistics of the whole
-    (global) batch and the returned batch_stats hold the moved averages; otherwise they come back unchanged. In inference
-    mode `decode` takes each row by itself, and can be differentiated twice in reverse mode (adversarial perturbations).
+    are then multiples of `multiple`. None means that every pixel counts. In train mode BatchNorm uses the statistics of
+    the whole (global) batch and the returned batch_stats hold the moved averages; otherwise they come back unchanged.
+    In inference mode `decode` takes each row by itself, and can be differentiated twice in reverse mode (adversarial
+    perturbations).
     """
 
     init: Callable[[Array], Variables]  # key -> variables with every head
@@ -96,6 +101,7 @@ class Network(NamedTuple):
         ..., tuple[HeadOutput, PyTree]
     ]  # (variables, head, features, *, train, rng) -> output, batch_stats
     heads: tuple[HeadSpec, ...]
+    multiple: int = 32  # what image sides are multiples of where `valid` is given
 
 
 class Views(NamedTuple):
@@ -193,4 +199,21 @@ class Method(Protocol):
 
     def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
         """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]: what is evaluated and exported."""
+        ...
+
+
+@runtime_checkable
+class Thresholded(Protocol):
+    """A method that finds masks from tags: its prediction is `at_threshold(scores(...), mask_threshold)`."""
+
+    mask_threshold: float
+
+    def scores(
+        self, variables: dict[str, Variables], image: Array, valid: Array | None, present: Array | None = None
+    ) -> Array:
+        """Scores f32[B,H,W,K] of images f32[B,H,W,3] in [0,1], of the classes in `present` f32[B,K] where it is given."""
+        ...
+
+    def at_threshold(self, scores: Array, threshold: Array | float) -> Array:
+        """Class probabilities f32[B,H,W,K]."""
         ...

@@ -4,16 +4,17 @@ import jax
 import numpy as np
 import pytest
 
-from forec_jax import build
-from forec_jax.bridge import surest, write_masks
 from forec_jax.config import load_config
 from forec_jax.contracts import TrainState
 from forec_jax.data import DataError, folder_dataset, shapes_dataset
+from forec_jax.experiment import build, sources
+from forec_jax.experiment.label import surest, write_masks
+from forec_jax.experiment.load import Run, choose_threshold
+from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.methods import WsssRec
 from forec_jax.methods.tag_classifier import tags_head
 from forec_jax.methods.wsss_rec import wsss_heads
 from forec_jax.parallel import make_mesh
-from forec_jax.runs import Run, WorkdirError, choose_threshold
 
 SIZE = 40
 
@@ -22,10 +23,10 @@ SIZE = 40
 def run(make_toy_network, monkeypatch):
     """A run of wsss_rec with a network of a few matrices on twenty images."""
     dataset = shapes_dataset(size=SIZE, counts={"train": 20, "tune": 8, "val": 4, "val_decorrelated": 3})
-    monkeypatch.setattr(build, "build_full_dataset", lambda c: dataset)
-    monkeypatch.setattr(build, "check_tags", lambda *a: None)  # so few images need not show every class
+    monkeypatch.setattr(sources, "build_full_dataset", lambda c: dataset)
+    monkeypatch.setattr(sources, "check_tags", lambda *a: None)  # so few images need not show every class
     c = load_config("configs/tags.py:wsss", {"data.size": SIZE, "eval.bucket": 64, "eval.batch": 8})
-    labels = build.labels_of(dataset)
+    labels = dataset.labels
     network, classifier = make_toy_network(wsss_heads(7)), make_toy_network((tags_head(tuple(range(1, 7))),))
     method = WsssRec(network, classifier, tuple(range(1, 7)), 0)
     state = TrainState(np.int32(5), *method.init(jax.random.key(0))[:3], None, {})

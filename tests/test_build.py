@@ -4,17 +4,19 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from forec_jax.build import ConfigError, build_network, build_training_data
 from forec_jax.config import defaults
 from forec_jax.contracts import HeadSpec
 from forec_jax.data import DataError
+from forec_jax.experiment.build import build_network
+from forec_jax.experiment.sources import build_training_data
 from forec_jax.models.weightfile import Origin, write_variables
+from forec_jax.options import OptionError
 
 
 def test_a_network_starts_from_the_weights_that_the_config_names(tmp_path):
     c = defaults()
-    c.model.update({"encoder": "resnet18", "width": 1 / 16})
-    c.model.decoder.update({"channels": 8, "low_level_channels": 4})
+    c.model.encoder, c.model.resnet.width = "resnet18", 1 / 16
+    c.model.deeplab.update({"channels": 8, "low_level_channels": 4})
     heads = (HeadSpec("segmentation", 3), HeadSpec("reconstruction", 3))
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(build_network(c, heads[:1]).init, jax.random.key(0))
@@ -32,13 +34,15 @@ def test_a_network_starts_from_the_weights_that_the_config_names(tmp_path):
 
 def test_weights_that_do_not_fit_are_explained_by_the_options_that_matter(tmp_path):
     c = defaults()
-    c.model.update({"encoder": "resnet18", "width": 1 / 16, "weights": str(tmp_path / "none.npz")})
+    c.model.update({"encoder": "resnet18", "weights": str(tmp_path / "none.npz")})
+    c.model.resnet.width = 1 / 16
     with pytest.raises(
-        ConfigError, match=r"model\.weights=.*resnet18.*model\.width=0\.0625: no weights at .*need model\.width=1$"
+        OptionError,
+        match=r"model\.weights=.*resnet18.*model\.resnet\.width=0\.0625: no weights at .*need model\.resnet\.width=1$",
     ):
         build_network(c, (HeadSpec("segmentation", 3),))
-    c.model.width = 1.0
-    with pytest.raises(ConfigError, match=r"model\.width=1\.0: no weights at .*none\.npz$"):
+    c.model.resnet.width = 1.0
+    with pytest.raises(OptionError, match=r"model\.resnet\.width=1\.0: no weights at .*none\.npz$"):
         build_network(c, (HeadSpec("segmentation", 3),))
 
 

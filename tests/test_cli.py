@@ -16,21 +16,17 @@ import pytest
 from PIL import Image
 
 from forec_jax import cli
+from forec_jax.commands import process
 from forec_jax.config import load_config
 from forec_jax.data import DataError, shapes_dataset, shrink
 from forec_jax.data.splits import draw
 from forec_jax.evaluation import mean_iou
+from forec_jax.experiment.load import load_run, with_chosen_threshold
+from forec_jax.experiment.run import run_training
+from forec_jax.experiment.use import predict_run
+from forec_jax.experiment.workdir import WorkdirError, check_same_config, read_labels
 from forec_jax.locking import LockedError
 from forec_jax.methods import TagClassifier
-from forec_jax.runs import (
-    WorkdirError,
-    check_same_config,
-    load_run,
-    predict_run,
-    read_labels,
-    run_training,
-    with_chosen_threshold,
-)
 from forec_jax.training import CheckpointError, Checkpoints, NotFiniteError
 from forec_jax.training.checkpoint import UNFINISHED
 from forec_jax.visualize.panel import Panel
@@ -76,7 +72,9 @@ def test_a_run_leaves_what_the_readme_promises(trained):
     assert (summary["last"]["step"], summary["seed"], summary["split"]["labelled"]) == (6, 0, 8)
     assert len(summary["split"]["sha256"]) == 64
     assert set(summary["per_class"]) == set(summary["classes"])
-    assert summary["protocol"]["bn_mode"] == "ema"
+    assert summary["config"]["ema.bn_mode"] == "ema"
+    assert "ema.bn_mode" not in summary["options"]
+    assert summary["options"]["steps"] == 6
     assert 0 <= summary["best"]["miou"] <= 1
     assert summary["best"]["miou"] >= summary["last"]["miou"]
     events = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
@@ -136,7 +134,7 @@ def test_what_ended_a_training_is_told_even_if_its_checkpoint_fails_too(finished
     def fail(checkpoints):
         raise CheckpointError("the last checkpoint could not be written")
 
-    monkeypatch.setattr("forec_jax.runs.train", diverge)
+    monkeypatch.setattr("forec_jax.experiment.run.train", diverge)
     monkeypatch.setattr(Checkpoints, "close", fail)
     assert "step 7: loss=nan" in error_of(capsys, train(finished))
     assert "the last checkpoint could not be written" in caplog.text
@@ -381,9 +379,11 @@ def test_a_run_that_failed_at_its_start_may_be_mended(tmp_path, capsys):
     """Its work directory holds a config and no checkpoint, so that another config takes nothing away."""
     options = ["--config.steps=1", "--config.eval.pictures=0"]
     assert "crop=32" in error_of(capsys, train(tmp_path / "run", *options, "--config.data.crop=32"))
+    assert not (tmp_path / "run" / "config.json").exists()  # found before anything was written
+    assert "bucket=40" in error_of(capsys, train(tmp_path / "run", *options, "--config.eval.bucket=40"))
     assert (tmp_path / "run" / "config.json").exists()
     assert train(tmp_path / "run", *options, "--config.data.crop=33") == 0
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["crop"] == 33
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["eval"]["bucket"] == 64
 
 
 def test_a_value_that_makes_no_sense_is_an_error(tmp_path, capsys):
@@ -586,8 +586,9 @@ def test_one_of_several_processes_says_whose_fault_it_is_and_ends_at_once(monkey
         raise error
 
     left = []
-    monkeypatch.setitem(cli.COMMANDS, "train", train)
+    monkeypatch.setattr("forec_jax.commands.train.train", train)
     monkeypatch.setattr(cli, "several_processes", lambda: True)
+    monkeypatch.setattr(process, "several_processes", lambda: True)
     monkeypatch.setattr(os, "_exit", left.append)
     cli.run(["train"])
     assert left == [2]

@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 from scipy.io import savemat
 
 from forec_jax.data import DataError
+from forec_jax.data.datasets.folder import folder_dataset, read_classes
 from forec_jax.data.decode import MaskRule, decode_mask
-from forec_jax.data.folder import folder_dataset, read_classes
 from forec_jax.data.splits import read_list
 from forec_jax.data.tags import read_tags
 from forec_jax.data.voc_masks import read_sbd_mask, read_voc_mask

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from forec_jax.runs import load_run
+from forec_jax.experiment.load import load_run
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_pod.sh")

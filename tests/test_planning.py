@@ -1,9 +1,10 @@
 import pytest
 
-from forec_jax import build, cli
+from forec_jax import cli
 from forec_jax.config import load_config
-from forec_jax.data import camvid
-from forec_jax.planning import (
+from forec_jax.data.datasets import camvid
+from forec_jax.experiment import build
+from forec_jax.experiment.plan import (
     Plan,
     collective_bytes,
     describe,

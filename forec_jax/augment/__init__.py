@@ -9,8 +9,10 @@ from forec_jax.augment.mixing import (
     CutOut,
     HalfAreaBox,
     Mixing,
+    MixingOptions,
     NoMixing,
     Rows,
+    mixing_of,
 )
 from forec_jax.augment.photometric import (
     Photometric,
@@ -32,6 +34,7 @@ __all__ = [
     "CutOut",
     "HalfAreaBox",
     "Mixing",
+    "MixingOptions",
     "NoMixing",
     "Photometric",
     "Rows",
@@ -41,5 +44,6 @@ __all__ = [
     "adjust_saturation",
     "gaussian_blur",
     "grayscale",
+    "mixing_of",
     "photometric",
 ]

@@ -6,16 +6,14 @@ the first. On a batch that is sharded over devices this roll moves one row from 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from forec_jax.contracts import IGNORE, Array
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""The colour that normalisation turns into zeros; what a cut-out box is filled with."""
+from forec_jax.contracts import IGNORE, IMAGENET_MEAN, Array
+from forec_jax.options import SHARE, option
 
 
 class Rows(NamedTuple):
@@ -124,6 +122,7 @@ class CutOut:
         """`rows` with boxes cut out."""
         rows = _ignore_padding(rows)
         cut = _boxes(key, self.box, self.probability, rows)
+        # The colour that normalisation turns into zeros.
         fill = jnp.asarray(IMAGENET_MEAN, rows.clean.dtype)
         return rows._replace(
             clean=jnp.where(cut[..., None], fill, rows.clean),
@@ -173,6 +172,32 @@ class ClassMix:
         chosen = _half_of(class_key, jnp.any(is_class, axis=(1, 2)))
         mask = jnp.any(is_class & chosen[:, None, None, :], axis=-1)
         return _paste(mask & _coin(apply_key, self.probability, mask.shape[0]), rows, partner)
+
+
+@dataclass(frozen=True)
+class MixingOptions:
+    """Which mixing, and of which rows."""
+
+    mixing: Literal["none", "cutout", "cutmix", "cutmix_beta", "cutout_half", "cutmix_half", "classmix"] = option(
+        "cutmix", "of images within a batch; _beta: PS-MT's box, _half: ReCo's box"
+    )
+    mixing_probability: float = option(0.5, "of a row", SHARE)
+    mix_labelled: bool = option(True, "mix labelled rows too, among themselves; False: unlabelled rows alone (ReCo)")
+
+
+def mixing_of(o: MixingOptions, classes: int) -> Mixing:
+    """The mixing that the options name, for so many classes."""
+    p = o.mixing_probability
+    choices: dict[str, Mixing] = {
+        "none": NoMixing(),
+        "cutout": CutOut(p),
+        "cutout_half": CutOut.half_area(p),
+        "cutmix": CutMix(p),
+        "cutmix_beta": CutMix(p, BetaBox()),
+        "cutmix_half": CutMix.half_area(p),
+        "classmix": ClassMix(classes, p),
+    }
+    return choices[o.mixing]
 
 
 def _half_of(key: Array, present: Array) -> Array:

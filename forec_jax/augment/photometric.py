@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from forec_jax.contracts import Array
+from forec_jax.options import ASCENDING, SHARE, at_least, from_to, option
 
 LUMA = (0.299, 0.587, 0.114)
 """Rec. 601. Own weights and not dm_pix's: those sum to 0.9999, so that a grey image would lose brightness."""
@@ -20,14 +21,14 @@ class Photometric:
     Probabilities are per image. `blur_sigma` is the range of the Gaussian's standard deviation in pixels.
     """
 
-    brightness: float = 0.5
-    contrast: float = 0.5
-    saturation: float = 0.5
-    hue: float = 0.25
-    jitter_probability: float = 0.8
-    grayscale_probability: float = 0.2
-    blur_probability: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    brightness: float = option(0.5, "strength of the change of brightness", at_least(0))
+    contrast: float = option(0.5, "strength of the change of contrast", at_least(0))
+    saturation: float = option(0.5, "strength of the change of saturation", at_least(0))
+    hue: float = option(0.25, "strength of the change of hue, in full turns", from_to(0, 0.5))
+    jitter_probability: float = option(0.8, "of the four changes above, in an image", SHARE)
+    grayscale_probability: float = option(0.2, "of a grey image", SHARE)
+    blur_probability: float = option(0.5, "of a blurred image", SHARE)
+    blur_sigma: tuple[float, float] = option((0.1, 2.0), "range of the blur's standard deviation, in pixels", ASCENDING)
 
     @classmethod
     def reco(cls) -> "Photometric":

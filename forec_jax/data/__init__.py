@@ -1,16 +1,28 @@
 """Data sets, splits, geometry and the training batches."""
 
 from forec_jax.data.balance import classes_in_images
-from forec_jax.data.camvid import camvid_dataset
-from forec_jax.data.cityscapes import cityscapes_dataset
-from forec_jax.data.folder import folder_dataset
+from forec_jax.data.datasets import DATASETS
+from forec_jax.data.datasets.camvid import camvid_dataset
+from forec_jax.data.datasets.cityscapes import cityscapes_dataset
+from forec_jax.data.datasets.folder import folder_dataset
+from forec_jax.data.datasets.shapes import shapes_dataset
+from forec_jax.data.datasets.sunrgbd import sunrgbd_dataset
+from forec_jax.data.datasets.voc import voc_dataset
 from forec_jax.data.partial import PartialLabels, parse_partial
 from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batches
-from forec_jax.data.shapes import shapes_dataset
 from forec_jax.data.shrink import shrink, with_longest_side
-from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags, select
+from forec_jax.data.source import (
+    DataEntry,
+    DataError,
+    Dataset,
+    Example,
+    Labels,
+    Source,
+    Subset,
+    WithTags,
+    select,
+)
 from forec_jax.data.splits import Split, class_coverage, resolve_split, tagged_split
-from forec_jax.data.sunrgbd import sunrgbd_dataset
 from forec_jax.data.tags import (
     Tags,
     balanced,
@@ -22,13 +34,15 @@ from forec_jax.data.tags import (
     tags_of_masks,
 )
 from forec_jax.data.transforms import Geometry
-from forec_jax.data.voc import voc_dataset
 
 __all__ = [
+    "DATASETS",
+    "DataEntry",
     "DataError",
     "Dataset",
     "Example",
     "Geometry",
+    "Labels",
     "PartialLabels",
     "Source",
     "Split",

@@ -10,27 +10,35 @@ import numpy as np
 
 from forec_jax.contracts import IGNORE, UNLABELLED
 from forec_jax.data.source import DataError, Example, Source
+from forec_jax.options import option
 
 _SHARE = re.compile(r"(?:1px|(?P<percent>\d+(?:\.\d+)?)%)(?::(?P<seed>\d+))?")
 _REACH = 2  # pixels by which a 5x5 dilation grows to each side
 
 
-def parse_partial(option: str) -> tuple[Fraction, int]:
+@dataclass(frozen=True)
+class PartialOptions:
+    """How much of a mask is seen."""
+
+    partial: str = option(
+        "", 'of a class in an image: "1px", "5%" (grown from it), "masks" (what they hold); empty: all of it'
+    )
+
+
+def parse_partial(text: str) -> tuple[Fraction, int]:
     """The share of each class's pixels (0: one pixel) and the seed that "1px", "5%" or "5%:SEED" say.
 
     Raises ValueError for anything else, and for a percentage outside (0, 100].
     """
-    match = _SHARE.fullmatch(option)
+    match = _SHARE.fullmatch(text)
     if not match:
-        raise ValueError(
-            f"{option!r} is neither '1px' nor a percentage such as '5%' (with a seed: '5%:1'), nor 'masks'"
-        )
+        raise ValueError(f"{text!r} is neither '1px' nor a percentage such as '5%' (with a seed: '5%:1'), nor 'masks'")
     seed = int(match["seed"] or 0)
     if match["percent"] is None:
         return Fraction(0), seed
     share = Fraction(match["percent"]) / 100
     if not 0 < share <= 1:
-        raise ValueError(f"{option!r}: the percentage must be above 0 and at most 100")
+        raise ValueError(f"{text!r}: the percentage must be above 0 and at most 100")
     return share, seed
 
 

@@ -23,6 +23,7 @@ from grain.experimental import ZipMapDataset
 from forec_jax.contracts import Batch, Labelled, Tagged, Unlabelled
 from forec_jax.data.source import DataError, Example, Source
 from forec_jax.data.transforms import Cropped, Geometry
+from forec_jax.options import at_least, option
 
 OnCorrupt = Literal["raise", "skip"]
 T = TypeVar("T")
@@ -30,6 +31,25 @@ T = TypeVar("T")
 _PARTS = ("labelled", "unlabelled", "tagged")  # the order fixes each stream's seed
 _STEPS = 2**40  # streams must have one length to be zipped; more steps than any run has
 _OPEN: WeakSet[Generator[Any, None, None]] = WeakSet()  # iterators that have not ended
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """Rows a step, over all devices."""
+
+    labelled: int = option(8, "labelled rows a step, over all devices", at_least(0))
+    unlabelled: int = option(8, "unlabelled rows a step, over all devices; 0 for none", at_least(0))
+    tagged: int = option(0, "rows with image-level tags a step, over all devices (configs/tags.py)", at_least(0))
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How images are read."""
+
+    workers: int = option(0, "processes that decode; 0: threads of this process", at_least(0))
+    on_corrupt: OnCorrupt = option(
+        "raise", 'an unreadable training image: "raise", or "skip" it, count it and take the next'
+    )
 
 
 class _Row(NamedTuple):

@@ -1,16 +1,40 @@
 """What a data set is: named sources of examples that are read at random, one example at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from forec_jax.options import at_least, option
 
 RGB = tuple[int, int, int]
 
 
 class DataError(ValueError):
     """Input that cannot be used. The message names the file (or the option) and what to do about it."""
+
+
+class Labels(NamedTuple):
+    """What a model needs to know of the data set it was trained on."""
+
+    classes: tuple[str, ...]
+    palette: tuple[RGB, ...]  # one colour a class
+    background_classes: tuple[int, ...]  # what FOrec reconstructs as zero; () where that is not known
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """Which data set, and how its images are seen."""
+
+    name: str = option("", "the data set: shapes, voc, camvid, cityscapes, sunrgbd, or folder (your own images)")
+    root: str = option("", "voc: the folder that holds VOC2012/; otherwise the data set's own folder (docs/data.md)")
+    prepared: str = option("", "where prepared records go; empty: the user's cache folder")
+    background: str = option("", '"class,class": what FOrec takes as background; empty: the data set\'s own choice')
+    longest_side: int = option(
+        0, "larger images are scaled down to it first, in predictions too; 0: images as they are", at_least(0)
+    )
 
 
 class Example(NamedTuple):
@@ -52,11 +76,38 @@ class Dataset:
     background_classes: tuple[int, ...] = (0,)  # what FOrec reconstructs as zero; () where that is not known
     maskless: frozenset[str] = frozenset()  # ids of images without a mask, which can only be used without labels
 
+    @property
+    def labels(self) -> Labels:
+        """Its classes, colours and background."""
+        return Labels(self.classes, self.palette, self.background_classes)
+
     def source(self, split: str) -> Source:
         """The source of a split. Raises DataError with the names there are."""
         if split not in self.sources:
             raise DataError(f"{self.name} has no split {split!r}; it has: {', '.join(self.sources)}")
         return self.sources[split]
+
+
+def dataset_of(
+    name: str, labels: Labels, sources: Mapping[str, Source], maskless: frozenset[str] = frozenset()
+) -> Dataset:
+    """A data set with these labels."""
+    return Dataset(name, labels.classes, labels.palette, sources, labels.background_classes, maskless)
+
+
+class DataEntry(NamedTuple):
+    """All that the library must know of a data set."""
+
+    name: str  # what data.name may be, and of its options, data.NAME
+    options: type  # frozen dataclass of `option` fields
+    load: Callable[[Path, Path | None, Any], Dataset]  # data.root, data.prepared, options
+    labels: Callable[[Path, Any], Labels]  # data.root, options -> its labels; no image is opened
+    holds: str = ""  # what the folder data.root holds; "" for a data set that needs none
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a data set that has none of its own."""
 
 
 @dataclass(frozen=True)

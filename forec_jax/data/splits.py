@@ -3,12 +3,14 @@
 import hashlib
 import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from forec_jax.data.balance import balanced_draw, classes_in_image
 from forec_jax.data.pipeline import OnCorrupt
 from forec_jax.data.source import DataError, Source
+from forec_jax.options import option
 
 _DRAW = re.compile(r"(\d+):(\d+)")
 _BALANCED = re.compile(r"balanced:(\d+):(\d+)(?::(\d+))?")
@@ -16,6 +18,20 @@ _CITYSCAPES_IMAGE = "_leftImg8bit"
 
 ClassesOf = Callable[[Sequence[str]], Sequence[Collection[int]]]
 """ids -> the classes that each image's mask shows."""
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Which images are trained on, and which of them with labels."""
+
+    pool: str = option("train", 'the split that labelled and unlabelled images come from; voc: "train" or "train_aug"')
+    labelled: str = option(
+        "all",
+        'a list file, "<count>:<seed>" (a draw), "balanced:<count>:<seed>[:<classes>]" (a draw that shows every class '
+        'about equally often), or "all": of the pool\'s images with masks',
+    )
+    unlabelled: str = option("rest", 'a list file, "rest" (the pool without the labelled part), or "none"')
+    protocol: str = option("", 'a published list that the split must be, such as "voc/classic/183"; empty: none')
 
 
 class Split(NamedTuple):

@@ -10,12 +10,21 @@ import numpy as np
 from forec_jax.contracts import UNLABELLED
 from forec_jax.data.pipeline import evaluation_examples
 from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags
+from forec_jax.options import option
 
 Tags = Mapping[str, frozenset[int]]
 """The classes in each image, by id."""
 
 NOTHING = "background"
 """The tag of an image that shows none of the classes, whatever the data set calls its background."""
+
+
+@dataclass(frozen=True)
+class TagOptions:
+    """Where tags come from."""
+
+    tags: str = option("masks", '"masks" (simulated annotation), "folders" (one a class), or a CSV file')
+    tag: str = option("", 'one class against the rest, such as "dog"; empty: every class of the data set')
 
 
 def read_tags(path: Path, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:

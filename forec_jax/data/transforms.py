@@ -8,6 +8,7 @@ from PIL import Image
 
 from forec_jax.contracts import IGNORE
 from forec_jax.data.source import DataError
+from forec_jax.options import ASCENDING, from_to, option
 
 PAD_COLOUR = (124, 116, 104)
 """ImageNet's mean colour: padding that normalisation makes about zero."""
@@ -31,11 +32,13 @@ class Geometry:
     than the crop the rest is padding. Raises DataError for a crop below 33 or a scale range that is not 0 < lo <= hi.
     """
 
-    crop: int  # side of the square, in pixels
-    scale: tuple[float, float] = (0.5, 2.0)  # range of the factor, relative to the image's own size
-    flip: bool = True  # mirror half of the draws left to right
-    half_below_one: bool = False  # U2PL: draw shrinking and growing equally often instead of the factor uniformly
-    pad_label: int = IGNORE  # U2PL: 0
+    crop: int = option(321, "side of the square training crop in pixels, at least 33")
+    scale: tuple[float, float] = option(
+        (0.5, 2.0), "range of the random scale, relative to the image's own size", ASCENDING
+    )
+    flip: bool = option(True, "mirror half of the images")
+    half_below_one: bool = option(False, "U2PL: shrink and grow equally often")
+    pad_label: int = option(IGNORE, "label of the padding: 255 ignores it; U2PL trains on 0", from_to(0, 255))
 
     def __post_init__(self) -> None:
         if self.crop < MIN_CROP:

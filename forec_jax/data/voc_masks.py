@@ -14,9 +14,9 @@ from scipy.io import loadmat
 from tqdm import tqdm
 
 from forec_jax.contracts import IGNORE
+from forec_jax.data.datasets.voc import CLASSES, voc_palette
 from forec_jax.data.decode import MaskRule, decode_mask, open_image
 from forec_jax.data.source import DataError
-from forec_jax.data.voc import CLASSES, voc_palette
 
 _PALETTE = voc_palette(256)
 _INDEX = {

@@ -1,6 +1,6 @@
 """Evaluation and prediction."""
 
-from forec_jax.evaluation.evaluate import Buckets, Evaluation, Evaluator
+from forec_jax.evaluation.evaluate import Buckets, Evaluation, EvaluationOptions, Evaluator
 from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
 from forec_jax.evaluation.predict import Prediction, Predictor, image_files, read_image
 from forec_jax.evaluation.sliding import Predicts, SlidingWindow
@@ -9,6 +9,7 @@ from forec_jax.evaluation.thresholds import ThresholdSweep
 __all__ = [
     "Buckets",
     "Evaluation",
+    "EvaluationOptions",
     "Evaluator",
     "Prediction",
     "Predictor",

@@ -12,11 +12,37 @@ from forec_jax.contracts import IGNORE, Array, Stopped, Variables
 from forec_jax.data import DataError, Example, Source, evaluation_examples
 from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
 from forec_jax.evaluation.sliding import Predicts
+from forec_jax.options import at_least, must_be, option
 from forec_jax.parallel import batch_sharding, local_mesh, on_local_devices, replicated, summed
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean; the network masks the padding, so the colour has no effect
 MOST_PIXELS = 2**25  # of a bucket: a ResNet's first features alone take 2 GB there
 Mode = Literal["whole", "center_crop"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+    """How a run is scored."""
+
+    split: str = option("val", "which images")
+    mode: Literal["whole", "center_crop", "sliding"] = option(
+        "whole", 'the whole image, "center_crop", or "sliding": the mean of overlapping windows (Cityscapes)'
+    )
+    crop: int = option(
+        513,
+        "side of the central crop or of the windows, in pixels",
+        must_be("a number of pixels, usually data.crop", lambda value: value >= 1),
+    )
+    stride_fraction: float = option(
+        2 / 3,
+        "sliding: from one window to the next, as a fraction of eval.crop",
+        must_be("above 0 and at most 1; published: 2/3", lambda value: 0 < value <= 1),
+    )
+    batch: int = option(8, "images at a time, over all devices", at_least(1))
+    bucket: int = option(
+        128, "sides are padded up to multiples of it: fewer shapes to compile, same result", at_least(1)
+    )
+    pictures: int = option(4, "examples shown at each evaluation", at_least(0))
 
 
 class Evaluation(NamedTuple):
@@ -39,15 +65,11 @@ class Padded(NamedTuple):
 class Buckets:
     """How images of any size become batches of few shapes: sides are rounded up to multiples of `step`.
 
-    `step` is a multiple of 32, so that the masked network result equals that on the image alone (contracts.Network).
+    `step` is a multiple of the network's, so that the masked result equals that on the image alone (contracts.Network).
     """
 
     step: int
     batch: int
-
-    def __post_init__(self) -> None:
-        if self.step < 32 or self.step % 32:
-            raise ValueError(f"eval.bucket={self.step} must be a multiple of 32")
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
         """The bucket of an image."""

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 
 from forec_jax.contracts import Array, Variables
 
-MULTIPLE = 32  # sides that a masked network takes (contracts.Network)
-
 
 class Predicts(Protocol):
     """What is evaluated: a method, or a method window by window."""
@@ -32,6 +30,7 @@ class SlidingWindow:
     whole: Predicts
     window: int
     stride: int
+    multiple: int = 32  # of sides that a masked network takes (contracts.Network)
 
     def __post_init__(self) -> None:
         if not 1 <= self.stride <= self.window:
@@ -42,7 +41,7 @@ class SlidingWindow:
         valid = jnp.ones(image.shape[:3], bool) if valid is None else valid
         height, width = image.shape[1:3]
         image_heights, image_widths = jnp.sum(valid[:, :, 0], axis=1), jnp.sum(valid[:, 0], axis=1)
-        side = -(-self.window // MULTIPLE) * MULTIPLE
+        side = -(-self.window // self.multiple) * self.multiple
         # Room at the end, or dynamic slices would move windows near the border back by themselves.
         room = ((0, 0), (0, side), (0, side))
         image, valid = jnp.pad(image, (*room, (0, 0))), jnp.pad(valid, room)

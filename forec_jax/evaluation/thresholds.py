@@ -1,29 +1,15 @@
 """The mIoU of masks at many thresholds, from one prediction of each image."""
 
-from typing import Protocol
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from forec_jax.contracts import Array, Variables
+from forec_jax.contracts import Array, Thresholded, Variables
 from forec_jax.data import Source, evaluation_examples
 from forec_jax.evaluation.evaluate import Buckets
 from forec_jax.evaluation.metrics import confusion_matrix, mean_iou
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
-
-
-class Thresholded(Protocol):
-    """A method whose prediction is `at_threshold(scores(...), threshold)`."""
-
-    def scores(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
-        """Scores f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""
-        ...
-
-    def at_threshold(self, scores: Array, threshold: Array | float) -> Array:
-        """Class probabilities f32[B,H,W,K]."""
-        ...
 
 
 class ThresholdSweep:

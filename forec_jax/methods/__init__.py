@@ -1,17 +1,24 @@
-"""Methods and auxiliary tasks: one file each."""
+"""The methods: one file each, listed here. `parts/` is what they share, `tasks/` the auxiliary tasks."""
 
-from forec_jax.methods.foreground_segmentation import ForegroundSegmentation
+from forec_jax.methods import mean_teacher, ps_mt, s4gan, supervised, tag_classifier, wsss_rec
 from forec_jax.methods.mean_teacher import MeanTeacher
+from forec_jax.methods.parts.heads import Auxiliary
 from forec_jax.methods.ps_mt import PsMt
-from forec_jax.methods.reco import RegionalContrast
-from forec_jax.methods.reconstruction import ForegroundReconstruction, ImageReconstruction
 from forec_jax.methods.s4gan import S4Gan
-from forec_jax.methods.student import Auxiliary
 from forec_jax.methods.supervised import Supervised
 from forec_jax.methods.tag_classifier import TagClassifier
+from forec_jax.methods.tasks.foreground_segmentation import ForegroundSegmentation
+from forec_jax.methods.tasks.reco import RegionalContrast
+from forec_jax.methods.tasks.reconstruction import ForegroundReconstruction, ImageReconstruction
 from forec_jax.methods.wsss_rec import WsssRec
 
+METHODS = {
+    module.ENTRY.name: module.ENTRY for module in (supervised, mean_teacher, ps_mt, s4gan, tag_classifier, wsss_rec)
+}
+"""By the name that method.name has."""
+
 __all__ = [
+    "METHODS",
     "Auxiliary",
     "ForegroundReconstruction",
     "ForegroundSegmentation",

@@ -4,38 +4,30 @@ import dataclasses
 
 import jax
 
-from forec_jax.augment import Mixing, NoMixing
-from forec_jax.contracts import (
-    Array,
-    Aux,
-    Batch,
-    Labelled,
-    Network,
-    PyTree,
-    Terms,
-    TrainState,
-    Unlabelled,
-    Variables,
-    Views,
-)
-from forec_jax.losses import mean_cross_entropy
-from forec_jax.methods.ramp import ramp_up
-from forec_jax.methods.segmentation_terms import Normaliser, SupervisedLoss, supervised_terms, unsupervised_terms
-from forec_jax.methods.student import (
+from forec_jax.contracts import Array, Aux, Batch, Labelled, PyTree, Terms, TrainState, Unlabelled, Variables, Views
+from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
+from forec_jax.methods.parts.ema import SemiSupervised
+from forec_jax.methods.parts.heads import (
     SEGMENTATION,
     STUDENT,
-    Auxiliary,
     auxiliary_terms,
     class_probabilities,
     head_names,
     run_heads,
 )
-from forec_jax.methods.teacher import BatchNormMode, ema_of_student, first_teacher, teacher_statistics
-from forec_jax.methods.views import Colour, taught_views
+from forec_jax.methods.parts.ramp import ramp_up
+from forec_jax.methods.parts.teacher import teacher_statistics
+from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms, unsupervised_terms
+from forec_jax.methods.parts.views import taught_views
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanTeacher:
+class Options:
+    """None of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanTeacher(SemiSupervised):
     """L = supervised_weight * L_s + unsupervised_weight * ramp * L_u + auxiliary terms.
 
     The teacher, an EMA of the student, labels the weak view in inference mode. Colour changes come first, on each
@@ -45,31 +37,6 @@ class MeanTeacher:
     With `partial_labels` the teacher also labels the pixels of labelled rows that nobody labelled (they are UNLABELLED;
     void stays void), and the batch needs no unlabelled rows.
     """
-
-    network: Network
-    colour: Colour
-    mixing: Mixing
-    auxiliary: tuple[Auxiliary, ...] = ()
-    supervised_loss: SupervisedLoss = mean_cross_entropy
-    supervised_weight: float = 1.0
-    labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
-    threshold: float = 0.95
-    unsupervised_weight: float = 1.0
-    ramp: int = 0  # steps over which that weight rises from 0
-    normaliser: Normaliser = "valid"
-    decay: float = 0.99
-    bn_mode: BatchNormMode = "ema"
-    partial_labels: bool = False  # costs a forward pass of the teacher on the labelled rows
-
-    @property
-    def networks(self) -> dict[str, Network]:
-        """The student."""
-        return {STUDENT: self.network}
-
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
-        """The first params, batch_stats, teacher and memory."""
-        student = self.network.init(key)
-        return {STUDENT: student.params}, {STUDENT: student.batch_stats}, {STUDENT: first_teacher(student)}, {}
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
@@ -115,16 +82,10 @@ class MeanTeacher:
             partial_labels=self.partial_labels,
         )
 
-    def update_teacher(
-        self,
-        state: TrainState,
-        params: dict[str, PyTree],
-        batch_stats: dict[str, PyTree],
-        teacher_stats: dict[str, PyTree],
-    ) -> dict[str, Variables]:
-        """The EMA after a step."""
-        return ema_of_student(state, params, batch_stats, teacher_stats, decay=self.decay, bn_mode=self.bn_mode)
 
-    def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
-        """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""
-        return class_probabilities(self.network, variables[STUDENT], image, valid)
+def build(o: Options, p: Parts) -> MeanTeacher:
+    """The method from its parts."""
+    return semi_supervised(MeanTeacher, p, o)
+
+
+ENTRY = MethodEntry("mean_teacher", Options, (SupervisedOptions, PseudoLabelOptions), build)

@@ -2,42 +2,36 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from forec_jax.augment import Mixing, NoMixing
-from forec_jax.contracts import (
-    Array,
-    Aux,
-    Batch,
-    Labelled,
-    Network,
-    PyTree,
-    Terms,
-    TrainState,
-    Unlabelled,
-    Variables,
-    Views,
-)
-from forec_jax.losses import mean_cross_entropy
-from forec_jax.methods.ramp import ramp_up
-from forec_jax.methods.segmentation_terms import (
-    Normaliser,
-    SupervisedLoss,
-    confidence_weighted_terms,
-    supervised_terms,
-)
-from forec_jax.methods.student import SEGMENTATION, STUDENT, Auxiliary, auxiliary_terms, decode_heads, head_names
-from forec_jax.methods.teacher import BatchNormMode, ema_decay, first_teacher, teacher_statistics, updated_teacher
-from forec_jax.methods.vat import adversarial_perturbation
-from forec_jax.methods.views import Colour, taught_views
+from forec_jax.contracts import Array, Aux, Batch, Labelled, PyTree, Terms, TrainState, Unlabelled, Variables, Views
+from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
+from forec_jax.methods.parts.ema import SemiSupervised
+from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, auxiliary_terms, decode_heads, head_names
+from forec_jax.methods.parts.ramp import ramp_up
+from forec_jax.methods.parts.teacher import ema_decay, first_teacher, teacher_statistics, updated_teacher
+from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms, unsupervised_terms
+from forec_jax.methods.parts.vat import adversarial_perturbation
+from forec_jax.methods.parts.views import taught_views
+from forec_jax.options import STEPS, at_least, option
 
 TEACHERS = ("teacher_1", "teacher_2")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """A built method has `warmup` in steps."""
+
+    warmup: float = option(0.0625, "without L_u: steps, or below 1 a fraction of all; published: 5 of 80 epochs", STEPS)
+    epoch: int = option(0, "steps until the other teacher's turn; 0: unlabelled images / batch.unlabelled", at_least(0))
+    epsilon: float = option(2.0, "T-VAT: length of the perturbation of an image's features; 0: none", at_least(0))
+
+
 @dataclasses.dataclass(frozen=True)
-class PsMt:
+class PsMt(SemiSupervised, Options):
     """L = supervised_weight * L_s + unsupervised_weight * ramp * L_u + auxiliary terms, after `warmup` steps without L_u.
 
     Each teacher is an EMA of the student over every other epoch; their mean logits label the weak view. L_u is the
@@ -45,30 +39,8 @@ class PsMt:
     decoded from features that are moved towards where the teachers' decoders change their mind most (T-VAT), in
     labelled and unlabelled rows alike; auxiliary heads see the features as they are. In the warm-up both teachers
     follow the student, and nothing is perturbed. Everything else is as in MeanTeacher.
+    An `epoch` of 0 is unknown, which is enough to predict.
     """
-
-    network: Network
-    colour: Colour
-    mixing: Mixing
-    auxiliary: tuple[Auxiliary, ...] = ()
-    supervised_loss: SupervisedLoss = mean_cross_entropy
-    supervised_weight: float = 1.0
-    labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
-    threshold: float = 0.6
-    unsupervised_weight: float = 1.0
-    ramp: int = 0  # steps after the warm-up over which that weight rises from 0
-    normaliser: Normaliser = "valid"
-    decay: float = 0.996
-    bn_mode: BatchNormMode = "ema"
-    warmup: int = 0  # steps
-    epoch: int = 0  # steps until the other teacher's turn; 0 is unknown, which is enough to predict
-    epsilon: float = 2.0  # length of the perturbation; 0: none
-    partial_labels: bool = False  # the teachers label the UNLABELLED pixels of labelled rows; as in the mean teacher
-
-    @property
-    def networks(self) -> dict[str, Network]:
-        """The student."""
-        return {STUDENT: self.network}
 
     def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
         """The first params, batch_stats, teachers and memory."""
@@ -93,12 +65,13 @@ class PsMt:
         )
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
-        unsupervised, metrics = confidence_weighted_terms(
+        unsupervised, metrics = unsupervised_terms(
             logits,
             views,
             threshold=self.threshold,
             normaliser=self.normaliser,
             weight=self.unsupervised_weight * ramp_up(state.step - self.warmup, self.ramp),
+            pixel_weight=views.confidence,
         )
         task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
 
@@ -174,3 +147,32 @@ class PsMt:
             features, _ = self.network.encode(network, image, valid=valid, train=False, rng=None)
             logits.append(self.mean_logits({STUDENT: network}, features))
         return jax.nn.softmax(sum(logits, start=jnp.zeros(())) / len(logits), axis=-1)
+
+
+def build(o: Options, p: Parts) -> PsMt:
+    """The method from its parts."""
+    return semi_supervised(PsMt, p, dataclasses.replace(o, warmup=p.in_steps(o.warmup)))
+
+
+def of_epoch(o: Options, steps: int) -> dict[str, Any]:
+    """The epoch after which the teachers change: the data's, where none is given."""
+    return {} if o.epoch else {"epoch": steps}
+
+
+ENTRY = MethodEntry(
+    "ps_mt",
+    Options,
+    (SupervisedOptions, PseudoLabelOptions),
+    build,
+    published={
+        "method.threshold": 0.6,
+        "method.unsupervised_weight": 0.6,  # VOC's classic lists but 92's (0.06); train_aug 1.5, Cityscapes 3
+        "method.ramp": 0.15,  # 12 of 80 epochs
+        "method.normaliser": "kept",
+        "ema.decay": 0.996,
+        "augment.mixing": "cutmix_beta",
+        "augment.mixing_probability": 1.0,
+        "augment.mix_labelled": False,
+    },
+    of_epoch=of_epoch,
+)

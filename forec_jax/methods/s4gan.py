@@ -1,12 +1,14 @@
 """S4GAN: a discriminator that tells truth from prediction (Mittal et al., TPAMI 2019, without its tag branch)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from forec_jax.augment import Mixing, NoMixing
+from forec_jax.augment import ClassMix
 from forec_jax.contracts import (
     Array,
     Aux,
@@ -22,29 +24,45 @@ from forec_jax.contracts import (
     Variables,
     Views,
 )
-from forec_jax.losses import discrimination, feature_matching, mean_cross_entropy
-from forec_jax.methods.ramp import ramp_up
-from forec_jax.methods.segmentation_terms import (
-    Normaliser,
-    SupervisedLoss,
+from forec_jax.losses import discrimination, feature_matching
+from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
+from forec_jax.methods.parts.ema import SemiSupervised
+from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, auxiliary_terms, head_names, run_heads
+from forec_jax.methods.parts.ramp import ramp_up
+from forec_jax.methods.parts.teacher import first_teacher, teacher_statistics
+from forec_jax.methods.parts.terms import (
+    PseudoLabelOptions,
+    SupervisedOptions,
     labelled_pixels,
     supervised_terms,
     unsupervised_terms,
 )
-from forec_jax.methods.student import (
-    SEGMENTATION,
-    STUDENT,
-    Auxiliary,
-    auxiliary_terms,
-    class_probabilities,
-    head_names,
-    run_heads,
-)
-from forec_jax.methods.teacher import BatchNormMode, ema_of_student, first_teacher, teacher_statistics
-from forec_jax.methods.views import Colour, interleave, labelled_rows, self_labelled, student_input, unlabelled_rows
+from forec_jax.methods.parts.views import interleave, labelled_rows, self_labelled, student_input, unlabelled_rows
+from forec_jax.models import discriminator_network
 from forec_jax.models.discriminator import SCORE
+from forec_jax.options import OptionError, at_least, must_be, option
 
 DISCRIMINATOR = "discriminator"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureMatching:
+    """How much L_fm counts."""
+
+    feature_matching_weight: float = option(0.1, "of L_fm", at_least(0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(FeatureMatching):
+    """The discriminator and its optimiser."""
+
+    lr: float = option(1e-4, "of the discriminator's Adam, at the start", at_least(0))
+    channels: int = option(64, "of the discriminator's first convolution; the next three double them", at_least(1))
+    dropout: float = option(
+        0.5,
+        "of the discriminator's channels",
+        must_be("a probability below 1; published: 0.5", lambda value: 0 <= value < 1),
+    )
 
 
 class Exhibit(NamedTuple):
@@ -57,7 +75,7 @@ class Exhibit(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class S4Gan:
+class S4Gan(SemiSupervised, FeatureMatching):
     """L = supervised_weight * L_s + unsupervised_weight * ramp * L_st + feature_matching_weight * L_fm + L_D + tasks.
 
     The discriminator D sees [image, truth] of the labelled and [image, softmax] of the unlabelled rows. L_D teaches it
@@ -70,22 +88,7 @@ class S4Gan:
     unlabelled rows; pixels that nobody labelled learn from their argmax where D trusts the prediction.
     """
 
-    network: Network
-    discriminator: Network
-    colour: Colour
-    mixing: Mixing
-    auxiliary: tuple[Auxiliary, ...] = ()
-    supervised_loss: SupervisedLoss = mean_cross_entropy
-    supervised_weight: float = 1.0
-    labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
-    threshold: float = 0.6
-    unsupervised_weight: float = 1.0
-    ramp: int = 0  # steps over which that weight rises from 0
-    normaliser: Normaliser = "kept"
-    feature_matching_weight: float = 0.1
-    decay: float = 0.99
-    bn_mode: BatchNormMode = "ema"
-    partial_labels: bool = False  # whether labelled rows have UNLABELLED pixels
+    discriminator: Network = dataclasses.field(kw_only=True)
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -161,20 +164,6 @@ class S4Gan:
         outputs, _ = run_heads(self.discriminator, discriminator, pair, (SCORE,), train=True, rng=key)
         return outputs[SCORE]
 
-    def update_teacher(
-        self,
-        state: TrainState,
-        params: dict[str, PyTree],
-        batch_stats: dict[str, PyTree],
-        teacher_stats: dict[str, PyTree],
-    ) -> dict[str, Variables]:
-        """The EMA after a step."""
-        return ema_of_student(state, params, batch_stats, teacher_stats, decay=self.decay, bn_mode=self.bn_mode)
-
-    def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
-        """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""
-        return class_probabilities(self.network, variables[STUDENT], image, valid)
-
 
 def shown_once(image: Array, views: Views, probabilities: Array) -> Exhibit:
     """Labelled rows with their truth, unlabelled rows with their prediction."""
@@ -211,3 +200,33 @@ def with_truth(views: Views, probabilities: Array) -> Array:
 def beside_image(image: Array, views: Views, shown: Array) -> Array:
     """f32[B,H,W,3+K]: the image with the class map that is shown for it, zeros in the padding."""
     return jnp.concatenate([image, jnp.where(views.valid[..., None], shown, 0.0)], axis=-1)
+
+
+def build(o: Options, p: Parts) -> S4Gan:
+    """The method with its discriminator. Raises OptionError for ClassMix, which needs labels before there are any."""
+    if isinstance(p.mixing, ClassMix):
+        raise OptionError(
+            "augment.mixing='classmix' pastes the classes of pseudo-labels, and s4gan has none before its student has "
+            "seen the image: choose 'none', or a mixing by boxes"
+        )
+    discriminator = discriminator_network(
+        len(p.labels.classes), channels=o.channels, dropout=o.dropout, compute_dtype=p.compute_dtype
+    )
+    # Labelled rows are mixed alike whatever augment.mix_labelled says: boxes in predictions alone would give them away.
+    return semi_supervised(S4Gan, p, o, discriminator=discriminator, labelled_mixing=p.mixing)
+
+
+def optimizers(o: Options, decayed: Callable[[float], optax.Schedule]) -> dict[str, optax.GradientTransformation]:
+    """The discriminator has Adam to itself, with the same decay over time."""
+    return {DISCRIMINATOR: optax.adam(decayed(o.lr), b1=0.9, b2=0.99)}
+
+
+ENTRY = MethodEntry(
+    "s4gan",
+    Options,
+    (SupervisedOptions, PseudoLabelOptions),
+    build,
+    # Images as they are, self-training in what the discriminator trusts (VOC 0.6, Cityscapes 0.7).
+    published={"method.threshold": 0.6, "method.normaliser": "kept", "augment.mixing": "none"},
+    optimizers=optimizers,
+)

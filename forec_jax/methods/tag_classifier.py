@@ -20,12 +20,33 @@ from forec_jax.contracts import (
     TrainState,
     Variables,
 )
-from forec_jax.methods.student import STUDENT, run_heads
-from forec_jax.methods.views import Colour, unit_image
+from forec_jax.data.source import Labels
+from forec_jax.methods.entry import MethodEntry, Parts
+from forec_jax.methods.parts.heads import STUDENT, run_heads
+from forec_jax.methods.parts.views import Colour, unit_image
 from forec_jax.models import resize, valid_extent
+from forec_jax.options import SHARE, OptionError, must_be, option, taken
 
 TAGS = "tags"
 """The head's name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskOptions:
+    """How masks are made of scores, for the methods that find them from tags."""
+
+    mask_threshold: float = option(
+        0.5,
+        "share that foreground must exceed (docs/methods.md)",
+        must_be("between 0 and 1, and neither", lambda value: 0 < value < 1),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The classifier's own."""
+
+    tag_threshold: float = option(0.5, "probability above which a class is said to be in an image", SHARE)
 
 
 def tags_head(foreground: tuple[int, ...]) -> HeadSpec:
@@ -57,7 +78,7 @@ def score_maps(network: Network, variables: Variables, image: Array, valid: Arra
 
 
 @dataclasses.dataclass(frozen=True)
-class TagClassifier:
+class TagClassifier(MaskOptions, Options):
     """L = binary cross-entropy between each class's tag and the mean of its score map over the image. No teacher.
 
     What is evaluated are its class activation maps: the positive part of a class's score map, as a share of the
@@ -69,8 +90,6 @@ class TagClassifier:
     colour: Colour
     foreground: tuple[int, ...]  # the classes of the head's channels
     background: int
-    tag_threshold: float = 0.5
-    mask_threshold: float = 0.5
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -139,3 +158,46 @@ def enlarged(maps: Array, size: tuple[int, int], valid: Array | None) -> Array:
         return resize(maps, size, align_corners=True)
     before, after = valid_extent(valid, valid.shape[1] // maps.shape[1]), valid_extent(valid, 1)
     return resize(maps, size, align_corners=True, extent_in=before, extent_out=after)
+
+
+def foreground_classes(labels: Labels) -> tuple[int, ...]:
+    """The classes that tags speak of: all but the background, which must be one class. Raises OptionError otherwise."""
+    if len(labels.classes) < 2:
+        raise OptionError(f"the classes are {', '.join(labels.classes)}: masks from tags need a background and a class")
+    if len(labels.background_classes) != 1:
+        names = [labels.classes[k] for k in labels.background_classes]
+        raise OptionError(
+            f"masks from tags need one background class, not {len(names)} ({', '.join(names)}): set data.background=NAME, "
+            "or background in classes.toml"
+        )
+    return tuple(k for k in range(len(labels.classes)) if k not in labels.background_classes)
+
+
+def check_no_tasks(method: str, p: Parts) -> None:
+    """Raises OptionError where there are auxiliary tasks: they need labels."""
+    if p.auxiliary:
+        names = [task.head.name for _, task in p.auxiliary]
+        raise OptionError(f"method.name={method!r} has no labels for auxiliary tasks; leave {names} out")
+
+
+def build(o: Options, p: Parts) -> TagClassifier:
+    """The method from its parts."""
+    foreground = foreground_classes(p.labels)
+    check_no_tasks("tag_classifier", p)
+    options = taken(TagClassifier, o, p.shared(MaskOptions))
+    return TagClassifier(
+        p.network((tags_head(foreground),)), p.colour, foreground, p.labels.background_classes[0], **options
+    )
+
+
+TAGS_ALONE = {"batch.labelled": 0, "batch.unlabelled": 0}
+"""What the variants of the methods that see tags set."""
+
+ENTRY = MethodEntry(
+    "tag_classifier",
+    Options,
+    (MaskOptions,),
+    build,
+    published=TAGS_ALONE | {"batch.tagged": 32},
+    needs=frozenset({"tagged"}),
+)

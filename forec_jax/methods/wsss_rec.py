@@ -21,18 +21,47 @@ from forec_jax.contracts import (
     TrainState,
     Variables,
 )
+from forec_jax.data.source import Labels
 from forec_jax.losses import area_loss, mask_area, size_penalty_loss, squared_error
-from forec_jax.methods.student import SEGMENTATION, STUDENT, class_probabilities, run_heads
-from forec_jax.methods.tag_classifier import pooled, score_maps, tagged_part
-from forec_jax.methods.teacher import BatchNormMode, ema_of_student, first_teacher, teacher_statistics
-from forec_jax.methods.views import interleave, unit_image
+from forec_jax.methods.entry import Guide, MethodEntry, Parts
+from forec_jax.methods.parts.ema import EmaMethod
+from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, class_probabilities, run_heads
+from forec_jax.methods.parts.teacher import teacher_statistics
+from forec_jax.methods.parts.views import interleave, unit_image
+from forec_jax.methods.tag_classifier import (
+    TAGS_ALONE,
+    MaskOptions,
+    TagClassifier,
+    check_no_tasks,
+    foreground_classes,
+    pooled,
+    score_maps,
+    tagged_part,
+)
+from forec_jax.options import OptionError, at_least, option, taken
 
 CLASSIFIER = "classifier"
 IMAGE_LETS = "image_lets"
 HEADS = (SEGMENTATION, IMAGE_LETS)
 
-MaskLoss = Literal["area", "size_penalty"]
-MASK_LOSSES: tuple[MaskLoss, ...] = ("area", "size_penalty")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What each term counts."""
+
+    reconstruction_weight: float = option(1.0, "of L_recon; 0 leaves a term out", at_least(0))
+    mask_weight: float = option(1e-3, "lambda_m, of L_mask", at_least(0))
+    class_weight: float = option(1e-3, "lambda_c, of L_cls", at_least(0))
+    mask_loss: Literal["area", "size_penalty"] = option(
+        "area", 'L_mask by the masks\' "area", or "size_penalty": pooled scores, focal penalty'
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Weights):
+    """The terms, and who guides them."""
+
+    classifier: str = option("", "work directory of the trained tag_classifier that guides it")
 
 
 def wsss_heads(classes: int) -> tuple[HeadSpec, HeadSpec]:
@@ -64,7 +93,7 @@ def decomposition(logits: Array, colours: Array) -> Decomposition:
 
 
 @dataclasses.dataclass(frozen=True)
-class WsssRec:
+class WsssRec(EmaMethod, Weights, MaskOptions):
     """L = reconstruction_weight L_recon + mask_weight L_mask + class_weight L_cls, on tagged rows alone.
 
     L_recon is the squared error between the image and sum_k M_k X_k. L_mask ties the masks' sizes to the tags. L_cls asks
@@ -77,28 +106,14 @@ class WsssRec:
     against the background's, exceeds `mask_threshold`; with 0.5 the largest mask wins.
     """
 
-    network: Network
     classifier: Network  # its `init` gives the trained variables
     foreground: tuple[int, ...]  # the classes of the classifier's channels
     background: int
-    reconstruction_weight: float = 1.0
-    mask_weight: float = 1e-3
-    class_weight: float = 1e-3
-    mask_loss: MaskLoss = "area"
-    mask_threshold: float = 0.5
-    decay: float = 0.99
-    bn_mode: BatchNormMode = "ema"
-
-    @property
-    def networks(self) -> dict[str, Network]:
-        """The student: the mask and the decomposition network with their shared encoder."""
-        return {STUDENT: self.network}
 
     def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
-        """The first params, batch_stats, teacher and memory."""
-        student = self.network.init(key)
-        memory = {CLASSIFIER: self.classifier.init(key)}
-        return {STUDENT: student.params}, {STUDENT: student.batch_stats}, {STUDENT: first_teacher(student)}, memory
+        """The first params, batch_stats, teacher and memory: the classifier."""
+        params, batch_stats, teacher, _ = super().init(key)
+        return params, batch_stats, teacher, {CLASSIFIER: self.classifier.init(key)}
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
@@ -146,16 +161,6 @@ class WsssRec:
         covered = 1 - mask_area(found.masks, valid)[:, self.background]
         return terms, {"foreground": Mean(jnp.sum(covered), jnp.asarray(len(drawn), jnp.float32))}
 
-    def update_teacher(
-        self,
-        state: TrainState,
-        params: dict[str, PyTree],
-        batch_stats: dict[str, PyTree],
-        teacher_stats: dict[str, PyTree],
-    ) -> dict[str, Variables]:
-        """The EMA after a step, of the encoder and the mask network."""
-        return ema_of_student(state, params, batch_stats, teacher_stats, decay=self.decay, bn_mode=self.bn_mode)
-
     def decompose(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Decomposition:
         """The decomposition of images f32[B,H,W,3] in [0,1], in inference mode; the variables are the student's."""
         features, _ = self.network.encode(variables[STUDENT], image, valid=valid, train=False, rng=None)
@@ -184,3 +189,46 @@ class WsssRec:
     def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
         """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""
         return self.at_threshold(self.scores(variables, image, valid), self.mask_threshold)
+
+
+def guiding_network(guide: Guide | None, labels: Labels) -> Network:
+    """The trained classifier's network, whose `init` gives its variables. Raises OptionError where it cannot guide."""
+    if guide is None:
+        raise OptionError(
+            "method.wsss_rec.classifier is empty: train one by --config=configs/tags.py:classifier, and name its work "
+            "directory"
+        )
+    if not isinstance(guide.method, TagClassifier):
+        raise OptionError(
+            f"method.wsss_rec.classifier={guide.workdir} holds a run of {guide.name}; train a classifier by "
+            "--config=configs/tags.py:classifier"
+        )
+    if guide.labels.classes != labels.classes or guide.labels.background_classes != labels.background_classes:
+        raise OptionError(
+            f"method.wsss_rec.classifier={guide.workdir} knows the classes {', '.join(guide.labels.classes)}, this run "
+            f"has {', '.join(labels.classes)}; train a classifier with the same data.name, data.tag and data.background"
+        )
+    network, variables = guide.method.network, guide.variables
+    if variables is None:
+        return network
+    return network._replace(init=lambda _: jax.tree.map(jnp.asarray, variables))
+
+
+def build(o: Options, p: Parts) -> WsssRec:
+    """The method from its parts."""
+    foreground = foreground_classes(p.labels)
+    check_no_tasks("wsss_rec", p)
+    classifier = guiding_network(p.guide(CLASSIFIER), p.labels)
+    network, (background,) = p.network(wsss_heads(len(p.labels.classes))), p.labels.background_classes
+    return WsssRec(network, classifier, foreground, background, **taken(WsssRec, o, p.shared(MaskOptions), p.ema))
+
+
+ENTRY = MethodEntry(
+    "wsss_rec",
+    Options,
+    (MaskOptions,),
+    build,
+    published=TAGS_ALONE | {"batch.tagged": 8},
+    needs=frozenset({"tagged"}),
+    guides=lambda o: {CLASSIFIER: o.classifier},
+)

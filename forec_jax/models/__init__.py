@@ -2,13 +2,14 @@
 
 from forec_jax.models.conv import conv2d
 from forec_jax.models.convert import WeightsError, convert
-from forec_jax.models.deeplab import U2PL, DeepLabOptions
+from forec_jax.models.decoders.deeplab import U2PL, DeepLabOptions
 from forec_jax.models.discriminator import discriminator_network
+from forec_jax.models.encoders import ENCODERS
 from forec_jax.models.layers import valid_extent
-from forec_jax.models.network import ENCODERS, Features, ImageSize, count_parameters, deeplab_network
+from forec_jax.models.network import Features, ImageSize, assemble, count_parameters
 from forec_jax.models.pretrained import filled, fitting_weights, load_weights, mobilenet_v2_from_slim
 from forec_jax.models.resize import resize
-from forec_jax.models.unet import unet_network
+from forec_jax.models.zoo import deeplab_network, unet_network
 
 __all__ = [
     "ENCODERS",
@@ -17,6 +18,7 @@ __all__ = [
     "Features",
     "ImageSize",
     "WeightsError",
+    "assemble",
     "conv2d",
     "convert",
     "count_parameters",

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from forec_jax.contracts import HeadSpec, Variables
-from forec_jax.models.deeplab import U2PL, DeepLabOptions
-from forec_jax.models.network import deeplab_network
-from forec_jax.models.resnet import BLOCKS
+from forec_jax.models.decoders.deeplab import U2PL, DeepLabOptions
+from forec_jax.models.encoders.resnet import BLOCKS
+from forec_jax.models.zoo import deeplab_network
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,10 @@
-"""One encoder with named DeepLabV3+ heads, as the pure functions of `contracts.Network`."""
+"""Networks from parts: one encoder and named heads, as the pure functions of `contracts.Network`.
+
+An encoder gives maps, the coarsest last; a decoder makes a head of them. `assemble` joins any two that fit together.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -10,23 +12,78 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from forec_jax.contracts import HeadOutput, HeadSpec, Network, PyTree, Variables
-from forec_jax.models.deeplab import DeepLabDecoder, DeepLabOptions, SharedPyramid, SharingDecoder
+from forec_jax.contracts import RGB, HeadOutput, HeadSpec, Network, PyTree, Variables
 from forec_jax.models.layers import draw_variables
-from forec_jax.models.linear import LinearHead
-from forec_jax.models.mobilenet import MobileNetV2
-from forec_jax.models.resnet import BLOCKS, STEMS, ResNet
+from forec_jax.options import SHARE, option
 
 Array = jax.Array
 
-ENCODERS = (*BLOCKS, "mobilenet_v2")
-"""The names that `deeplab_network` knows."""
-
+ENCODER = "encoder"
 PYRAMID = "pyramid"
 """The part that holds the ASPP where all heads share one."""
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _INIT_SIZE = 64  # of the image whose shapes lay out the parameters; nothing depends on it
+
+
+class Form(NamedTuple):
+    """What all modules of a network have in common."""
+
+    momentum: float = 0.9  # of BatchNorm's running statistics: the share of the old ones that a step keeps
+    dtype: Any = jnp.float32  # of activations; normalisation, resizing and outputs are float32
+
+
+class Encoder(NamedTuple):
+    """An encoder, ready to be assembled."""
+
+    module: Callable[[bool], nn.Module]  # train -> module: (normalised image, valid) -> maps, the coarsest last
+    mean: RGB  # what its weights expect: (image - mean) / std of images in [0, 1]
+    std: RGB
+    gives: str  # the kind of its maps, which a decoder must read: "low_high", "levels"
+    multiple: int = 32  # image sides that `valid` goes with (contracts.Network)
+
+
+class Decoder(NamedTuple):
+    """A kind of head, ready to be assembled."""
+
+    head: Callable[[HeadSpec], Callable[[bool], nn.Module]]  # head -> train -> module: (*maps, size, valid) -> two maps
+    reads: str  # the kind of maps
+    shared: Callable[[bool], nn.Module] | None = (
+        None  # train -> module that all heads read: (last map, valid) -> its map
+    )
+
+
+class EncoderEntry(NamedTuple):
+    """All that the library must know of an encoder."""
+
+    name: str  # of its options, model.NAME
+    variants: tuple[str, ...]  # what model.encoder may be
+    options: type  # frozen dataclass of `option` fields
+    build: Callable[[str, Any, Form], Encoder]  # variant, options, form
+    decoder: str  # the one it is published with
+    weights: Callable[[str, str, Any], Variables] | None = None  # source, variant, options; None where none exist
+
+
+class DecoderEntry(NamedTuple):
+    """All that the library must know of a decoder."""
+
+    name: str  # what model.decoder may be, and of its options, model.NAME
+    options: type
+    build: Callable[[Any, Form], Decoder]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network, and where its weights come from."""
+
+    encoder: str = option(
+        "resnet50",
+        "resnet18, resnet34, resnet50, resnet101, mobilenet_v2, or unet; its options are model.resnet.*, ...",
+    )
+    decoder: str = option("", "deeplab or unet; empty: the one that the encoder is published with")
+    weights: str = option("", "a file, or hf:OWNER/NAME[@REVISION][#sha256=...] (docs/weights.md); empty: random")
+    bn_momentum: float = option(
+        0.9, "of BatchNorm's running statistics: new = momentum * old + (1 - momentum) * batch", SHARE
+    )
 
 
 @jax.tree_util.register_static
@@ -39,83 +96,58 @@ class ImageSize:
 
 
 class Features(NamedTuple):
-    """What the encoder saw; every head reads it. Map over `low` and `high` only (`_replace`) to perturb features."""
+    """What the encoder saw; every head reads it. Map over `maps` only (`_replace`) to perturb features."""
 
-    low: Array  # [B,h,w,C] at stride 4, in the compute dtype
-    high: Array  # [B,h',w',C'] at the output stride, in the compute dtype
+    maps: tuple[PyTree, ...]  # [B,h,w,C], in the compute dtype; the coarsest last
     size: ImageSize
     valid: Array | None  # bool[B,H,W], or None when every pixel counts
 
+    @property
+    def high(self) -> Array:
+        """The coarsest map, [B,h,w,C]: what is most abstract."""
+        last: Array = self.maps[-1]
+        return last
 
-def deeplab_network(
-    *,
-    encoder: str,
-    heads: tuple[HeadSpec, ...],
-    output_stride: int = 16,
-    decoder: DeepLabOptions | None = None,
-    stem: str = "7x7",
-    multi_grid: tuple[int, ...] = (1, 1, 1),
-    width: float = 1.0,
-    bn_momentum: float = 0.9,
-    compute_dtype: Any = jnp.float32,
-    share_aspp: bool = False,
-    remat: bool = False,
-) -> Network:
-    """Builds DeepLabV3+ with any number of decoders that share nothing but the encoder.
+
+def assemble(encoder: Encoder, decoder: Decoder, heads: tuple[HeadSpec, ...]) -> Network:
+    """A network of any number of heads that share nothing but the encoder, and what the decoder shares.
 
     Variables are float32 dicts by part, "encoder" and each head's name; a caller may leave out heads that it does not
     decode. Every head draws its initial values and its dropout from a key of its own, made of the head's name, so that
     adding or dropping a head changes nothing else.
 
     Args:
-      encoder: one of `ENCODERS`.
-      heads: the decoders to grow; names are unique and neither "encoder" nor "pyramid".
-      output_stride: 8, 16 or 32: image pixels between neighbours of the high-level map.
-      decoder: form of all heads; None for the default form.
-      stem: of a ResNet, one of `resnet.STEMS`: "7x7", "deep" (three 3x3) or "d" (ResNet-D).
-      multi_grid: factors on the dilations of a ResNet's layer4.
-      width: factor on the encoder's channels; 1.0 is the published network.
-      bn_momentum: share of the old running statistics that a step keeps (flax's convention; PyTorch's 0.1 is 0.9).
-      compute_dtype: of activations, float32 or bfloat16. Normalisation, resizing and outputs are float32.
-      share_aspp: let all heads read one ASPP, the part `PYRAMID`, which runs in `encode`; the heads then share more than
-        the encoder.
-      remat: keep only what goes from one residual block of the encoder to the next, and compute the rest again in the
-        backward pass: less memory, one more forward pass of the encoder, the same numbers.
+      encoder: gives the maps.
+      decoder: reads them.
+      heads: the heads to grow; names are unique and neither "encoder" nor "pyramid".
 
     Returns:
-      The network. `encode` has the defaults valid=None, train=False, rng=None; `decode` train=False, rng=None (needed
-      in train mode if the decoder has dropout). `valid` is for inference: in train mode it also bounds what
-      convolutions see, but BatchNorm's statistics still cover the padding.
+      The network. `encode` has the defaults valid=None, train=False, rng=None; `decode` train=False, rng=None (needed in
+      train mode if the decoder has dropout). `valid` is for inference: in train mode it also bounds what convolutions
+      see, but BatchNorm's statistics still cover the padding.
+
+    Raises:
+      ValueError: two heads of one name, or a decoder that cannot read the encoder's maps.
     """
-    _check(encoder, heads, output_stride, stem)
-    shared = {"momentum": bn_momentum, "dtype": jnp.dtype(compute_dtype)}
-    backbone: Callable[..., nn.Module]
-    if encoder == "mobilenet_v2":
-        mean = std = (0.5, 0.5, 0.5)
-        backbone = partial(MobileNetV2, output_stride=output_stride, width=width, remat=remat, **shared)
-    else:
-        mean, std = _IMAGENET_MEAN, _IMAGENET_STD
-        backbone = partial(
-            ResNet,
-            encoder,
-            output_stride=output_stride,
-            stem=stem,
-            multi_grid=multi_grid,
-            width=width,
-            remat=remat,
-            **shared,
-        )
-    options = DeepLabOptions() if decoder is None else decoder
-    form = SharingDecoder if share_aspp else DeepLabDecoder
-    decoders: dict[str, Callable[..., nn.Module]] = {
-        head.name: partial(LinearHead, head.channels, dtype=shared["dtype"])
-        if head.linear
-        else partial(form, head.channels, options, upsample=head.upsample, **shared)
-        for head in heads
-    }
-    pyramid = partial(SharedPyramid, options, **shared) if share_aspp else None
+    names = [head.name for head in heads]
+    if {ENCODER, PYRAMID} & set(names) or len(set(names)) < len(names):
+        raise ValueError(f"heads need names of their own, none of them '{ENCODER}' or '{PYRAMID}': {names}")
+    if encoder.gives != decoder.reads:
+        raise ValueError(f"the decoder reads {decoder.reads!r} maps, and the encoder gives {encoder.gives!r}")
+    parts = _Parts(encoder, {head.name: decoder.head(head) for head in heads}, decoder.shared)
+    return Network(jax.jit(parts.init), parts.encode, parts.decode, tuple(heads), encoder.multiple)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A network's functions over its parts."""
+
+    encoder: Encoder
+    heads: Mapping[str, Callable[[bool], nn.Module]]
+    shared: Callable[[bool], nn.Module] | None
 
     def encode(
+        self,
         variables: Variables,
         image: Array,
         *,
@@ -123,47 +155,43 @@ def deeplab_network(
         train: bool = False,
         rng: Array | None = None,
     ) -> tuple[Features, PyTree]:
-        check_valid(image, valid)
-        normalised = (image - jnp.asarray(mean, image.dtype)) / jnp.asarray(std, image.dtype)
-        (low, high), stats = _apply(backbone(train=train), variables, "encoder", (normalised, valid), train, None)
-        if pyramid is not None:
+        """The maps of images f32[B,H,W,3] in [0, 1], and the batch_stats after them."""
+        check_valid(image, valid, self.encoder.multiple)
+        mean, std = (jnp.asarray(colour, image.dtype) for colour in (self.encoder.mean, self.encoder.std))
+        maps, stats = _apply(self.encoder.module(train), variables, ENCODER, ((image - mean) / std, valid), train, None)
+        if self.shared is not None:
             key = None if rng is None else named_key(rng, PYRAMID)  # the encoders draw nothing, its dropout does
             variables = variables._replace(batch_stats=stats)
-            high, stats = _apply(pyramid(train=train), variables, PYRAMID, (high, valid), train, key)
-        return Features(low, high, ImageSize(*image.shape[1:3]), valid), stats
+            last, stats = _apply(self.shared(train), variables, PYRAMID, (maps[-1], valid), train, key)
+            maps = (*maps[:-1], last)
+        return Features(maps, ImageSize(*image.shape[1:3]), valid), stats
 
     def decode(
-        variables: Variables,
-        head: str,
-        features: Features,
-        *,
-        train: bool = False,
-        rng: Array | None = None,
+        self, variables: Variables, head: str, features: Features, *, train: bool = False, rng: Array | None = None
     ) -> tuple[HeadOutput, PyTree]:
-        size = (features.size.height, features.size.width)
-        inputs = (features.low, features.high, size, features.valid)
+        """What a head makes of the features, and the batch_stats after it."""
+        inputs = (*features.maps, (features.size.height, features.size.width), features.valid)
         key = None if rng is None else named_key(rng, head)
-        (output, latent), stats = _apply(decoders[head](train=train), variables, head, inputs, train, key)
+        (output, latent), stats = _apply(self.heads[head](train), variables, head, inputs, train, key)
         return HeadOutput(output, latent), stats
 
-    @jax.jit
-    def init(key: Array) -> Variables:
+    def init(self, key: Array) -> Variables:
+        """The first variables of all parts."""
         image = jax.ShapeDtypeStruct((1, _INIT_SIZE, _INIT_SIZE, 3), jnp.float32)
-        encoder_module = backbone(train=False)
-        parts = {"encoder": draw_variables(encoder_module, named_key(key, "encoder"), image)}
-        low, high = jax.eval_shape(encoder_module.apply, parts["encoder"], image)
-        if pyramid is not None:
-            parts[PYRAMID] = draw_variables(pyramid(train=False), named_key(key, PYRAMID), high, None)
-            high = jax.eval_shape(lambda v, x: pyramid(train=False).apply(v, x, None), parts[PYRAMID], high)
-        for name, make in decoders.items():
-            size = (_INIT_SIZE, _INIT_SIZE)
-            parts[name] = draw_variables(make(train=False), named_key(key, name), low, high, size, None)
+        encoder = self.encoder.module(False)
+        parts = {ENCODER: draw_variables(encoder, named_key(key, ENCODER), image, None)}
+        maps = jax.eval_shape(lambda v, x: encoder.apply(v, x, None), parts[ENCODER], image)
+        if self.shared is not None:
+            shared = self.shared(False)
+            parts[PYRAMID] = draw_variables(shared, named_key(key, PYRAMID), maps[-1], None)
+            last = jax.eval_shape(lambda v, x: shared.apply(v, x, None), parts[PYRAMID], maps[-1])
+            maps = (*maps[:-1], last)
+        for name, head in self.heads.items():
+            parts[name] = draw_variables(head(False), named_key(key, name), *maps, (_INIT_SIZE, _INIT_SIZE), None)
         return Variables(
             params={name: part["params"] for name, part in parts.items()},
             batch_stats={name: part.get("batch_stats", {}) for name, part in parts.items()},
         )
-
-    return Network(init, encode, decode, tuple(heads))
 
 
 def _apply(
@@ -185,26 +213,14 @@ def named_key(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, crc32(name.encode()))
 
 
-def _check(encoder: str, heads: tuple[HeadSpec, ...], output_stride: int, stem: str) -> None:
-    names = [head.name for head in heads]
-    if encoder not in ENCODERS:
-        raise ValueError(f"unknown encoder {encoder!r}; one of {', '.join(ENCODERS)}")
-    if {"encoder", PYRAMID} & set(names) or len(set(names)) < len(names):
-        raise ValueError(f"heads need names of their own, none of them 'encoder' or '{PYRAMID}': {names}")
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride is 8, 16 or 32, not {output_stride}")
-    if stem not in STEMS:
-        raise ValueError(f"stem is one of {', '.join(map(repr, STEMS))}, not {stem!r}")
-
-
-def check_valid(image: Array, valid: Array | None) -> None:
-    """Raises ValueError where `valid` is given with a shape that is not the images', or sides not multiples of 32."""
+def check_valid(image: Array, valid: Array | None, multiple: int) -> None:
+    """Raises ValueError where `valid` has not the images' shape, or `multiple` does not divide their sides."""
     if valid is None:
         return
     if valid.shape != image.shape[:3]:
         raise ValueError(f"valid has shape {valid.shape}, the images {image.shape[:3]}")
-    if image.shape[1] % 32 or image.shape[2] % 32:
-        raise ValueError(f"with `valid`, image sides are multiples of 32, not {image.shape[1:3]}")
+    if image.shape[1] % multiple or image.shape[2] % multiple:
+        raise ValueError(f"with `valid`, image sides are multiples of {multiple}, not {image.shape[1:3]}")
 
 
 def count_parameters(params: Mapping[str, PyTree]) -> dict[str, int]:

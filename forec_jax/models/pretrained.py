@@ -21,7 +21,7 @@ from forec_jax.models.convert import (
     nested,
     shortened,
 )
-from forec_jax.models.mobilenet import MobileNetV2
+from forec_jax.models.encoders.mobilenet_v2 import MobileNetV2
 from forec_jax.models.weightfile import Origin, read_origin, read_tensors, read_variables, sha256_of, write_variables
 
 log = logging.getLogger(__name__)

@@ -7,15 +7,26 @@ the same on one device and on many.
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from forec_jax.contracts import PyTree
+from forec_jax.options import at_least, option
 
 BATCH_AXES = ("data", "fsdp")
 SHARDED_FROM = 1024  # elements; splitting a smaller array saves nothing and costs a collective
+
+
+@dataclass(frozen=True)
+class MeshOptions:
+    """How the state lies on the devices."""
+
+    fsdp: int = option(
+        1, "devices that share weights, teacher and optimiser (docs/scaling.md); must divide their number", at_least(1)
+    )
 
 
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:

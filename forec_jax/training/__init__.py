@@ -2,7 +2,7 @@
 
 from forec_jax.training.checkpoint import CheckpointError, Checkpoints, holds_any
 from forec_jax.training.loop import Interruption, NotFiniteError, Schedule, train
-from forec_jax.training.optimizer import make_optimizer, poly_schedule, with_own_optimizers
+from forec_jax.training.optimizer import OptimizerOptions, make_optimizer, poly_schedule, with_own_optimizers
 from forec_jax.training.reporting import Onlooker, Reporter
 from forec_jax.training.state import abstract_state, create_state, first_state, state_sharding
 from forec_jax.training.step import compile_step, drop_not_finite, objective, train_step
@@ -13,6 +13,7 @@ __all__ = [
     "Interruption",
     "NotFiniteError",
     "Onlooker",
+    "OptimizerOptions",
     "Reporter",
     "Schedule",
     "abstract_state",

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from forec_jax.contracts import Array, Batch, Stopped, TrainState
+from forec_jax.options import at_least, checked, option
 from forec_jax.parallel import largest, shard_batch
 from forec_jax.training.checkpoint import Checkpoints
 from forec_jax.training.reporting import Reporter
@@ -30,15 +31,13 @@ class NotFiniteError(FloatingPointError):
 class Schedule:
     """When things happen, in steps."""
 
-    steps: int
-    log_every: int
-    evaluate_every: int
-    checkpoint_every: int
+    steps: int = option(4000, "updates", at_least(1))
+    log_every: int = option(50, "steps between two lines in metrics.jsonl", at_least(1))
+    evaluate_every: int = option(500, "steps between two evaluations on eval.split", at_least(1))
+    checkpoint_every: int = option(500, "steps between two checkpoints of the last state", at_least(1))
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name}={getattr(self, field.name)} must be at least 1")
+        checked(self, "")
 
     def is_due(self, every: int, done: int) -> bool:
         """Whether something that happens `every` so many steps, and at the end, is due after `done` steps."""

@@ -1,11 +1,14 @@
 """Optimisers and schedules."""
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import optax
 
 from forec_jax.contracts import Array, PyTree
+from forec_jax.options import BELOW_1, at_least, option
 
 ENCODER, HEADS = "encoder", "heads"
 SHARED = "shared"
@@ -54,35 +57,31 @@ def is_kernel(params: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def make_optimizer(
-    *,
-    name: str,
-    lr: float,
-    head_lr_multiplier: float,
-    momentum: float,
-    weight_decay: float,
-    decay_batch_norm: bool,
-    steps: int,
-    poly_power: float,
-    warmup: int,
-    clip_norm: float,
-) -> optax.GradientTransformation:
-    """SGD with momentum, or AdamW; poly decay; the heads' learning rate is `head_lr_multiplier` times the encoder's.
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+    """The optimiser of all networks that have none of their own."""
 
-    SGD's weight decay is added to the gradient (as in the published systems), AdamW's is decoupled.
-    `clip_norm` bounds the gradient's global norm; 0 leaves it alone.
-    """
-    mask = None if decay_batch_norm else is_kernel
+    name: Literal["sgd", "adamw"] = option("sgd", "the optimiser")
+    lr: float = option(1e-3, "learning rate of the encoder, at the start", at_least(0))
+    head_lr_multiplier: float = option(10.0, "the heads' learning rate is that many times the encoder's", at_least(0))
+    momentum: float = option(0.9, "of SGD, nesterov off", BELOW_1)
+    weight_decay: float = option(1e-4, "added to SGD's gradient; AdamW's is decoupled", at_least(0))
+    decay_batch_norm: bool = option(True, "False: no weight decay on BatchNorm and biases")
+    poly_power: float = option(0.9, "lr(t) = lr * (1 - t/steps)^poly_power", at_least(0))
+    warmup: int = option(0, "steps of a linear rise", at_least(0))
+    clip_norm: float = option(0.0, "bound on the gradient's norm; 0: none", at_least(0))
+
+
+def make_optimizer(o: OptimizerOptions, steps: int) -> optax.GradientTransformation:
+    """SGD with momentum, or AdamW, with poly decay over `steps`."""
+    mask = None if o.decay_batch_norm else is_kernel
 
     def rule(multiplier: float) -> optax.GradientTransformation:
-        schedule = poly_schedule(lr * multiplier, steps, poly_power, warmup)
-        match name:
-            case "sgd":
-                decay = optax.add_decayed_weights(weight_decay, mask)
-                return optax.chain(decay, optax.sgd(schedule, momentum=momentum, nesterov=False))
-            case "adamw":
-                return optax.adamw(schedule, weight_decay=weight_decay, mask=mask)
-        raise ValueError(f"optim.name={name!r}: choose 'sgd' or 'adamw'")
+        schedule = poly_schedule(o.lr * multiplier, steps, o.poly_power, o.warmup)
+        if o.name == "adamw":
+            return optax.adamw(schedule, weight_decay=o.weight_decay, mask=mask)
+        decay = optax.add_decayed_weights(o.weight_decay, mask)
+        return optax.chain(decay, optax.sgd(schedule, momentum=o.momentum, nesterov=False))
 
-    rules = optax.partition({ENCODER: rule(1.0), HEADS: rule(head_lr_multiplier)}, parameter_groups)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), rules) if clip_norm else rules
+    rules = optax.partition({ENCODER: rule(1.0), HEADS: rule(o.head_lr_multiplier)}, parameter_groups)
+    return optax.chain(optax.clip_by_global_norm(o.clip_norm), rules) if o.clip_norm else rules

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from forec_jax.contracts import Array, Aux, Batch, Method, Metrics, PyTree, Terms, TrainState
-from forec_jax.methods.views import PSEUDO_LABELS
+from forec_jax.methods.parts.views import PSEUDO_LABELS
 from forec_jax.parallel import batch_sharding, replicated
 from forec_jax.training.state import STEP_STREAM, state_sharding
 

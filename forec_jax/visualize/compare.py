@@ -8,7 +8,7 @@ import numpy as np
 from forec_jax.contracts import IGNORE, Method, Variables
 from forec_jax.data import Example
 from forec_jax.evaluation import Buckets, Prediction, Predictor, Predicts
-from forec_jax.methods.reconstruction import RECONSTRUCTION, PixelSpace
+from forec_jax.methods.tasks.reconstruction import RECONSTRUCTION, PixelSpace
 from forec_jax.visualize.latents import (
     BestChannel,
     best_channels,

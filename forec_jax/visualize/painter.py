@@ -10,7 +10,7 @@ import numpy as np
 from forec_jax.contracts import Array, Method, Network, Variables
 from forec_jax.data import Example
 from forec_jax.evaluation import Buckets
-from forec_jax.methods.reconstruction import RECONSTRUCTION, PixelSpace, unit_pixels
+from forec_jax.methods.tasks.reconstruction import RECONSTRUCTION, PixelSpace, unit_pixels
 
 
 class Painted(NamedTuple):

@@ -9,7 +9,7 @@ from PIL import Image
 from forec_jax.contracts import IGNORE, Method, TrainState, Variables
 from forec_jax.data import Example
 from forec_jax.evaluation import Buckets, Prediction, Predictor, Predicts
-from forec_jax.methods.reconstruction import PixelSpace
+from forec_jax.methods.tasks.reconstruction import PixelSpace
 from forec_jax.visualize.painter import painter_of
 from forec_jax.visualize.palettes import colourise
 from forec_jax.visualize.sheets import heatmap, sheet

@@ -14,8 +14,8 @@ from forec_jax.data import Example
 from forec_jax.evaluation import Buckets
 from forec_jax.losses.contrast import Draws
 from forec_jax.methods import RegionalContrast
-from forec_jax.methods.reco import label_probability
-from forec_jax.methods.student import SEGMENTATION
+from forec_jax.methods.parts.heads import SEGMENTATION
+from forec_jax.methods.tasks.reco import label_probability
 from forec_jax.visualize.compare import CELL_SIDE, Legend, Model, main_class
 from forec_jax.visualize.palettes import colourise
 from forec_jax.visualize.relations import segmenting_network

@@ -13,8 +13,8 @@ from scipy.spatial.distance import squareform
 from forec_jax.contracts import IGNORE, Array, Method, Network, Variables
 from forec_jax.data import Example
 from forec_jax.evaluation import Buckets
-from forec_jax.methods.reco import REPRESENTATION
-from forec_jax.methods.student import SEGMENTATION
+from forec_jax.methods.parts.heads import SEGMENTATION
+from forec_jax.methods.tasks.reco import REPRESENTATION
 from forec_jax.visualize.latents import sample_label
 from forec_jax.visualize.sheets import heatmap
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forec_jax import build
 from forec_jax.augment import adjust_hue, gaussian_blur
 from forec_jax.contracts import HeadSpec, Variables
+from forec_jax.experiment import build
 from forec_jax.models import DeepLabOptions, convert, count_parameters, deeplab_network
 from forec_jax.models.convert import leaves, nested
 
@@ -96,7 +96,7 @@ def test_mobilenet_v2_sees_the_same():
         assert filled[path].shape == leaf.shape
     features, _ = network.encode(Variables(**nested(filled)), jnp.asarray(image))
     low, high = run_peer(peer.backbone, 2 * image - 1)
-    assert_images_equal(features.low, low)
+    assert_images_equal(features.maps[0], low)
     assert_images_equal(features.high, high, 1e-3)
 
 

@@ -2,11 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from forec_jax import build
 from forec_jax.config import load_config
 from forec_jax.data import DataError, cityscapes_dataset, resolve_split
-from forec_jax.data.cityscapes import LABEL_IDS, PALETTE
-from forec_jax.runs import build_batches
+from forec_jax.data.datasets.cityscapes import LABEL_IDS, PALETTE
+from forec_jax.experiment import sources
 
 NAMES = {"train": ("aachen/aachen_000000_000019", "bochum/bochum_000000_000313"), "val": ("ulm/ulm_000001_000019",)}
 OFFICIAL = {7: 0, 8: 1, 11: 2, 13: 4, 17: 5, 19: 6, 26: 13, 28: 15, 31: 16, 33: 18}  # label id: training id
@@ -58,8 +57,8 @@ def test_the_config_trains_on_it(tree, tmp_path):
             "data.crop": 33,
         },
     )
-    data = build.build_training_data(c)
-    batch = next(build_batches(c, build.build_stream(c, data), 0))
+    data = sources.build_training_data(c)
+    batch = next(sources.build_streams(c, data).batches(0))
     assert batch.labelled.image.shape == (1, 33, 33, 3)
     assert (len(data.dataset.classes), len(data.validation)) == (19, 1)
 

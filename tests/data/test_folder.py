@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from forec_jax import build, cli
-from forec_jax.build import ConfigError
+from forec_jax import cli
 from forec_jax.config import apply_variant, defaults
 from forec_jax.contracts import IGNORE, UNLABELLED
-from forec_jax.data import DataError, batch_ids, folder_dataset, one_against_rest, resolve_split
+from forec_jax.data import DataError, folder_dataset, one_against_rest, resolve_split
+from forec_jax.data.datasets.folder import EXAMPLE, read_classes
 from forec_jax.data.decode import decode_image
-from forec_jax.data.folder import EXAMPLE, read_classes
+from forec_jax.experiment import build, sources
+from forec_jax.options import OptionError
 
 COLOURS = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)
 CLASSES = 'names = ["background", "cat", "dog"]\n'
@@ -81,19 +82,19 @@ def test_pixels_that_nobody_looked_at_are_for_the_teacher(load, photos, tmp_path
         (photos / "classes.toml").write_text(CLASSES + "void = 9\nunlabelled = 7\n")
     (photos / "val.txt").write_text("p0\n")
     data = load()
-    train = build.with_partial_labels(data.source("train"), "masks")
+    train = sources.with_partial_labels(data.source("train"), "masks")
     label = train[train.ids.index("p1")].label
     np.testing.assert_array_equal(label[0], label_of(1)[0])
     assert (label[1] == IGNORE).all()
     assert (label[2:] == UNLABELLED).all()
-    smaller = build.with_partial_labels(data.source("train"), "1px")[train.ids.index("p1")].label
+    smaller = sources.with_partial_labels(data.source("train"), "1px")[train.ids.index("p1")].label
     assert (smaller < UNLABELLED).sum() == len(np.unique(label_of(1)[0]))  # a pixel of each class that it shows
     cats = one_against_rest(data, "cat").source("train")[train.ids.index("p1")].label
     np.testing.assert_array_equal(cats[0], label_of(1)[0] == 1)
     np.testing.assert_array_equal(cats[1:], label[1:])
     c = apply_variant(defaults(), "mean_teacher")
     c.data.partial = "masks"
-    assert build.build_method(c, build.labels_of(data)).partial_labels
+    assert build.build_method(c, data.labels).partial_labels
     save(photos / "masks" / "p1.png", np.zeros((39, 50, 3), np.uint8) if colours else np.zeros((39, 50), np.uint8))
     with pytest.raises(DataError, match=r"p1\.png: the mask is 50x39, its image 50x40 pixels"):
         load()
@@ -348,22 +349,22 @@ def test_bad_class_files(tmp_path, content, message):
 def config(photos, tmp_path, variant="forec", background=""):
     c = apply_variant(defaults(), variant)
     c.data.update({"name": "folder", "root": str(photos), "prepared": str(tmp_path / "p"), "background": background})
-    c.model.encoder, c.model.width = "resnet18", 0.125
+    c.model.encoder, c.model.resnet.width = "resnet18", 0.125
     return c
 
 
 def test_only_foreground_tasks_ask_for_the_background(photos, tmp_path):
     (photos / "classes.toml").write_text(COLOURED.replace("background", "floor"))
     c = config(photos, tmp_path)
-    labels = build.labels_of(build.build_dataset(c))
+    labels = sources.build_dataset(c).labels
     build.build_method(config(photos, tmp_path, "reconstruction"), labels)
-    with pytest.raises(ConfigError, match=r'background = "NAME" into classes\.toml .* one of floor, cat, dog'):
+    with pytest.raises(OptionError, match=r'background = "NAME" into classes\.toml .* one of floor, cat, dog'):
         build.build_method(c, labels)
-    assert build.build_dataset(config(photos, tmp_path, background="floor, dog")).background_classes == (0, 2)
-    with pytest.raises(ConfigError, match=r"data\.background='sky': choose one of 'floor'"):
-        build.build_dataset(config(photos, tmp_path, background="sky"))
+    assert sources.build_dataset(config(photos, tmp_path, background="floor, dog")).background_classes == (0, 2)
+    with pytest.raises(OptionError, match=r"data\.background='sky': choose one of 'floor'"):
+        sources.build_dataset(config(photos, tmp_path, background="sky"))
     (photos / "classes.toml").write_text(COLOURED.replace("background", "floor") + 'background = "dog"\n')
-    assert build.build_dataset(c).background_classes == (2,)
+    assert sources.build_dataset(c).background_classes == (2,)
 
 
 def test_prepare_names_the_splits(photos, tmp_path, capsys):
@@ -373,8 +374,8 @@ def test_prepare_names_the_splits(photos, tmp_path, capsys):
 
 def test_a_batch_has_masks_in_its_labelled_part_only(photos, tmp_path):
     c = config(photos, tmp_path)
-    data = build.build_training_data(c)
-    ids = batch_ids(**build.build_stream(c, data), step=0)
+    data = sources.build_training_data(c)
+    ids = sources.build_streams(c, data).ids(0)
     assert set(ids["labelled"]) == set(data.split.labelled)
     assert set(ids["unlabelled"]) <= data.dataset.maskless
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from forec_jax import build
 from forec_jax.config import defaults, load_config
 from forec_jax.data import DataError
 from forec_jax.data.published import LISTS, POOLS, Pool, PublishedList, check_protocol, protocol_names, published_name
 from forec_jax.data.splits import Split, list_sha256, read_list, resolve_split
+from forec_jax.experiment import sources
+from forec_jax.options import OptionError
 
 SHARED = Path(os.environ.get("FOREC_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 PUBLISHED = SHARED / "data" / "published_splits"
@@ -124,9 +125,9 @@ def test_a_list_file_is_told_what_it_is(toy_list, tmp_path, caplog):
     file = tmp_path / "list.txt"
     file.touch()
     with caplog.at_level(logging.INFO, "forec_jax"):
-        build.claim_protocol(claiming("", file), split_of(TOY_POOL[:3], ()))
-        build.claim_protocol(claiming("", file), split_of(TOY_POOL[:4], ()))
-        build.claim_protocol(claiming("", "4:0"), split_of(TOY_POOL[:4], ()))
+        sources.claim_protocol(claiming("", file), split_of(TOY_POOL[:3], ()))
+        sources.claim_protocol(claiming("", file), split_of(TOY_POOL[:4], ()))
+        sources.claim_protocol(claiming("", "4:0"), split_of(TOY_POOL[:4], ()))
     known, unknown = caplog.messages
     assert known == f"{file}: 3 images, SHA-256 {toy_list.sha256}, the published list toy/three/3 ({toy_list.origins})"
     assert unknown.endswith("no published list that the library knows")
@@ -135,17 +136,17 @@ def test_a_list_file_is_told_what_it_is(toy_list, tmp_path, caplog):
 @pytest.mark.parametrize("option", [{"data.partial": "1px"}, {"batch.tagged": 8}])
 def test_a_claim_is_of_whole_masks(option):
     c = load_config("configs/shapes.py:mean_teacher", {"data.protocol": "voc/classic/92", **option})
-    with pytest.raises(build.ConfigError, match=r"data\.protocol='voc/classic/92' claims the whole masks"):
-        build.build_training_data(c)
+    with pytest.raises(OptionError, match=r"data\.protocol='voc/classic/92' claims the whole masks"):
+        sources.build_training_data(c)
 
 
 def test_an_unknown_protocol_names_the_known_ones(toy_list):
-    with pytest.raises(build.ConfigError, match=r"data\.protocol='toy/four': choose one of .*'toy/three/3'"):
-        build.claim_protocol(claiming("toy/four", "all"), split_of(TOY_POOL, ()))
+    with pytest.raises(OptionError, match=r"data\.protocol='toy/four': choose one of .*'toy/three/3'"):
+        sources.claim_protocol(claiming("toy/four", "all"), split_of(TOY_POOL, ()))
 
 
 def test_a_broken_claim_stops_the_building_of_the_data():
     c = defaults()
-    c.data.update({"name": "shapes", "size": 48, "labelled": "4:0", "protocol": "voc/classic/92"})
+    c.data.update({"name": "shapes", "labelled": "4:0", "protocol": "voc/classic/92"})
     with pytest.raises(DataError, match="labelled part 4:0 is another list"):
-        build.build_training_data(c)
+        sources.build_training_data(c)

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from forec_jax.data import DataError, shapes_dataset
-from forec_jax.data.shapes import CLASSES, CONTEXT_RATE, COUNTS, HUE_SPREAD, PALETTE, TYPICAL_RATE, ShapesSource
+from forec_jax.data.datasets.shapes import (
+    CLASSES,
+    CONTEXT_RATE,
+    COUNTS,
+    HUE_SPREAD,
+    PALETTE,
+    TYPICAL_RATE,
+    ShapesSource,
+)
 
 
 def test_examples_have_the_promised_form():

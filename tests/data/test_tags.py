@@ -3,19 +3,21 @@ import dataclasses
 import numpy as np
 import pytest
 
-from forec_jax import build
 from forec_jax.config import defaults
 from forec_jax.data import (
     DataError,
     Dataset,
     Example,
+    Labels,
     WithTags,
     read_tags,
     shapes_dataset,
     tags_of_masks,
-    train_batches,
 )
 from forec_jax.data.tags import balanced, check_tags, one_against_rest, tag_indices, tags_of_folders
+from forec_jax.experiment import sources
+from forec_jax.methods.tag_classifier import foreground_classes
+from forec_jax.options import OptionError
 
 IDS = ("cat/a", "cat/b", "dog/c", "none/d")
 
@@ -137,13 +139,13 @@ def test_a_run_with_tags_from_a_file_opens_no_mask_of_its_pool(tmp_path, monkeyp
     """Neither while it is built nor while it trains."""
     pool = Pictures(IDS, "forbidden")
     dataset = Dataset("toy", ("sky", "cat", "dog"), ((0, 0, 0),) * 3, {"train": pool, "val": Pictures(("v",))})
-    monkeypatch.setattr(build, "build_full_dataset", lambda c: dataset)
+    monkeypatch.setattr(sources, "build_full_dataset", lambda c: dataset)
     csv = write(tmp_path, "cat/a,cat\ncat/b,cat\ndog/c,dog\nnone/d,background\n")
     for tag, width in (("", 3), ("dog", 2)):
         c = tagged_config(str(csv))
         c.data.tag = tag
-        data = build.build_training_data(c)
-        stream = train_batches(**build.build_stream(c, data), geometry=build.build_geometry(c))
+        data = sources.build_training_data(c)
+        stream = sources.build_streams(c, data).batches(0)
         batches = [next(stream) for _ in range(4)]
         assert all(batch.labelled is None and batch.unlabelled is None for batch in batches)
         assert batches[0].tagged.tags.shape == (2, width)
@@ -152,8 +154,8 @@ def test_a_run_with_tags_from_a_file_opens_no_mask_of_its_pool(tmp_path, monkeyp
 
 def test_masks_are_opened_before_the_training_only():
     c = tagged_config("masks")
-    c.data.size = 48
-    data = build.build_training_data(c)
+    c.data.shapes.size = 48
+    data = sources.build_training_data(c)
     assert isinstance(data.tagged, WithTags)
     assert data.tagged.tags is not None
     assert data.tagged.source[0].label is None
@@ -163,25 +165,25 @@ def test_masks_are_opened_before_the_training_only():
 def test_a_pool_that_is_evaluated_on_is_an_error(monkeypatch):
     pool = Pictures(IDS)
     dataset = Dataset("toy", ("sky", "cat", "dog"), ((0, 0, 0),) * 3, {"train": pool, "val": Pictures(("cat/a",))})
-    monkeypatch.setattr(build, "build_full_dataset", lambda c: dataset)
+    monkeypatch.setattr(sources, "build_full_dataset", lambda c: dataset)
     with pytest.raises(DataError, match=r"1 id \(cat/a\) is of the tagged part in the validation split too"):
-        build.build_training_data(tagged_config("masks"))
+        sources.build_training_data(tagged_config("masks"))
 
 
 def test_an_unknown_class_is_named():
     c = tagged_config("masks")
     c.data.tag = "background"
-    with pytest.raises(build.ConfigError, match=r"data\.tag='background': choose one of 'disc'"):
-        build.build_training_data(c)
+    with pytest.raises(OptionError, match=r"data\.tag='background': choose one of 'disc'"):
+        sources.build_training_data(c)
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (build.Labels(("background",), ((0, 0, 0),), (0,)), "need a background and a class"),
-        (build.Labels(("a", "b"), ((0, 0, 0),) * 2, ()), "need one background class, not 0"),
+        (Labels(("background",), ((0, 0, 0),), (0,)), "need a background and a class"),
+        (Labels(("a", "b"), ((0, 0, 0),) * 2, ()), "need one background class, not 0"),
     ],
 )
 def test_tags_need_a_background_and_a_class(labels, message):
-    with pytest.raises(build.ConfigError, match=message):
-        build.foreground_classes(labels)
+    with pytest.raises(OptionError, match=message):
+        foreground_classes(labels)

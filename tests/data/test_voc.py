@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from forec_jax.data import DataError, voc_dataset
+from forec_jax.data.datasets.voc import CLASSES, voc_palette
 from forec_jax.data.decode import MaskRule, decode_image, decode_mask
 from forec_jax.data.prepared import default_prepared
-from forec_jax.data.voc import CLASSES, voc_palette
 
 LISTS = {"train": ["a1", "a2"], "train_aug": ["a1", "a2", "s1", "s2"], "val": ["v1"]}
 SHARED = Path(os.environ.get("FOREC_SHARED", Path(__file__).resolve().parents[3] / "shared"))

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from forec_jax.config import defaults
 from forec_jax.contracts import IGNORE, HeadSpec, Stopped
 from forec_jax.data import DataError, Example
 from forec_jax.evaluation import Buckets, Evaluator, Predictor, image_files, read_image
 from forec_jax.evaluation.evaluate import center_crop
+from forec_jax.experiment import build
 from forec_jax.methods import MeanTeacher
 from forec_jax.models import DeepLabOptions, deeplab_network
 from forec_jax.parallel import make_mesh
@@ -122,9 +124,12 @@ def test_a_padded_prediction_equals_that_of_the_image_alone(small_network):
     np.testing.assert_allclose(loose.confidence, alone.max(-1)[0], atol=1e-4)
 
 
-def test_a_bucket_that_is_no_multiple_of_32_is_an_error():
-    with pytest.raises(ValueError, match=r"eval\.bucket=40"):
-        Buckets(40, 1)
+def test_a_bucket_that_is_no_multiple_of_32_is_an_error(make_toy_network):
+    c = defaults()
+    c.eval.bucket = 40
+    method = MeanTeacher(network=make_toy_network(), colour=None, mixing=None)
+    with pytest.raises(ValueError, match=r"eval\.bucket=40 must be a multiple of 32"):
+        build.build_buckets(c, method, 1)
 
 
 def test_image_files_finds_images_and_says_when_there_are_none(tmp_path, caplog):

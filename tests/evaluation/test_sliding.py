@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forec_jax import build
 from forec_jax.config import defaults
 from forec_jax.contracts import HeadSpec
-from forec_jax.data import Example
+from forec_jax.data import Example, Labels
 from forec_jax.evaluation import Evaluator, SlidingWindow
+from forec_jax.experiment import build
 from forec_jax.methods import MeanTeacher
 from forec_jax.models import DeepLabOptions, deeplab_network
+from forec_jax.options import OptionError
 from forec_jax.parallel import make_mesh
 
 
@@ -132,7 +133,7 @@ def test_the_evaluator_scores_sliding_predictions(devices):
         np.add.at(expected, (example.label, prediction), 1)
     c = defaults()
     c.eval.mode, c.eval.crop, c.eval.bucket = "sliding", 24, 32
-    labels = build.Labels(("a", "b"), ((0, 0, 0), (1, 1, 1)), (0,))
+    labels = Labels(("a", "b"), ((0, 0, 0), (1, 1, 1)), (0,))
     evaluator = build.build_evaluator(c, DependsOnTheWindow(), labels, make_mesh(devices=jax.devices()[:devices]))
     assert isinstance(evaluator, Evaluator)
     confusion = evaluator({}, made).confusion
@@ -151,7 +152,7 @@ def test_bad_options_name_the_key(key, value):
     c = defaults()
     c.eval.mode = "sliding"
     c.eval[key] = value
-    with pytest.raises(build.ConfigError, match=rf"eval\.{key}={value} must be"):
+    with pytest.raises(OptionError, match=rf"eval\.{key}={value} must be"):
         build.build_predicts(c, DependsOnTheWindow())
 
 

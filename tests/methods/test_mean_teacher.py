@@ -9,10 +9,10 @@ import pytest
 from forec_jax.augment import NoMixing
 from forec_jax.contracts import IGNORE, UNLABELLED, Batch, HeadSpec, Labelled, Mean, Unlabelled, Variables, Views
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, ImageReconstruction, MeanTeacher, Supervised
-from forec_jax.methods.segmentation_terms import supervised_terms, unsupervised_terms
-from forec_jax.methods.student import class_probabilities
-from forec_jax.methods.teacher import ema_decay, first_teacher, updated_teacher
-from forec_jax.methods.views import interleave
+from forec_jax.methods.parts.heads import class_probabilities
+from forec_jax.methods.parts.teacher import ema_decay, first_teacher, updated_teacher
+from forec_jax.methods.parts.terms import supervised_terms, unsupervised_terms
+from forec_jax.methods.parts.views import interleave
 from forec_jax.models import DeepLabOptions, deeplab_network
 from forec_jax.training import first_state, objective, train_step
 

@@ -60,7 +60,16 @@ def with_tasks(network, name, tasks=TASKS):
         case "s4gan" | "s4gan, partial labels":
             critic = discriminator_network(CLASSES, channels=2, dropout=0.0)
             partial = name != "s4gan"
-            return S4Gan(network, critic, same_colour, NoMixing(), auxiliary, threshold=1.0, partial_labels=partial)
+            return S4Gan(
+                network,
+                same_colour,
+                NoMixing(),
+                auxiliary,
+                discriminator=critic,
+                threshold=1.0,
+                normaliser="kept",
+                partial_labels=partial,
+            )
     raise AssertionError(name)
 
 

@@ -9,8 +9,8 @@ import pytest
 from forec_jax.augment import NoMixing
 from forec_jax.contracts import UNLABELLED, Batch, HeadSpec, Labelled, Unlabelled, Variables, Views
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, PsMt
+from forec_jax.methods.parts.vat import adversarial_perturbation
 from forec_jax.methods.ps_mt import TEACHERS
-from forec_jax.methods.vat import adversarial_perturbation
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state, first_state, objective, train_step
 

@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from forec_jax.methods.ramp import ramp_up
+from forec_jax.methods.parts.ramp import ramp_up
 
 
 def test_the_weight_rises_by_a_cosine():

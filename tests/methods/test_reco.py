@@ -7,14 +7,16 @@ import numpy as np
 import optax
 import pytest
 
-from forec_jax import cli, runs
+from forec_jax import cli
 from forec_jax.augment import ClassMix
 from forec_jax.config import load_config
 from forec_jax.contracts import IGNORE, UNLABELLED, Batch, HeadOutput, HeadSpec, Labelled, Views
+from forec_jax.experiment import load
+from forec_jax.experiment import run as training
+from forec_jax.experiment.plan import collective_bytes
 from forec_jax.methods import Auxiliary, MeanTeacher, RegionalContrast
-from forec_jax.methods.reco import nearest
+from forec_jax.methods.tasks.reco import nearest
 from forec_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch
-from forec_jax.planning import collective_bytes
 from forec_jax.training import compile_step, create_state
 
 KEY = jax.random.key(0)
@@ -177,8 +179,8 @@ def test_a_short_training_with_forec_on_partial_labels(tmp_path):
             "auxiliary.reco.negative_keys": 8,
         },
     )
-    runs.run_training(c, tmp_path)
-    run = runs.load_run(tmp_path, "last")
+    training.run_training(c, tmp_path)
+    run = load.load_run(tmp_path, "last")
     assert {"representation", "reconstruction"} < set(run.state.params["student"])
     assert set(run.state.teacher["student"].params) == {"encoder", "segmentation"}
     shape = run.state.params["student"]["representation"]["last"]["kernel"].shape

@@ -10,8 +10,8 @@ from forec_jax.augment import CutOut, NoMixing
 from forec_jax.contracts import IGNORE, UNLABELLED, Batch, HeadSpec, Labelled, Unlabelled, Variables, Views
 from forec_jax.losses import discrimination
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, S4Gan
+from forec_jax.methods.parts.views import self_labelled
 from forec_jax.methods.s4gan import shown_once, shown_twice
-from forec_jax.methods.views import self_labelled
 from forec_jax.models import discriminator_network
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state, first_state, objective, with_own_optimizers
@@ -49,7 +49,12 @@ BATCHES = {False: make_batch, True: partial_batch}  # by whether labels are part
 
 def make_method(network, dropout=0.0, **options):
     critic = discriminator_network(CLASSES, channels=2, dropout=dropout)
-    return S4Gan(network, critic, same_colour, **{"mixing": NoMixing(), "threshold": 0.5, **options})
+    return S4Gan(
+        network,
+        same_colour,
+        discriminator=critic,
+        **{"mixing": NoMixing(), "threshold": 0.5, "normaliser": "kept", **options},
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

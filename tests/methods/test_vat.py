@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from forec_jax.contracts import HeadSpec
-from forec_jax.methods.vat import adversarial_perturbation, random_like, unit_rows
+from forec_jax.methods.parts.vat import adversarial_perturbation, random_like, unit_rows
 from forec_jax.models import DeepLabOptions, deeplab_network
 
 KEY = jax.random.key(4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from forec_jax.models import U2PL, DeepLabOptions
-from forec_jax.models.deeplab import DeepLabDecoder
+from forec_jax.models.decoders.deeplab import DeepLabDecoder
 from forec_jax.models.layers import draw_variables
 
 SMALL = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from forec_jax.models.conv import conv2d
-from forec_jax.models.mobilenet import MobileNetV2, _bottom_right, scaled_channels
+from forec_jax.models.encoders.mobilenet_v2 import MobileNetV2, _bottom_right, scaled_channels
 
 
 def shapes(size, **options):

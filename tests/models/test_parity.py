@@ -8,7 +8,7 @@ import pytest
 from forec_jax.contracts import HeadSpec
 from forec_jax.models import DeepLabOptions, convert, deeplab_network
 from forec_jax.models.convert import leaves
-from forec_jax.models.resnet import BLOCKS, STEMS, ResNet
+from forec_jax.models.encoders.resnet import BLOCKS, STEMS, ResNet
 
 torch = pytest.importorskip("torch", reason="pip install 'forec-jax[parity]'")
 nn, functional = torch.nn, torch.nn.functional

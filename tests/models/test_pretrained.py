@@ -19,7 +19,7 @@ from forec_jax.models import (
     mobilenet_v2_from_slim,
 )
 from forec_jax.models.convert import leaves
-from forec_jax.models.mobilenet import STAGES, MobileNetV2, scaled_channels
+from forec_jax.models.encoders.mobilenet_v2 import STAGES, MobileNetV2, scaled_channels
 from forec_jax.models.weightfile import Origin, write_variables
 
 SHARED = Path(os.environ.get("FOREC_SHARED", Path(__file__).parents[3] / "shared"))

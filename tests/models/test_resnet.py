@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from forec_jax.models.encoders.resnet import ResNet
 from forec_jax.models.layers import BatchNorm, max_pool
-from forec_jax.models.resnet import ResNet
 
 
 def shapes(size, **options):

@@ -5,7 +5,7 @@ import pytest
 
 from forec_jax.contracts import HeadSpec
 from forec_jax.models import count_parameters, unet_network
-from forec_jax.models.unet import halved
+from forec_jax.models.encoders.unet import halved
 
 HEADS = (HeadSpec("segmentation", 2), HeadSpec("image_lets", 6))
 
@@ -32,7 +32,7 @@ def test_the_papers_network_has_the_papers_channels():
     assert decoder["level0_1"]["kernel"].shape == (3, 3, 64 + 64, 64)
     # 2x2 pooling four times: the bottom of 64 pixels is 4.
     features, _ = jax.eval_shape(network.encode, variables, jnp.zeros((1, 64, 64, 3)))
-    assert features.bottom.shape == (1, 4, 4, 512)
+    assert features.high.shape == (1, 4, 4, 512)
     convolutions = (3 * 64, 64 * 64, 64 * 128, 128**2, 128 * 256, 256**2, 256 * 512, 512**2, 512 * 1024, 1024 * 512)
     biases = 2 * (64 + 128 + 256 + 512) + 1024 + 512
     assert count_parameters(variables.params)["encoder"] == 9 * sum(convolutions) + biases

@@ -10,10 +10,11 @@ import pytest
 
 from forec_jax.contracts import Aux, Batch, Labelled, Mean, Network, Term, Variables
 from forec_jax.losses import cross_entropy
-from forec_jax.methods.student import class_probabilities
-from forec_jax.methods.views import unit_image
+from forec_jax.methods.parts.heads import class_probabilities
+from forec_jax.methods.parts.views import unit_image
+from forec_jax.options import from_config, to_config
 from forec_jax.parallel import make_mesh, replicated, shard_batch
-from forec_jax.training import compile_step, create_state, make_optimizer, with_own_optimizers
+from forec_jax.training import OptimizerOptions, compile_step, create_state, make_optimizer, with_own_optimizers
 
 SEED = 0
 
@@ -169,7 +170,9 @@ def test_accumulation_equals_the_whole_batch_without_batch_norm(make_toy_network
 
 def test_the_encoder_and_the_heads_have_their_learning_rates():
     options = {"momentum": 0.0, "weight_decay": 0.1, "decay_batch_norm": False, "poly_power": 1.0, "warmup": 0}
-    tx = make_optimizer(name="sgd", lr=0.1, head_lr_multiplier=10.0, steps=4, clip_norm=0.0, **options)
+    tx = make_optimizer(
+        OptimizerOptions(name="sgd", lr=0.1, head_lr_multiplier=10.0, clip_norm=0.0, **options), steps=4
+    )
     params = {
         "n": {
             "encoder": {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)},
@@ -198,6 +201,7 @@ def test_a_network_with_an_optimiser_of_its_own_neither_sees_nor_disturbs_the_ot
 
 
 def test_an_unknown_optimiser_is_named():
-    options = {"momentum": 0.0, "weight_decay": 0.1, "decay_batch_norm": True, "poly_power": 1.0, "warmup": 0}
+    c = to_config(OptimizerOptions)
+    c.name = "lion"
     with pytest.raises(ValueError, match=r"optim\.name='lion'"):
-        make_optimizer(name="lion", lr=0.1, head_lr_multiplier=1.0, steps=4, clip_norm=0.0, **options)
+        from_config(OptimizerOptions, c, "optim")

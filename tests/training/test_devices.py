@@ -11,8 +11,8 @@ import pytest
 from forec_jax.augment import CutMix, Photometric, photometric
 from forec_jax.contracts import IGNORE, Batch, HeadSpec, Labelled, Unlabelled
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, MeanTeacher
-from forec_jax.methods.student import class_probabilities
-from forec_jax.methods.views import unit_image
+from forec_jax.methods.parts.heads import class_probabilities
+from forec_jax.methods.parts.views import unit_image
 from forec_jax.models import DeepLabOptions, deeplab_network
 from forec_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state, state_sharding

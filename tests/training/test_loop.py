@@ -203,7 +203,7 @@ def toy_critic():
 def with_discriminator(network):
     """A network without BatchNorm statistics, and an optimiser of its own."""
     tx = with_own_optimizers(TX, {"discriminator": optax.adam(1e-3)})
-    return S4Gan(network, toy_critic(), noisy_colour, NoMixing()), tx
+    return S4Gan(network, noisy_colour, NoMixing(), discriminator=toy_critic(), threshold=0.6, normaliser="kept"), tx
 
 
 @pytest.mark.parametrize("make", [two_teachers, with_discriminator])

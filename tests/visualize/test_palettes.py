@@ -2,7 +2,7 @@ import numpy as np
 from PIL import Image
 
 from forec_jax.contracts import IGNORE
-from forec_jax.data.voc import voc_palette
+from forec_jax.data.datasets.voc import voc_palette
 from forec_jax.visualize import IGNORE_COLOUR, colourise, overlay, save_index_png
 
 SMALL = np.array([[0, 0, 0], [200, 10, 20], [30, 40, 250]], np.uint8)

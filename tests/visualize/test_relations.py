@@ -7,8 +7,8 @@ import pytest
 
 from forec_jax.contracts import HeadOutput, HeadSpec, Network, Variables
 from forec_jax.data import Example
+from forec_jax.models import unet_network
 from forec_jax.models.network import Features, ImageSize
-from forec_jax.models.unet import unet_network
 from forec_jax.visualize.relations import Relations, relate, relation_picture, relations
 
 STRIDE = 8
@@ -19,7 +19,7 @@ def network(heads=("segmentation", "representation")):
 
     def encode(variables, image, *, valid, train, rng):
         small = image[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
-        return Features(small, small, ImageSize(*image.shape[1:3]), valid), {}
+        return Features((small, small), ImageSize(*image.shape[1:3]), valid), {}
 
     def decode(variables, head, features, *, train, rng):
         assert head == "representation"

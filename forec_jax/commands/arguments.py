@@ -1,0 +1,101 @@
+"""What the commands share: flags, and the config with its overrides."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from forec_jax.commands.process import tell
+from forec_jax.config import config_path, load_config
+from forec_jax.keys import new_key
+from forec_jax.overrides import check_keys
+from forec_jax.plugins import use_plugin
+
+log = logging.getLogger(__name__)
+
+CHOOSERS = ("model.encoder", "model.decoder", "method.name", "data.name")
+"""Options that say which others there are."""
+
+
+def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None], about: str | None) -> flags.FlagValues:
+    """The flags of a subcommand; --help prints `about` and the flags."""
+    values = flags.FlagValues()
+    define(values)
+    flags.DEFINE_bool("help", False, "shows this help", short_name="h", flag_values=values)
+    rest = values([f"forec-jax {argv[0]}", *argv[1:]])[1:]
+    if rest:
+        raise flags.Error(f"unexpected argument {rest[0]!r}; flags are written --flag=value")
+    if values.help:
+        print(f"forec-jax {argv[0]}: {about}\n{values.main_module_help() or values.get_help()}")
+        raise SystemExit(0)
+    return values
+
+
+def required(values: flags.FlagValues, *names: str) -> None:
+    """Raises where a flag that has no default was not given."""
+    for name in names:
+        if not values[name].value:
+            raise flags.Error(f"--{name} is missing")
+
+
+def checkpoint_flags(values: flags.FlagValues) -> None:
+    """The flags that choose a stored model."""
+    flags.DEFINE_string("workdir", None, "work directory of a training run", flag_values=values)
+    flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "which network", flag_values=values)
+    flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
+
+
+def exit_code(stopped_by: int | None) -> int:
+    """A training's, with a word where a signal ended it."""
+    if stopped_by is None:
+        return 0
+    tell(f"stopped by signal {stopped_by}; the same command goes on from here")
+    return 128 + stopped_by
+
+
+def config_flag(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """The flag --config=FILE[:VARIANT], with its overrides among `argv`."""
+    # ml_collections reads the overrides from the process's arguments unless it is told otherwise.
+    config_flags.DEFINE_config_file("config", None, "FILE[:VARIANT]", flag_values=values, sys_argv=list(argv))
+
+
+def resolve_config(argv: Sequence[str]) -> list[str]:
+    """The arguments with --config's file found and every option under its name of today.
+
+    Raises ValueError for an unknown file, variant or key, by name.
+    """
+    given = overridden(argv, "config")
+    use_plugin(given.get("plugin", ""))
+    path = next((a.removeprefix("--config=") for a in argv if a.startswith("--config=")), "")
+    if not path:
+        return list(argv)
+    c = with_choices(load_config(config_path(path), {}), given)
+    resolved = [renamed(argument, "config", c) for argument in argv]
+    check_keys(c, overridden(resolved, "config"))
+    return [f"--config={config_path(path)}" if a.startswith("--config=") else a for a in resolved]
+
+
+def overridden(argv: Sequence[str], flag: str) -> dict[str, str]:
+    """What --FLAG.key=value gives, by key; of --FLAG.key[0]=value as well."""
+    options = (argument.removeprefix(f"--{flag}.") for argument in argv if argument.startswith(f"--{flag}."))
+    pairs = (option.partition("=") for option in options)
+    return {key.partition("[")[0]: value for key, _, value in pairs}
+
+
+def with_choices(c: ConfigDict, given: dict[str, str]) -> ConfigDict:
+    """The config with what was given for the options that say which others there are."""
+    c.update_from_flattened_dict({key: given[key] for key in CHOOSERS if key in given})
+    return c
+
+
+def renamed(argument: str, flag: str, c: ConfigDict) -> str:
+    """--FLAG.key=value with the key's name of today."""
+    if not argument.startswith(f"--{flag}."):
+        return argument
+    key, equals, value = argument.removeprefix(f"--{flag}.").partition("=")
+    name, bracket, index = key.partition("[")
+    today = new_key(name, c.model.encoder)
+    if today != name:
+        log.warning("%s is now called %s; the old name goes with the next release", name, today)
+    return f"--{flag}.{today}{bracket}{index}{equals}{value}"

@@ -1,0 +1,121 @@
+"""Commands that write data sets and weights: prepare, bridge, voc-masks, convert."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from forec_jax.commands.arguments import checkpoint_flags, parse, required
+from forec_jax.config import defaults
+from forec_jax.data.datasets import DATASETS
+
+
+def mask_flags(values: flags.FlagValues) -> None:
+    """The flags that say how masks from tags become labels."""
+    flags.DEFINE_float("keep", 0.5, "share of the images, the surest, that get masks", 0, 1, flag_values=values)
+    flags.DEFINE_float("confidence", 0.0, "pixels below it are void; 0: none is", 0, 1, flag_values=values)
+    labelled = "images with their true masks: a list file, or <count>:<seed>; by default none"
+    flags.DEFINE_string("labelled", "", labelled, flag_values=values)
+
+
+def mask_options(values: flags.FlagValues) -> dict[str, Any]:
+    """What `mask_flags` said, as `write_masks` takes it."""
+    return {"keep": values.keep, "confidence": values.confidence, "labelled": values.labelled}
+
+
+def bridge(argv: Sequence[str]) -> int:
+    """Writes masks from tags as a data set that other methods train on (docs/data.md).
+
+    forec-jax bridge --workdir=runs/wsss --out=masks --keep=0.5
+    """
+
+    def define(values: flags.FlagValues) -> None:
+        checkpoint_flags(values)
+        flags.DEFINE_string("out", None, "new folder for the data set", flag_values=values)
+        mask_flags(values)
+
+    values = parse(argv, define, bridge.__doc__)
+    required(values, "workdir", "out")
+    from forec_jax.experiment.label import write_masks
+    from forec_jax.experiment.load import load_run
+
+    run = load_run(Path(values.workdir), values.checkpoint)
+    written = write_masks(run, Path(values.out), network=values.network, **mask_options(values))
+    print(
+        f"{values.out}: {written.from_tags} masks from tags, {written.true} true ones, {written.without} images without"
+    )
+    print(f"train on it by --config=configs/folder.py:forec --config.data.root={values.out}")
+    return 0
+
+
+def prepare(argv: Sequence[str]) -> int:
+    """Packs a raw data set into records ahead of its first use.
+
+    forec-jax prepare --dataset=voc --source=VOCdevkit
+    """
+
+    def define(values: flags.FlagValues) -> None:
+        names = [name for name, entry in DATASETS.items() if entry.holds]
+        flags.DEFINE_enum("dataset", None, names, "which data set", flag_values=values)
+        flags.DEFINE_string("source", None, "its folder, as data.root", flag_values=values)
+        flags.DEFINE_string("prepared", "", "where the records go; by default the cache folder", flag_values=values)
+
+    values = parse(argv, define, prepare.__doc__)
+    required(values, "dataset", "source")
+    from forec_jax.experiment.sources import build_dataset
+
+    c = defaults()
+    c.data.update({"name": values.dataset, "root": values.source, "prepared": values.prepared})
+    dataset = build_dataset(c)
+    for split, source in dataset.sources.items():
+        print(f"{split}: {len(source)} images")
+    return 0
+
+
+def voc_masks(argv: Sequence[str]) -> int:
+    """Makes SegmentationClassAug from VOC's and SBD's own files.
+
+    forec-jax voc-masks --source=VOCdevkit --sbd=SBD --out=VOCdevkit/VOC2012/SegmentationClassAug
+    """
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("source", None, "the folder that holds VOC2012/", flag_values=values)
+        flags.DEFINE_string("sbd", None, "SBD's folder that holds cls/", flag_values=values)
+        flags.DEFINE_string("out", None, "new folder, usually VOC2012/SegmentationClassAug", flag_values=values)
+
+    values = parse(argv, define, voc_masks.__doc__)
+    required(values, "source", "sbd", "out")
+    from forec_jax.data.voc_masks import write_voc_masks
+
+    written = write_voc_masks(Path(values.source), Path(values.sbd), Path(values.out))
+    print(f"{written.from_voc} masks of VOC and {written.from_sbd} of SBD in {values.out}; SHA-256 {written.sha256}")
+    return 0
+
+
+def convert(argv: Sequence[str]) -> int:
+    """Arranges other projects' weights as this library's (docs/weights.md).
+
+    forec-jax convert --from=torchvision --arch=resnet101 --weights=resnet101.pth --out=resnet101.safetensors
+    """
+
+    def define(values: flags.FlagValues) -> None:
+        sources = ["torchvision", "timm", "transformers", "u2pl", "unimatch"]
+        archs = ["resnet18", "resnet34", "resnet50", "resnet101"]
+        flags.DEFINE_enum("from", None, sources, "whose names the tensors have", flag_values=values)
+        flags.DEFINE_enum("arch", None, archs, "which encoder", flag_values=values)
+        flags.DEFINE_string("weights", None, "a .safetensors, .npz or .pth", flag_values=values)
+        flags.DEFINE_string("out", None, "the .safetensors to write", flag_values=values)
+        networks = "which network of a checkpoint; by default the teacher where there is one"
+        flags.DEFINE_enum("network", None, ["teacher", "student"], networks, flag_values=values)
+
+    values = parse(argv, define, convert.__doc__)
+    required(values, "from", "arch", "weights", "out")
+    if not values.out.endswith(".safetensors"):
+        raise flags.Error(f"--out={values.out}: the file's name ends in .safetensors")
+    from forec_jax.models.pretrained import convert_file
+
+    paths = Path(values.weights), Path(values.out)
+    variables, origin = convert_file(*paths, str(values["from"].value), values.arch, values.network)
+    print(f"{values.out}: {origin.arch}, {origin.stem!r} stem, {' and '.join(variables.params)}, from {origin.source}")
+    return 0

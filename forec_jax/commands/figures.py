@@ -1,0 +1,87 @@
+"""Commands that draw: visualize, labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from forec_jax.commands.arguments import checkpoint_flags, config_flag, parse, required, resolve_config
+
+
+def visualize(argv: Sequence[str]) -> int:
+    """Shows what models make of images, and what their reconstruction decoders learned (docs/visualize.md).
+
+    forec-jax visualize --workdir=runs/supervised,runs/forec --images=photos --out=sheets
+    forec-jax visualize --what=classes --workdir=runs/reco --out=sheets
+    """
+
+    def define(values: flags.FlagValues) -> None:
+        checkpoint_flags(values)
+        what = "images: predictions and latent images; classes: how alike the classes' features are, and ReCo's queries"
+        flags.DEFINE_enum("what", "images", ["images", "classes"], what, flag_values=values)
+        flags.DEFINE_string("images", None, "an image, a folder, or ids of the evaluation split", flag_values=values)
+        flags.DEFINE_string("out", None, "folder for the sheets and figures", flag_values=values)
+        flags.DEFINE_string("class", None, "whose mask; by default each image's largest object's", flag_values=values)
+        flags.DEFINE_integer("k", 4, "latent images on a sheet", lower_bound=0, flag_values=values)
+        flags.DEFINE_string("correlate", None, "split over which latents.json is measured", flag_values=values)
+
+    values = parse(argv, define, visualize.__doc__)
+    required(values, "workdir", "out")
+    if values.what == "classes":
+        return visualize_classes(values)
+    if not values.images and not values.correlate:
+        raise flags.Error("--images or --correlate is missing: say what to show, or over which split to measure")
+    from forec_jax.experiment.figures import correlate_runs, load_runs, visualize_runs
+
+    runs, out = load_runs([Path(w) for w in values.workdir.split(",")], values.checkpoint), Path(values.out)
+    if values.images:
+        options = {"network": values.network, "class_name": values["class"].value, "count": values.k}
+        print(f"{visualize_runs(runs, values.images, out, **options)} sheets in {out}")
+    if values.correlate:
+        for name, found in correlate_runs(runs, values.correlate, out)["runs"].items():
+            print(f"{name}: mean correlation {found['mean_correlation']}, by class in {out / 'latents.json'}")
+    return 0
+
+
+def visualize_classes(values: flags.FlagValues) -> int:
+    """Shows how alike the features of the classes are and, on images, which queries and keys ReCo draws."""
+    from forec_jax.experiment.figures import load_runs, query_runs, relate_runs
+
+    runs, out = load_runs([Path(w) for w in values.workdir.split(",")], values.checkpoint), Path(values.out)
+    if values.images:
+        print(f"{query_runs(runs, values.images, out, values['class'].value)} sheets in {out / 'queries'}")
+    for name, found in relate_runs(runs, out).items():
+        for embedding in ("encoder", "representation"):
+            if embedding in found:
+                mean = found[embedding]["mean_similarity"]
+                shown = "none: fewer than two classes occur" if mean is None else f"{mean:.3f}"
+                print(f"{name}, {embedding}: mean similarity of two classes {shown}")
+    print(f"matrix and dendrogram in {out / 'classes.png'}, figures in {out / 'classes.json'}")
+    return 0
+
+
+def labels(argv: Sequence[str]) -> int:
+    """Shows the masks that a training learns from, and what partial labels leave of them.
+
+    forec-jax labels --config=configs/shapes.py:partial_1pc --out=sheets --partial=1px,1%
+    """
+
+    argv = resolve_config(argv)
+
+    def define(values: flags.FlagValues) -> None:
+        config_flag(values, argv)
+        flags.DEFINE_string("out", None, "folder for the sheets", flag_values=values)
+        flags.DEFINE_list("partial", None, "shares to compare, 1px,1%,5%; by default data.partial", flag_values=values)
+        flags.DEFINE_integer("count", 8, "how many labelled images", lower_bound=1, flag_values=values)
+
+    values = parse(argv, define, labels.__doc__)
+    required(values, "config", "out")
+    from forec_jax.experiment.figures import show_labels
+    from forec_jax.experiment.sources import build_training_data
+
+    c = values.config
+    own = [c.data.partial] if c.data.partial else []
+    shares = own if values.partial is None else values.partial
+    c.data.partial = ""  # the sheets show the whole masks too
+    print(f"{show_labels(build_training_data(c), shares, Path(values.out), values.count)} sheets in {values.out}")
+    return 0

@@ -1,0 +1,138 @@
+"""Commands that train: train, chain, plan, options."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from forec_jax.commands.arguments import (
+    config_flag,
+    exit_code,
+    overridden,
+    parse,
+    renamed,
+    required,
+    resolve_config,
+    with_choices,
+)
+from forec_jax.commands.data import mask_flags, mask_options
+from forec_jax.config import load_config
+
+
+def train(argv: Sequence[str]) -> int:
+    """Trains, and goes on where the work directory holds a checkpoint.
+
+    forec-jax train --config=configs/shapes.py:forec --workdir=runs/forec --config.steps=400
+
+    FILE:VARIANT is a file of configs/ and what to train ("+" joins parts: small+mean_teacher+forec). The options that
+    --config.key=value sets are listed by: forec-jax options --config=FILE:VARIANT
+    """
+
+    argv = resolve_config(argv)
+
+    def define(values: flags.FlagValues) -> None:
+        config_flag(values, argv)
+        flags.DEFINE_string("workdir", None, "where everything of the run goes", flag_values=values)
+        process_flags(values)
+
+    values = parse(argv, define, train.__doc__)
+    required(values, "workdir", "config")
+    from forec_jax.experiment.run import run_training
+    from forec_jax.parallel import join
+
+    join(values.coordinator, values.processes, values.process)
+    return exit_code(run_training(values.config, Path(values.workdir)))
+
+
+def process_flags(values: flags.FlagValues) -> None:
+    """The flags that join processes to one run; Slurm, Open MPI and TPU pods need none of them."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+    flags.DEFINE_integer("processes", None, "how many processes", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("process", None, "which one this is, from 0", lower_bound=0, flag_values=values)
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Tells what a training needs, without running it: parameters, FLOPs, memory, hours.
+
+    forec-jax plan --config=configs/voc.py:forec --config.data.root=VOCdevkit --rate=60
+    """
+
+    argv = resolve_config(argv)
+
+    def define(values: flags.FlagValues) -> None:
+        config_flag(values, argv)
+        flags.DEFINE_integer("devices", None, "virtual CPU devices, not the machine's own", 1, flag_values=values)
+        flags.DEFINE_float("rate", None, "images a second, for the hours", 1e-9, flag_values=values)
+        flags.DEFINE_integer("pool", None, "images of the pool, for the epochs", 1, flag_values=values)
+
+    values = parse(argv, define, plan.__doc__)
+    required(values, "config")
+    import jax
+
+    if values.devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", values.devices)
+    from forec_jax.experiment.plan import describe, plan_training
+
+    print(describe(plan_training(values.config), values.config.steps, values.rate, values.pool))
+    return 0
+
+
+def chain(argv: Sequence[str]) -> int:
+    """Trains a segmenter from tags, stage after stage: classifier, WSSSByRec, its masks, segmenter.
+
+    forec-jax chain --config=configs/tags.py:shapes --workdir=runs/tags --wsss.steps=400
+    """
+    from forec_jax.experiment.stages import STAGES, run_chain
+    from forec_jax.experiment.use import compare_runs
+
+    argv = resolve_config(argv)
+    given = next((a.removeprefix("--config=") for a in argv if a.startswith("--config=")), "")
+    for stage in STAGES if given else ():
+        c = with_choices(load_config(stage_file(given, stage), {}), overridden(argv, stage))
+        argv = [renamed(argument, stage, c) for argument in argv]
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("config", None, "FILE[:DATA], such as configs/tags.py:voc+dog", flag_values=values)
+        for stage in STAGES if given else ():
+            file = stage_file(given, stage)
+            config_flags.DEFINE_config_file(stage, file, "a stage's options", flag_values=values, sys_argv=list(argv))
+        flags.DEFINE_string("workdir", None, "where everything of the stages goes", flag_values=values)
+        flags.DEFINE_string("split", "tune", "split whose masks the thresholds are chosen on", flag_values=values)
+        mask_flags(values)
+
+    values = parse(argv, define, chain.__doc__)
+    required(values, "config", "workdir")
+    workdir = Path(values.workdir)
+    configs = {stage: values[stage].value for stage in STAGES}
+    if code := exit_code(run_chain(configs, workdir, split=values.split, masks=mask_options(values))):
+        return code
+    print("\nmIoU (%) of the teacher, last checkpoint\n")
+    print(compare_runs([workdir / stage for stage in STAGES], ["val"], "teacher", "last"))
+    return 0
+
+
+def stage_file(given: str, stage: str) -> str:
+    """FILE:VARIANT of a stage of a chain."""
+    return f"{given}{'+' if ':' in given else ':'}{stage}"
+
+
+def options(argv: Sequence[str]) -> int:
+    """Lists options with their defaults and meanings: all, or those that apply to a config, with its values.
+
+    forec-jax options optim
+    forec-jax options --config=configs/voc.py:small+ps_mt
+    """
+    prefix = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else ""
+    argv = [argv[0], *argv[2:]] if prefix else argv
+    argv = resolve_config(argv)
+
+    def define(values: flags.FlagValues) -> None:
+        config_flag(values, argv)
+
+    values = parse(argv, define, options.__doc__)
+    from forec_jax.experiment.listing import options_table
+
+    print(options_table(prefix, values.config))
+    return 0

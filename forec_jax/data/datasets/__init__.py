@@ -1,0 +1,6 @@
+"""The data sets: one file each, listed here."""
+
+from forec_jax.data.datasets import camvid, cityscapes, folder, shapes, sunrgbd, voc
+
+DATASETS = {module.ENTRY.name: module.ENTRY for module in (shapes, voc, camvid, cityscapes, sunrgbd, folder)}
+"""By the name that data.name has."""

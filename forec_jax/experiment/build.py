@@ -1,0 +1,228 @@
+"""From a config to the objects of a run: network, method, optimiser, mesh, evaluator."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from forec_jax.augment import MixingOptions, Photometric, mixing_of, photometric
+from forec_jax.config import decoder_name, method_entry
+from forec_jax.contracts import HeadSpec, Method, Network, TrainState, Variables
+from forec_jax.data import Labels
+from forec_jax.evaluation import Buckets, EvaluationOptions, Evaluator, Predicts, SlidingWindow
+from forec_jax.evaluation.evaluate import Mode
+from forec_jax.methods import Auxiliary
+from forec_jax.methods.entry import Guide, Parts, TaskParts
+from forec_jax.methods.parts.teacher import EmaOptions
+from forec_jax.methods.parts.views import Colour
+from forec_jax.methods.tasks import TASKS
+from forec_jax.methods.tasks.reconstruction import RECONSTRUCTION, PixelSpace
+from forec_jax.models import WeightsError, assemble, filled, fitting_weights
+from forec_jax.models.decoders import DECODERS
+from forec_jax.models.encoders import ENCODERS
+from forec_jax.models.network import EncoderEntry, Form, ModelOptions
+from forec_jax.options import OptionError, choose, from_config
+from forec_jax.parallel import global_batch, local_mesh, make_mesh
+from forec_jax.training import (
+    OptimizerOptions,
+    Schedule,
+    drop_not_finite,
+    make_optimizer,
+    poly_schedule,
+    with_own_optimizers,
+)
+from forec_jax.training.step import Step
+
+
+def no_guide(role: str) -> Guide | None:
+    """No run to learn from."""
+    del role
+    return None
+
+
+def build_method(
+    c: ConfigDict,
+    labels: Labels,
+    more: tuple[Auxiliary, ...] = (),
+    guide: Callable[[str], Guide | None] = no_guide,
+    mesh: Mesh | None = None,
+) -> Method:
+    """The method with its networks and auxiliary tasks: those of the config, and `more`, which no config knows.
+
+    `guide` gives the trained runs that the method learns from, by their roles; `mesh` is the devices of a training.
+    """
+    entry = method_entry(c)
+    parts = build_parts(c, labels, (*build_auxiliary(c, labels, mesh), *more), guide)
+    return entry.build(from_config(entry.options, c.method[entry.name], f"method.{entry.name}"), parts)
+
+
+def build_parts(
+    c: ConfigDict, labels: Labels, auxiliary: tuple[Auxiliary, ...], guide: Callable[[str], Guide | None]
+) -> Parts:
+    """All that a method may be built from."""
+    mixing = from_config(MixingOptions, c.augment, "augment")
+    return Parts(
+        labels=labels,
+        network=functools.partial(build_network, c),
+        auxiliary=auxiliary,
+        colour=build_colour(c),
+        mixing=mixing_of(mixing, len(labels.classes)),
+        mix_labelled=mixing.mix_labelled,
+        ema=from_config(EmaOptions, c.ema, "ema"),
+        steps=c.steps,
+        partial=bool(c.data.partial),
+        compute_dtype=compute_dtype(c),
+        shared=lambda block: from_config(block, c.method, "method"),
+        guide=guide,
+    )
+
+
+def build_auxiliary(c: ConfigDict, labels: Labels, mesh: Mesh | None) -> tuple[Auxiliary, ...]:
+    """The auxiliary tasks, in the order of their names."""
+    tasks = []
+    for name in sorted(c.auxiliary):
+        entry = TASKS[choose("auxiliary", name, tuple(TASKS))]
+        options: Any = from_config(entry.options, c.auxiliary[name], f"auxiliary.{name}")
+        tasks.append(Auxiliary(options.weight, entry.build(options, TaskParts(labels, mesh))))
+    return tuple(tasks)
+
+
+def build_colour(c: ConfigDict) -> Colour:
+    """The colour changes of the student's view."""
+    options = from_config(Photometric, c.augment, "augment")
+    return lambda key, image, valid: photometric(key, image, options, valid)
+
+
+def compute_dtype(c: ConfigDict) -> Any:
+    """The dtype of activations."""
+    return jnp.dtype(choose("compute_dtype", c.compute_dtype, ("float32", "bfloat16")))
+
+
+def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
+    """The network; its first weights come from model.weights where that is set."""
+    m = from_config(ModelOptions, c.model, "model")
+    encoder = ENCODERS[choose("model.encoder", m.encoder, tuple(ENCODERS))]
+    decoder, form = DECODERS[decoder_name(c)], Form(m.bn_momentum, compute_dtype(c))
+    options: Any = from_config(encoder.options, c.model[encoder.name], f"model.{encoder.name}")
+    decoder_options: Any = from_config(decoder.options, c.model[decoder.name], f"model.{decoder.name}")
+    try:
+        network = assemble(encoder.build(m.encoder, options, form), decoder.build(decoder_options, form), heads)
+    except ValueError as error:
+        raise OptionError(f"model.encoder={m.encoder!r} with model.decoder={decoder.name!r}: {error}") from error
+    return with_weights(network, m, encoder, options, c.seed) if m.weights else network
+
+
+def with_weights(network: Network, m: ModelOptions, encoder: EncoderEntry, options: Any, seed: int) -> Network:
+    """The network that starts from the weights of model.weights. Raises OptionError where they do not fit."""
+    if encoder.weights is None:
+        raise OptionError(
+            f"model.weights={m.weights!r}: model.encoder={m.encoder!r} starts from random weights; leave it empty"
+        )
+    try:
+        stored = encoder.weights(m.weights, m.encoder, options)
+        weights = fitting_weights(stored, jax.eval_shape(network.init, jax.random.key(seed)))
+    except WeightsError as error:
+        forms = [
+            f"model.{encoder.name}.{key}={vars(options)[key]!r}" for key in ("stem", "width") if key in vars(options)
+        ]
+        published = (
+            "" if vars(options).get("width", 1) == 1 else f"; published weights need model.{encoder.name}.width=1"
+        )
+        chosen = ", ".join((f"model.encoder={m.encoder!r}", *forms))
+        raise OptionError(f"model.weights={m.weights!r} with {chosen}: {error}{published}") from error
+    return network._replace(init=functools.partial(pretrained_init, network, weights))
+
+
+def pretrained_init(network: Network, weights: Variables, key: jax.Array) -> Variables:
+    """A network's first variables with pretrained ones in their places."""
+    return filled(network.init(key), weights)
+
+
+def with_epoch(c: ConfigDict, steps: int) -> ConfigDict:
+    """The config with the options of its method that follow from an epoch of so many steps; often as it is."""
+    entry = method_entry(c)
+    changes = entry.of_epoch(from_config(entry.options, c.method[entry.name], f"method.{entry.name}"), steps)
+    if not changes or not steps:
+        return c
+    resolved = c.copy_and_resolve_references()
+    resolved.method[entry.name].update(changes)
+    return resolved
+
+
+def build_optimizer(c: ConfigDict) -> optax.GradientTransformation:
+    """The optimiser with its schedule; some networks have one to themselves, with the same decay over time."""
+    o, entry = from_config(OptimizerOptions, c.optim, "optim"), method_entry(c)
+
+    def decayed(peak: float) -> optax.Schedule:
+        return poly_schedule(peak, c.steps, o.poly_power, warmup=0)
+
+    own = entry.optimizers(from_config(entry.options, c.method[entry.name], f"method.{entry.name}"), decayed)
+    return with_own_optimizers(make_optimizer(o, c.steps), own)
+
+
+def build_guard(c: ConfigDict) -> Callable[[Step], Step]:
+    """What on_nan puts around the step: nothing, as the loop stops by itself, or what drops an update."""
+    return drop_not_finite if choose("on_nan", c.on_nan, ("stop", "skip")) == "skip" else lambda step: step
+
+
+def build_schedule(c: ConfigDict) -> Schedule:
+    """When to log, evaluate and save."""
+    return from_config(Schedule, c, "")
+
+
+def build_mesh(c: ConfigDict) -> Mesh:
+    """The device mesh; checks that the batch spreads evenly over it."""
+    mesh = make_mesh(c.mesh.fsdp)
+    for key in ("labelled", "unlabelled", "tagged"):
+        rows = global_batch(mesh, c.batch[key], f"batch.{key}")
+        if rows // mesh.size % c.accumulate:
+            raise OptionError(
+                f"accumulate={c.accumulate} must divide the {rows // mesh.size} {key} rows of each device"
+            )
+    return mesh
+
+
+def side_multiple(method: Method) -> int:
+    """What padded image sides must be multiples of for a method's networks."""
+    return max((network.multiple for network in method.networks.values()), default=1)
+
+
+def build_evaluator(c: ConfigDict, method: Method, labels: Labels, mesh: Mesh) -> Evaluator:
+    """Scores the method on a source."""
+    devices = local_mesh(mesh).size
+    buckets = build_buckets(c, method, -(-c.eval.batch // mesh.size) * devices)
+    seen: Mode = "center_crop" if c.eval.mode == "center_crop" else "whole"
+    return Evaluator(build_predicts(c, method), len(labels.classes), mesh, buckets, seen, c.eval.crop)
+
+
+def build_buckets(c: ConfigDict, method: Method, batch: int) -> Buckets:
+    """How images become batches of few shapes. Raises OptionError for sides that the networks cannot take."""
+    multiple = side_multiple(method)
+    if c.eval.bucket % multiple:
+        raise OptionError(f"eval.bucket={c.eval.bucket} must be a multiple of {multiple}")
+    return Buckets(c.eval.bucket, batch)
+
+
+def build_predicts(c: ConfigDict, method: Method) -> Predicts:
+    """What predicts an image: the method on all of it at once, or, with eval.mode="sliding", window by window."""
+    o = from_config(EvaluationOptions, c.eval, "eval")
+    if o.mode != "sliding":
+        return method
+    return SlidingWindow(method, o.crop, max(round(o.crop * o.stride_fraction), 1), side_multiple(method))
+
+
+def network_variables(state: TrainState, network: str) -> dict[str, Variables]:
+    """The teacher's or the student's networks, as Method.predict takes them; the student's where there is no teacher."""
+    if choose("--network", network, ("teacher", "student")) == "teacher" and state.teacher:
+        return state.teacher
+    return {name: Variables(state.params[name], state.batch_stats[name]) for name in state.params}
+
+
+def pixel_space(c: ConfigDict) -> PixelSpace:
+    """The space that the reconstruction head paints in; "unit" for a run without one."""
+    return c.auxiliary.reconstruction.pixel_space if RECONSTRUCTION in c.auxiliary else "unit"

@@ -1,0 +1,146 @@
+"""Models read back from work directories."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from forec_jax.config import method_entry
+from forec_jax.contracts import Method, Thresholded, TrainState
+from forec_jax.data import Labels
+from forec_jax.evaluation import ThresholdSweep
+from forec_jax.experiment import build, sources
+from forec_jax.experiment.workdir import WorkdirError, damage_named, read_config, read_labels
+from forec_jax.methods.entry import Guide
+from forec_jax.options import choose, from_config
+from forec_jax.parallel import make_mesh, replicated
+from forec_jax.training import Checkpoints, abstract_state
+from forec_jax.training.reporting import write_json
+
+log = logging.getLogger(__name__)
+
+THRESHOLD = "mask_threshold.json"
+"""The threshold chosen for a run's masks, with the split and the number of masks that it was chosen on."""
+
+
+class Run(NamedTuple):
+    """A model read back from a work directory."""
+
+    config: ConfigDict
+    labels: Labels
+    method: Method
+    state: TrainState
+    mesh: Mesh
+
+
+def load_run(workdir: Path, checkpoint: str) -> Run:
+    """The model of a work directory; `checkpoint` is "last" or "best". Raises WorkdirError where there is none."""
+    choose("--checkpoint", checkpoint, ("last", "best"))
+    stored = workdir / "config.json"
+    if not stored.exists():
+        raise WorkdirError(f"--workdir={workdir} holds no run (no config.json); train one there first")
+    c = read_config(stored)
+    labels = read_labels(workdir / "labels.json")
+    mesh = make_mesh()
+    method = with_chosen_threshold(stored_method(c, labels, workdir), workdir)
+    abstract = abstract_state(method, build.build_optimizer(c), c.seed, replicated(mesh))
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    state = checkpoints.restore_best(abstract) if checkpoint == "best" else checkpoints.restore_last(abstract)
+    checkpoints.close()
+    if state is None:
+        raise WorkdirError(f"--workdir={workdir} holds no {checkpoint} checkpoint yet; train longer")
+    return Run(c, labels, method, state, mesh)
+
+
+def stored_method(c: ConfigDict, labels: Labels, workdir: Path) -> Method:
+    """The method of a stored run, whose weights are in its checkpoint, as are those of the runs that it learned from."""
+    c.model.weights = ""  # that file may be gone
+
+    def kept_guide(role: str) -> Guide | None:
+        file = workdir / f"{role}.json"
+        if not file.exists():
+            return None
+        guiding = read_config(file)
+        guiding.model.weights = ""
+        return Guide(str(file), guiding.method.name, build.build_method(guiding, labels), labels, None)
+
+    return build.build_method(c, labels, guide=kept_guide)
+
+
+def guides(c: ConfigDict) -> dict[str, str]:
+    """The work directories of the runs that a config's method learns from, by role."""
+    entry = method_entry(c)
+    named = entry.guides(from_config(entry.options, c.method[entry.name], f"method.{entry.name}"))
+    return {role: workdir for role, workdir in named.items() if workdir}
+
+
+def guide_of(c: ConfigDict) -> Callable[[str], Guide | None]:
+    """What gives the trained runs that a config's method learns from, by role."""
+    workdirs = guides(c)
+
+    def guide(role: str) -> Guide | None:
+        if role not in workdirs:
+            return None
+        run = load_run(Path(workdirs[role]), "last")
+        (variables,) = jax.device_get(build.network_variables(run.state, "student")).values()
+        return Guide(workdirs[role], run.config.method.name, run.method, run.labels, variables)
+
+    return guide
+
+
+def keep_guides(c: ConfigDict, workdir: Path) -> None:
+    """Writes the configs of the runs that a training learns from into its own work directory: they may be gone later."""
+    for role, guiding in guides(c).items():
+        write_json(workdir / f"{role}.json", json.loads((Path(guiding) / "config.json").read_text(encoding="utf-8")))
+
+
+def with_chosen_threshold(method: Method, workdir: Path) -> Method:
+    """The method with the threshold that `forec-jax threshold` chose for its masks, if it did."""
+    if not isinstance(method, Thresholded) or not (workdir / THRESHOLD).exists():
+        return method
+    with damage_named(workdir / THRESHOLD, "remove it, and have it chosen anew by forec-jax threshold"):
+        chosen = json.loads((workdir / THRESHOLD).read_text(encoding="utf-8"))
+        threshold, masks, split = float(chosen["threshold"]), chosen["masks"], chosen["split"]
+    log.info("%s: mask threshold %.2f, chosen on %s masks of %s", workdir, threshold, masks, split)
+    changed: Any = dataclasses.replace(method, mask_threshold=threshold)  # type: ignore[type-var]
+    return changed
+
+
+def choose_threshold(run: Run, workdir: Path, split: str, network: str) -> dict[str, Any]:
+    """Chooses the threshold of a run's masks by mIoU on a split, and writes it where the other commands look for it.
+
+    Raises WorkdirError for a run whose masks do not come from tags.
+    """
+    if not isinstance(run.method, Thresholded):
+        raise WorkdirError(f"{workdir} is a run of {run.config.method.name}, which has no mask threshold")
+    if split == run.config.eval.split:
+        log.warning(
+            "the threshold is chosen on %s, on which the run is scored too: that score will be optimistic", split
+        )
+    rows = -(-run.config.eval.batch // run.mesh.size) * run.mesh.size
+    sweep = ThresholdSweep(run.method, len(run.labels.classes), build.build_buckets(run.config, run.method, rows))
+    source = sources.build_dataset(run.config).source(split)
+    mious = sweep(build.network_variables(run.state, network), source)
+    best = max(mious, key=lambda threshold: mious[threshold])
+    found = {
+        "threshold": best,
+        "masks": len(source),
+        "split": split,
+        "network": network,
+        "step": int(run.state.step),
+        "miou": {f"{threshold:.2f}": miou for threshold, miou in mious.items()},
+    }
+    write_json(workdir / THRESHOLD, found)
+    return found
+
+
+def palette_of(labels: Labels) -> np.ndarray:
+    """u8[K,3]."""
+    return np.asarray(labels.palette, np.uint8)

@@ -1,0 +1,196 @@
+"""Training in a work directory: built from a config, gone on with from its last checkpoint."""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from forec_jax.config import check_options, chosen
+from forec_jax.contracts import Method, TrainState
+from forec_jax.data import Example, Source
+from forec_jax.evaluation import Evaluator
+from forec_jax.experiment import build, sources
+from forec_jax.experiment import workdir as places
+from forec_jax.experiment.load import guide_of, keep_guides, palette_of
+from forec_jax.experiment.summary import evaluate_networks, is_best, summary
+from forec_jax.locking import only_run_in
+from forec_jax.parallel import is_primary, on_local_devices
+from forec_jax.training import (
+    CheckpointError,
+    Checkpoints,
+    Interruption,
+    Onlooker,
+    Reporter,
+    abstract_state,
+    compile_step,
+    create_state,
+    state_sharding,
+    train,
+)
+from forec_jax.training.reporting import write_json
+from forec_jax.visualize.panel import Panel
+
+log = logging.getLogger(__name__)
+
+
+class Built(NamedTuple):
+    """All objects of a training."""
+
+    config: ConfigDict  # the options that apply, with those that follow from the data
+    data: sources.TrainingData
+    streams: sources.Streams
+    method: Method
+    mesh: Mesh
+
+
+def run_training(c: ConfigDict, workdir: Path) -> int | None:
+    """Trains by the config in `workdir`, going on from its last checkpoint; returns the signal that ended it, if any.
+
+    Raises LockedError where another run is using `workdir`. Of several processes the first one writes everything but the
+    checkpoints, which all write.
+    """
+    with ExitStack() as stack:
+        if is_primary():
+            places.make_workdir(workdir)
+            stack.enter_context(only_run_in(workdir))
+        return train_in(workdir, c)
+
+
+def build_training(c: ConfigDict) -> Built:
+    """Checks a config and builds what it describes. Raises OptionError or DataError for what cannot be used."""
+    check_options(c)
+    c = chosen(c)
+    mesh = build.build_mesh(c)
+    data = sources.build_training_data(c)
+    c = build.with_epoch(c, sources.epoch_of(c, data))
+    method = build.build_method(c, data.dataset.labels, guide=guide_of(c), mesh=mesh)
+    return Built(c, data, sources.build_streams(c, data), method, mesh)
+
+
+def train_in(workdir: Path, c: ConfigDict) -> int | None:
+    """`run_training` in a work directory that is there, and is this run's alone."""
+    built = build_training(c)
+    if is_primary():
+        places.begin(workdir, built.config, built.data.dataset.labels, built.data.split)
+        keep_guides(built.config, workdir)
+    places.meet(workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state = first_or_resumed(built, checkpoints)
+    first_step = int(jax.device_get(state.step))
+    reporter = (Reporter if is_primary() else Onlooker)(
+        workdir,
+        steps=built.config.steps,
+        first_step=first_step,
+        images_per_step=sum(built.streams.rows),
+    )
+    pictures = build_panel(built)
+    log.info("the first step takes longer: it compiles the program, a minute or so on a CPU")
+    with Interruption() as interruption:
+        try:
+            state, stopped_by = train_built(built, state, pictures, checkpoints, reporter, interruption)
+        except BaseException:
+            if jax.process_count() == 1:  # of several, one that is gone would be waited for
+                close_after_error(checkpoints)
+            raise
+        finally:
+            reporter.close()
+        checkpoints.close()
+    shown = shown_state(built.mesh, state)
+    if is_primary() and stopped_by is None:
+        pictures.save(shown, workdir / "pictures" / "last.png")
+        write_json(workdir / "summary.json", summary(built.config, built.data, reporter.events))
+    return stopped_by
+
+
+def train_built(
+    built: Built,
+    state: TrainState,
+    pictures: Panel,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    interruption: Interruption,
+) -> tuple[TrainState, int | None]:
+    """Runs the loop from `state` on; returns the last state and the signal that ended it, if any."""
+    c, mesh = built.config, built.mesh
+    first_step = int(jax.device_get(state.step))
+    evaluator = build.build_evaluator(c, built.method, built.data.dataset.labels, mesh)
+    return train(
+        state,
+        first_step=first_step,
+        step=compile_step(
+            built.method,
+            build.build_optimizer(c),
+            seed=c.seed,
+            accumulate=c.accumulate,
+            mesh=mesh,
+            wrap=build.build_guard(c),
+        ),
+        batches=built.streams.batches(first_step, jax.process_index(), jax.process_count()),
+        batch_ids=built.streams.ids,
+        evaluate=make_evaluate(evaluator, built.data.validation, pictures, reporter, mesh),
+        is_best=lambda results: is_best(results, reporter.events),
+        schedule=build.build_schedule(c),
+        checkpoints=checkpoints,
+        reporter=reporter,
+        interruption=interruption,
+        mesh=mesh,
+    )
+
+
+def close_after_error(checkpoints: Checkpoints) -> None:
+    """Closes the checkpoints of a training that an error ended; that error is told, so one of their own is a warning."""
+    try:
+        checkpoints.close()
+    except CheckpointError as error:
+        log.warning("%s", error)
+
+
+def shown_state(mesh: Mesh, state: TrainState) -> TrainState:
+    """What pictures need of a state, on this process's devices; every process must call it."""
+    return on_local_devices(mesh, state._replace(opt_state=(), memory=()))
+
+
+def first_or_resumed(built: Built, checkpoints: Checkpoints) -> TrainState:
+    """The last checkpoint's state, or a new one."""
+    c, method = built.config, built.method
+    tx = build.build_optimizer(c)
+    sharding = state_sharding(method, tx, c.seed, built.mesh)
+    state = checkpoints.restore_last(abstract_state(method, tx, c.seed, sharding))
+    if state is None:
+        return create_state(method, tx, c.seed, sharding)
+    step = int(jax.device_get(state.step))
+    log.info("going on from step %d of %s", step, checkpoints.folder)
+    checkpoints.drop_after(step)
+    return state
+
+
+def build_panel(built: Built) -> Panel:
+    """What shows the first validation images at each evaluation."""
+    c, method = built.config, built.method
+    examples = pictured(built.data.validation, c.eval.pictures)
+    palette = palette_of(built.data.dataset.labels)
+    return Panel(method, build.build_predicts(c, method), palette, examples, c.eval.bucket, build.pixel_space(c))
+
+
+def pictured(source: Source, count: int) -> list[Example]:
+    """The first `count` examples, which are shown at each evaluation."""
+    return [source[index] for index in range(min(count, len(source)))]
+
+
+def make_evaluate(
+    evaluator: Evaluator, source: Source, pictures: Panel, reporter: Reporter, mesh: Mesh
+) -> Callable[[TrainState, int, Callable[[], bool]], dict[str, Any]]:
+    """What the loop calls to evaluate: scores both networks on `source`, and shows the pictures."""
+
+    def evaluate(state: TrainState, step: int, stop: Callable[[], bool]) -> dict[str, Any]:
+        shown = shown_state(mesh, state)
+        if is_primary() and (picture := pictures.draw(shown)) is not None:
+            reporter.picture(step, "examples", picture)
+        return evaluate_networks(evaluator, state, source, stop)
+
+    return evaluate

@@ -1,0 +1,252 @@
+"""From a config to the images of a run: data set, split and sources."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from forec_jax.contracts import Batch
+from forec_jax.data import (
+    Dataset,
+    Geometry,
+    Labels,
+    PartialLabels,
+    Source,
+    Split,
+    Tags,
+    WithTags,
+    balanced,
+    batch_ids,
+    check_tags,
+    class_coverage,
+    classes_in_images,
+    one_against_rest,
+    parse_partial,
+    read_tags,
+    resolve_split,
+    select,
+    tag_indices,
+    tagged_split,
+    tags_of_folders,
+    tags_of_masks,
+    train_batches,
+    with_longest_side,
+)
+from forec_jax.data.datasets import DATASETS
+from forec_jax.data.pipeline import ReadingOptions
+from forec_jax.data.published import check_protocol, protocol_names, published_name, published_origins
+from forec_jax.data.source import DataEntry
+from forec_jax.methods.tag_classifier import foreground_classes
+from forec_jax.options import OptionError, choose, from_config
+
+log = logging.getLogger(__name__)
+
+
+class TrainingData(NamedTuple):
+    """The sources of a run."""
+
+    dataset: Dataset
+    split: Split
+    labelled: Source | None
+    unlabelled: Source | None
+    validation: Source
+    tagged: WithTags | None = None
+
+
+def data_entry(c: ConfigDict) -> DataEntry:
+    """The entry of the config's data set. Raises OptionError for an unknown one."""
+    entry: DataEntry = DATASETS[choose("data.name", c.data.name, tuple(DATASETS))]
+    return entry
+
+
+def data_options(c: ConfigDict, entry: DataEntry) -> Any:
+    """The data set's own options."""
+    return from_config(entry.options, c.data[entry.name], f"data.{entry.name}")
+
+
+def build_dataset(c: ConfigDict) -> Dataset:
+    """The data set that data.name names, with one class against the rest where data.tag is set."""
+    return with_tag(build_full_dataset(c), c.data.tag)
+
+
+def build_full_dataset(c: ConfigDict) -> Dataset:
+    """The data set that data.name names, with all its classes."""
+    entry = data_entry(c)
+    if entry.holds and not c.data.root:
+        raise OptionError(f"data.root is empty: set it to the folder that holds {entry.holds}")
+    prepared = Path(c.data.prepared) if c.data.prepared else None
+    dataset = entry.load(Path(c.data.root), prepared, data_options(c, entry))
+    return with_background(with_longest_side(dataset, c.data.longest_side), c.data.background)
+
+
+def planned_labels(c: ConfigDict) -> Labels:
+    """The classes and background of the config's data set; no image is opened."""
+    entry = data_entry(c)
+    labels = entry.labels(Path(c.data.root), data_options(c, entry))
+    without_images = Dataset(entry.name, labels.classes, labels.palette, {}, labels.background_classes)
+    return with_tag(with_background(without_images, c.data.background), c.data.tag).labels
+
+
+def with_tag(dataset: Dataset, tag: str) -> Dataset:
+    """The data set with the class `tag` against the rest; with all its classes where `tag` is empty."""
+    if not tag:
+        return dataset
+    classes = [name for k, name in enumerate(dataset.classes) if k not in dataset.background_classes]
+    return one_against_rest(dataset, choose("data.tag", tag, tuple(classes)))
+
+
+def with_background(dataset: Dataset, names: str) -> Dataset:
+    """The data set with other background classes, "name,name"; with its own where `names` is empty."""
+    if not names:
+        return dataset
+    chosen = (choose("data.background", name.strip(), dataset.classes) for name in names.split(","))
+    return dataclasses.replace(dataset, background_classes=tuple(dataset.classes.index(name) for name in chosen))
+
+
+def build_training_data(c: ConfigDict) -> TrainingData:
+    """Data set, split and sources; warns of classes that no labelled image shows."""
+    if c.data.protocol and (c.batch.tagged or c.data.partial):
+        raise OptionError(
+            f"data.protocol={c.data.protocol!r} claims the whole masks of a published list; "
+            "leave it empty with tags and with data.partial"
+        )
+    if c.batch.tagged:
+        return build_tagged_data(c)
+    dataset = build_dataset(c)
+    pool, validation = dataset.source(c.data.pool), dataset.source(c.eval.split)
+    on_corrupt = from_config(ReadingOptions, c.data, "data").on_corrupt
+    split = resolve_split(
+        pool_ids=pool.ids,
+        validation_ids=evaluation_ids(dataset, c.data.pool),
+        maskless=dataset.maskless,
+        labelled=c.data.labelled,
+        unlabelled=c.data.unlabelled if c.batch.unlabelled else "none",
+        classes_of=lambda ids: classes_in_images(select(pool, ids), len(dataset.classes), on_corrupt),
+    )
+    claim_protocol(c, split)
+    labelled: Source = select(pool, split.labelled)
+    if missing := class_coverage(labelled, len(dataset.classes), on_corrupt):
+        names = ", ".join(dataset.classes[index] for index in missing)
+        log.warning("no labelled image shows: %s. These classes cannot be learned; label an image of each", names)
+    unlabelled = select(pool, split.unlabelled).without_labels() if c.batch.unlabelled else None
+    return TrainingData(dataset, split, with_partial_labels(labelled, c.data.partial), unlabelled, validation)
+
+
+def with_partial_labels(labelled: Source, partial: str) -> Source:
+    """The source with a part of each mask, "1px" or "5%"; as it is where `partial` is empty, or "masks" hold a part."""
+    if partial in ("", "masks"):
+        return labelled
+    try:
+        share, seed = parse_partial(partial)
+    except ValueError as error:
+        raise OptionError(f"data.partial={error}") from error
+    return PartialLabels(labelled, share, seed)
+
+
+def build_tagged_data(c: ConfigDict) -> TrainingData:
+    """Data set and sources of a run that sees image-level tags; its tagged stream cannot open a mask.
+
+    With data.tag, images with and without the tag are equally many (the paper draws a batch's halves from either).
+    """
+    full = build_full_dataset(c)
+    dataset = with_tag(full, c.data.tag)
+    pool = dataset.source(c.data.pool)
+    split = tagged_split(pool_ids=pool.ids, validation_ids=evaluation_ids(dataset, c.data.pool))
+    foreground = foreground_classes(dataset.labels)
+    tags = build_tags(c, full, dataset)
+    check_tags(tags, dataset.classes, foreground)
+    images: Source = pool.without_labels()
+    if c.data.tag:
+        images = balanced(images, tags, foreground[0])
+    tagged = WithTags(images, len(dataset.classes), {name: tuple(present) for name, present in tags.items()})
+    return TrainingData(dataset, split, None, None, dataset.source(c.eval.split), tagged)
+
+
+def build_tags(c: ConfigDict, full: Dataset, dataset: Dataset) -> Tags:
+    """The tags of the pool's images as classes of `dataset`; names are looked up among those of the `full` one."""
+    pool = dataset.source(c.data.pool)
+    match c.data.tags:
+        case "masks":
+            return tags_of_masks(pool, len(dataset.classes))
+        case "folders":
+            named = tags_of_folders(pool.ids)
+        case path:
+            named = read_tags(Path(path), pool.ids)
+    return tag_indices(named, full.classes, dataset.classes)
+
+
+def claim_protocol(c: ConfigDict, split: Split) -> None:
+    """Says which published list a list file is, and holds the split to data.protocol; raises DataError where it differs."""
+    if c.data.protocol:
+        check_protocol(choose("data.protocol", c.data.protocol, ("", *protocol_names())), split)
+    if Path(c.data.labelled).is_file():
+        if name := published_name(split.sha256):
+            is_what = f"the published list {name} ({published_origins(name)})"
+        else:
+            is_what = "no published list that the library knows"
+        log.info("%s: %d images, SHA-256 %s, %s", c.data.labelled, len(split.labelled), split.sha256, is_what)
+
+
+def evaluation_ids(dataset: Dataset, pool: str) -> set[str]:
+    """The ids of every split that is not for training: none of them may be trained on."""
+    return {
+        i
+        for name, source in dataset.sources.items()
+        if not name.startswith("train") and name != pool
+        for i in source.ids
+    }
+
+
+class Streams(NamedTuple):
+    """Which examples a batch holds, and how they are read."""
+
+    data: TrainingData
+    rows: tuple[int, int, int]  # labelled, unlabelled and tagged, of the global batch
+    geometry: Geometry
+    reading: ReadingOptions
+    seed: int
+
+    def batches(self, first_step: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """A process's rows of the batches from `first_step` on."""
+        return train_batches(
+            **self._which(),
+            geometry=self.geometry,
+            start_step=first_step,
+            process_index=process,
+            process_count=processes,
+            workers=self.reading.workers,
+            on_corrupt=self.reading.on_corrupt,
+        )
+
+    def ids(self, step: int) -> dict[str, tuple[str, ...]]:
+        """The ids of a step's batch by its part."""
+        return batch_ids(**self._which(), step=step)
+
+    def _which(self) -> dict[str, Any]:
+        labelled, unlabelled, tagged = self.rows
+        return {
+            "labelled": self.data.labelled,
+            "unlabelled": self.data.unlabelled,
+            "tagged": self.data.tagged,
+            "batch_labelled": labelled,
+            "batch_unlabelled": unlabelled,
+            "batch_tagged": tagged,
+            "seed": self.seed,
+        }
+
+
+def build_streams(c: ConfigDict, data: TrainingData) -> Streams:
+    """The streams of a training."""
+    rows = (c.batch.labelled, c.batch.unlabelled, c.batch.tagged)
+    reading = from_config(ReadingOptions, c.data, "data")
+    return Streams(data, rows, from_config(Geometry, c.data, "data"), reading, c.seed)
+
+
+def epoch_of(c: ConfigDict, data: TrainingData) -> int:
+    """The steps that show each unlabelled image once; with partial labels alone, each labelled one; 0 where tags are."""
+    if data.unlabelled is not None:
+        return -(-len(data.unlabelled) // c.batch.unlabelled)
+    return 0 if data.labelled is None else -(-len(data.labelled) // c.batch.labelled)

@@ -1,0 +1,171 @@
+"""A work directory: what a run keeps of itself beside its checkpoints, and when it may be gone on with."""
+
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import forec_jax
+from forec_jax.config import chosen, defaults
+from forec_jax.data import Labels
+from forec_jax.data.splits import Split, list_sha256
+from forec_jax.keys import flat, new_key
+from forec_jax.methods.tasks import TASKS
+from forec_jax.options import to_config
+from forec_jax.parallel import barrier
+from forec_jax.plugins import use_plugin
+from forec_jax.training import holds_any
+from forec_jax.training.reporting import write_json
+
+SPLIT = "split.json"
+"""The SHA-256 of the images that a run is trained on, which its config names by the path of a list alone."""
+
+
+class WorkdirError(ValueError):
+    """A work directory that cannot be used; the message says why and what to do."""
+
+
+def make_workdir(workdir: Path) -> None:
+    """Makes the work directory where there is none. Raises WorkdirError where it cannot be used."""
+    try:
+        str(workdir.absolute()).encode()  # as the library that writes checkpoints will
+    except UnicodeEncodeError as error:
+        raise WorkdirError(
+            f"--workdir={str(workdir)!a} has characters that this locale cannot spell; set PYTHONUTF8=1, or choose another"
+        ) from error
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise WorkdirError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from error
+
+
+def begin(workdir: Path, c: ConfigDict, labels: Labels, split: Split) -> None:
+    """Writes what a run is to the work directory, or checks that config and images are those of the run already there.
+
+    As long as that run has no checkpoint there is nothing to go on from: it failed at its start, and may be mended.
+    """
+    stored = workdir / "config.json"
+    content = json.loads(c.to_json())
+    if stored.exists() and holds_any(workdir / "checkpoints"):
+        check_same_config(json.loads(read_config(stored).to_json()), content, workdir)
+        check_same_images(split, c, workdir)
+    write_json(workdir / SPLIT, image_sums(split))
+    write_json(stored, content)
+    write_json(workdir / "labels.json", labels._asdict())
+
+
+def image_sums(split: Split) -> dict[str, str]:
+    """The SHA-256 of the images that are trained on, by the part of the split; where tags are learned from, of those."""
+    return {"labelled": split.sha256, "unlabelled": list_sha256(split.unlabelled)}
+
+
+@contextmanager
+def damage_named(path: Path, remedy: str) -> Iterator[None]:
+    """Turns what a damaged JSON file raises, read and taken apart inside, into a WorkdirError that names file and remedy."""
+    try:
+        yield
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise WorkdirError(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def read_config(path: Path) -> ConfigDict:
+    """The config of a run. Options that came with a later version have their defaults, which keep to what was done.
+
+    Options that an earlier version wrote under another name are found under today's. Raises WorkdirError where the file
+    cannot be read, or has options that this version does not know.
+    """
+    with damage_named(path, "restore it, or start anew in another --workdir"):
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        plugin = content.get("plugin", "")
+    use_plugin(plugin)
+    c = defaults()
+    with damage_named(path, "restore it, or start anew in another --workdir"):
+        c.auxiliary.update({task: to_config(TASKS[task].options) for task in content["auxiliary"] if task in TASKS})
+        stored = renamed(flat(content), set(flat(c.to_dict())), content["model"]["encoder"])
+    if unknown := sorted(stored.keys() - flat(c.to_dict()).keys()):
+        raise WorkdirError(
+            f"{path} has options that forec_jax {forec_jax.__version__} does not know ({', '.join(unknown)}): it was "
+            "written by another version; go on with that one, or start anew in another --workdir"
+        )
+    c.update_from_flattened_dict(stored)
+    return chosen(c)
+
+
+def renamed(stored: Mapping[str, Any], known: set[str], encoder: str) -> dict[str, Any]:
+    """Stored options by today's keys, without those that their encoder never had."""
+    new = {key: new_key(key, encoder) for key in stored}
+    return {name: stored[key] for key, name in new.items() if key == name or name in known}
+
+
+REPORTING_KEYS = (
+    "log_every",
+    "evaluate_every",
+    "checkpoint_every",
+    "data.workers",
+    "data.root",
+    "data.prepared",
+    "data.on_corrupt",
+    "eval.batch",
+    "eval.bucket",
+    "eval.pictures",
+    "mesh.fsdp",
+    "on_nan",
+)
+"""Keys that may change between the parts of a resumed run: they change nothing that is trained, or, like on_nan and
+data.on_corrupt, only what would end the run otherwise."""
+
+
+def check_same_config(stored: dict[str, Any], given: dict[str, Any], workdir: Path) -> None:
+    """Raises WorkdirError where a run is resumed with options that would train something else."""
+    old, new = flat(stored), flat(given)
+    differing = sorted(
+        key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(REPORTING_KEYS)
+    )
+    if differing:
+        changes = ", ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in differing[:5])
+        raise WorkdirError(f"--workdir={workdir} holds a run with another config ({changes}); choose another --workdir")
+
+
+def check_same_images(split: Split, c: ConfigDict, workdir: Path) -> None:
+    """Raises WorkdirError where a run is resumed on other images; one of an earlier version does not say which it had."""
+    stored = workdir / SPLIT
+    if not stored.exists():
+        return
+    with damage_named(stored, "remove it if the lists of images are as they were"):
+        before = json.loads(stored.read_text(encoding="utf-8"))
+        changed = [f"data.{part}={c.data[part]!r}" for part, sums in image_sums(split).items() if before[part] != sums]
+    if changed:
+        raise WorkdirError(
+            f"--workdir={workdir} holds a run on other images than those of {' and '.join(changed)} now; put the list "
+            "back as it was, or choose another --workdir"
+        )
+
+
+def meet(workdir: Path) -> None:
+    """Waits for process 0 to have made the work directory. Raises WorkdirError where this process does not see it."""
+    if jax.process_count() == 1:
+        return
+    barrier("workdir")
+    if not (workdir / "config.json").exists():
+        raise WorkdirError(
+            f"--workdir={workdir} is not there on {socket.gethostname()}: it must be on a disk that all machines share"
+        )
+
+
+def read_labels(path: Path) -> Labels:
+    """The classes, colours and background that a run was trained with. Raises WorkdirError where the file is damaged."""
+    with damage_named(path, "rerun the training's command, which writes it anew"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Labels(
+            classes=tuple(content["classes"]),
+            palette=tuple(tuple(colour) for colour in content["palette"]),
+            background_classes=tuple(content["background_classes"]),
+        )

@@ -1,0 +1,127 @@
+"""What the library must know of a method and of an auxiliary task, and all that either is built from."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import optax
+from jax.sharding import Mesh
+
+from forec_jax.augment import Mixing, NoMixing
+from forec_jax.contracts import AuxiliaryTask, HeadSpec, Method, Network, Variables
+from forec_jax.data.source import Labels
+from forec_jax.methods.parts.ema import SemiSupervised
+from forec_jax.methods.parts.heads import SEGMENTATION, Auxiliary
+from forec_jax.methods.parts.teacher import EmaOptions
+from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_loss
+from forec_jax.methods.parts.views import Colour
+from forec_jax.options import OptionError, at_least, option, taken
+
+M = TypeVar("M", bound=SemiSupervised)
+
+
+class Guide(NamedTuple):
+    """A trained run that a method learns from."""
+
+    workdir: str
+    name: str  # of its method
+    method: Method
+    labels: Labels
+    variables: Variables | None  # the student's; None where the checkpoint of the run that learns holds them
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """All that a method may be built from."""
+
+    labels: Labels
+    network: Callable[[tuple[HeadSpec, ...]], Network]  # heads -> the network that model.* describes
+    auxiliary: tuple[Auxiliary, ...]
+    colour: Colour
+    mixing: Mixing
+    mix_labelled: bool  # whether labelled rows are mixed as well
+    ema: EmaOptions
+    steps: int  # of the whole training
+    partial: bool  # whether labelled rows have UNLABELLED pixels
+    compute_dtype: Any
+    shared: Callable[[type[Any]], Any]  # a block of options under "method"
+    guide: Callable[[str], Guide | None]  # the run of a role of `MethodEntry.guides`; None where none is named
+
+    @property
+    def labelled_mixing(self) -> Mixing:
+        """Of labelled rows. Where labels are partial these are the rows that a teacher completes: mixed as such."""
+        return self.mixing if self.mix_labelled or self.partial else NoMixing()
+
+    @property
+    def heads(self) -> tuple[HeadSpec, ...]:
+        """The student's: segmentation and one for each auxiliary task. Raises OptionError for two of one name."""
+        heads = (HeadSpec(SEGMENTATION, len(self.labels.classes)), *(task.head for _, task in self.auxiliary))
+        if len({head.name for head in heads}) < len(heads):
+            raise OptionError(f"two auxiliary tasks want the same head: {', '.join(head.name for head in heads)}")
+        return heads
+
+    def in_steps(self, length: float) -> int:
+        """A length given in steps, or below 1 as a fraction of all steps (the rule STEPS)."""
+        return round(length * self.steps) if length < 1 else int(length)
+
+
+def semi_supervised(kind: type[M], p: Parts, own: Any, **more: Any) -> M:
+    """A method with pseudo-labels from its parts and its `own` options; `more` are fields that no option gives."""
+    pseudo, supervised = p.shared(PseudoLabelOptions), p.shared(SupervisedOptions)
+    blocks = own, dataclasses.replace(pseudo, ramp=p.in_steps(pseudo.ramp)), supervised, p.ema
+    given = {"labelled_mixing": p.labelled_mixing, "partial_labels": p.partial, **taken(kind, *blocks), **more}
+    return kind(p.network(p.heads), p.colour, p.mixing, p.auxiliary, supervised_loss(supervised), **given)
+
+
+def nothing(*_: Any) -> dict[str, Any]:
+    """No entries."""
+    return {}
+
+
+class MethodEntry(NamedTuple):
+    """All that the library must know of a method."""
+
+    name: str  # of the variant, and of its options, method.NAME
+    options: type  # frozen dataclass of `option` fields, its own
+    shared: tuple[type, ...]  # the blocks under "method" that it takes as well
+    build: Callable[[Any, Parts], Method]
+    published: Mapping[str, Any] = {}  # dotted key -> value: what its variant sets beside method.name
+    needs: frozenset[str] = frozenset({"labelled", "unlabelled"})  # parts of the batch
+    optimizers: Callable[[Any, Callable[[float], optax.Schedule]], Mapping[str, optax.GradientTransformation]] = nothing
+    # options, peak rate -> schedule: networks with an optimiser of their own, by name
+    of_epoch: Callable[[Any, int], Mapping[str, Any]] = nothing  # options, steps an epoch: options that follow from it
+    guides: Callable[[Any], Mapping[str, str]] = (
+        nothing  # options: work directories of runs that it learns from, by role
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """What every auxiliary task has."""
+
+    weight: float = option(1.0, "of the whole task in the loss", at_least(0))
+
+
+class TaskParts(NamedTuple):
+    """All that an auxiliary task may be built from."""
+
+    labels: Labels
+    mesh: Mesh | None  # of a training
+
+    def background(self, task: str) -> tuple[int, ...]:
+        """The background classes; raises OptionError where the data set names none."""
+        if not self.labels.background_classes:
+            raise OptionError(
+                f"{task} tells foreground from background, and no class is called background: put background = "
+                f'"NAME" into classes.toml or set data.background, NAME one of {", ".join(self.labels.classes)}'
+            )
+        return self.labels.background_classes
+
+
+class TaskEntry(NamedTuple):
+    """All that the library must know of an auxiliary task."""
+
+    name: str  # of its options, auxiliary.NAME
+    options: type  # made of TaskOptions and its own
+    build: Callable[[Any, TaskParts], AuxiliaryTask]
+    variants: Mapping[str, Mapping[str, Any]]  # names of its variants, and which of its options each sets

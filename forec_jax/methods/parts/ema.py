@@ -1,0 +1,60 @@
+"""What the methods of one student with an EMA of it have in common; their losses are their own."""
+
+import dataclasses
+
+from forec_jax.augment import Mixing, NoMixing
+from forec_jax.contracts import Array, Network, PyTree, TrainState, Variables
+from forec_jax.losses import mean_cross_entropy
+from forec_jax.methods.parts.heads import STUDENT, Auxiliary, class_probabilities
+from forec_jax.methods.parts.teacher import EmaOptions, ema_of_student, first_teacher
+from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedLoss, SupervisedWeight
+from forec_jax.methods.parts.views import Colour
+
+
+@dataclasses.dataclass(frozen=True)
+class EmaMethod(EmaOptions):
+    """One student and its EMA, by the student's name in the teacher; all of `contracts.Method` but the loss."""
+
+    network: Network
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The student."""
+        return {STUDENT: self.network}
+
+    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+        """The first params, batch_stats, teacher and memory (none)."""
+        student = self.network.init(key)
+        return {STUDENT: student.params}, {STUDENT: student.batch_stats}, {STUDENT: first_teacher(student)}, {}
+
+    def update_teacher(
+        self,
+        state: TrainState,
+        params: dict[str, PyTree],
+        batch_stats: dict[str, PyTree],
+        teacher_stats: dict[str, PyTree],
+    ) -> dict[str, Variables]:
+        """The EMA after a step."""
+        return ema_of_student(state, params, batch_stats, teacher_stats, decay=self.decay, bn_mode=self.bn_mode)
+
+    def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
+        """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""
+        return class_probabilities(self.network, variables[STUDENT], image, valid)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithLabels(EmaMethod, SupervisedWeight):
+    """The fields of a method that learns from masks."""
+
+    colour: Colour
+    mixing: Mixing
+    auxiliary: tuple[Auxiliary, ...] = ()
+    supervised_loss: SupervisedLoss = mean_cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class SemiSupervised(WithLabels, PseudoLabelOptions):
+    """The fields of a method that learns from pseudo-labels as well. `ramp` is in steps."""
+
+    labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
+    partial_labels: bool = False  # whether labelled rows have UNLABELLED pixels, which are then pseudo-labelled

@@ -1,0 +1,130 @@
+"""The two segmentation losses of semi-supervised training, and what is measured beside them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax.numpy as jnp
+
+from forec_jax.contracts import IGNORE, Array, Mean, Metrics, Term, Terms, Views
+from forec_jax.losses import mean_cross_entropy, ohem_cross_entropy, weighted_cross_entropy
+from forec_jax.options import SHARE, STEPS, at_least, must_be, option
+
+Normaliser = Literal["valid", "kept", "eta"]
+SupervisedLoss = Callable[[Array, Array, Array], Mean]
+"""(logits f32[B,H,W,K], label i32[B,H,W], included bool[B,H,W]) -> the loss over (some of) the included pixels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SupervisedWeight:
+    """How much L_s counts."""
+
+    supervised_weight: float = option(1.0, "of L_s; 0 trains by the auxiliary tasks alone", at_least(0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SupervisedOptions(SupervisedWeight):
+    """L_s, the loss of the ground truth."""
+
+    supervised_loss: Literal["cross_entropy", "ohem"] = option(
+        "cross_entropy", 'L_s: "cross_entropy", or "ohem": of the hard pixels alone (Cityscapes)'
+    )
+    ohem_threshold: float = option(
+        0.7,
+        "ohem: a pixel is hard where its true class has at most this probability",
+        must_be("a probability above 0; published: 0.7", lambda value: 0 < value <= 1),
+    )
+    ohem_min_kept: int = option(
+        100_000,
+        "ohem: at least so many pixels a labelled row; UniMatch 100,000, U2PL 50,000",
+        must_be("at least 1 pixel; published: 50000 to 100000", lambda value: value >= 1),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PseudoLabelOptions:
+    """L_u, the loss of the pseudo-labels. A built method has `ramp` in steps."""
+
+    threshold: float = option(
+        0.95, "confidence above which a pseudo-label counts; s4gan: the discriminator's, in an image", SHARE
+    )
+    unsupervised_weight: float = option(1.0, "of L_u; s4gan: of the self-training", at_least(0))
+    ramp: float = option(
+        0.0, "rise of that weight from 0, by a cosine: steps, or below 1 a fraction of all steps; 0: none", STEPS
+    )
+    normaliser: Normaliser = option(
+        "valid",
+        'what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident); "eta": all of them count, '
+        "each image's times its share of confident ones (ReCo)",
+    )
+
+
+def supervised_loss(o: SupervisedOptions) -> SupervisedLoss:
+    """L_s as the options describe it."""
+    if o.supervised_loss == "cross_entropy":
+        return mean_cross_entropy
+    return functools.partial(ohem_cross_entropy, threshold=o.ohem_threshold, min_kept=o.ohem_min_kept)
+
+
+def supervised_terms(
+    logits: Array, views: Views, *, loss: SupervisedLoss = mean_cross_entropy, weight: float = 1.0
+) -> Terms:
+    """L_s times `weight`: a loss over the ground-truth pixels that are not IGNORE."""
+    return {"supervised_loss": Term(loss(logits, views.label, labelled_pixels(views)), weight)}
+
+
+def labelled_pixels(views: Views) -> Array:
+    """bool[B,H,W]: where the ground truth names a class."""
+    return views.is_ground_truth & (views.label != IGNORE)
+
+
+def unsupervised_terms(
+    logits: Array,
+    views: Views,
+    *,
+    threshold: float,
+    normaliser: Normaliser,
+    weight: Array | float,
+    pixel_weight: Array | float = 1.0,
+    name: str = "unsupervised_loss",
+) -> tuple[Terms, Metrics]:
+    """L_u (FOrec, section 4.2): cross-entropy against the pseudo-labels whose confidence is above the threshold.
+
+    `normaliser="valid"` divides by all pseudo-labelled pixels that are not padding (UniMatch), "kept" by those above the
+    threshold. "eta" takes all pseudo-labelled pixels, each times the share of them above the threshold in its image, and
+    divides by their number (ReCo, Eq. 5). A threshold of 0 keeps all. Each pixel's cross-entropy is times `pixel_weight`,
+    which may be f32[B,H,W].
+    """
+    candidate, kept = kept_pixels(views, threshold)
+    share, number = pixel_weights(candidate, kept, normaliser)
+    error = weighted_cross_entropy(logits, views.label, share * pixel_weight)
+    return {name: Term(Mean(jnp.sum(error), number), weight)}, pseudo_label_metrics(views, candidate, kept)
+
+
+def kept_pixels(views: Views, threshold: float) -> tuple[Array, Array]:
+    """The pseudo-labelled pixels, and those of them above the threshold; both bool[B,H,W]."""
+    candidate = ~views.is_ground_truth & views.valid & (views.label != IGNORE)
+    return candidate, candidate & (views.confidence > threshold)
+
+
+def pixel_weights(candidate: Array, kept: Array, normaliser: Normaliser) -> tuple[Array, Array]:
+    """What each pixel of L_u counts, f32[B,H,W], and the number f32[] that the sum is divided by."""
+    match normaliser:
+        case "eta":
+            of_image = jnp.sum(candidate, axis=(1, 2), keepdims=True)
+            eta = jnp.sum(kept, axis=(1, 2), keepdims=True) / jnp.maximum(of_image, 1)
+            return jnp.where(candidate, eta, 0.0), jnp.sum(candidate, dtype=jnp.float32)
+        case "kept":
+            return kept.astype(jnp.float32), jnp.sum(kept, dtype=jnp.float32)
+        case _:
+            return kept.astype(jnp.float32), jnp.sum(candidate, dtype=jnp.float32)
+
+
+def pseudo_label_metrics(views: Views, candidate: Array, kept: Array) -> Metrics:
+    """The share of the pseudo-labelled pixels that was kept, and their mean confidence."""
+    candidates = jnp.sum(candidate, dtype=jnp.float32)
+    return {
+        "kept": Mean(jnp.sum(kept, dtype=jnp.float32), candidates),
+        "confidence": Mean(jnp.sum(jnp.where(candidate, views.confidence, 0.0)), candidates),
+    }

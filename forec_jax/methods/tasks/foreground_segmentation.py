@@ -1,0 +1,55 @@
+"""Binary foreground segmentation as the auxiliary task: what FOrec's Table 5 compares with."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from forec_jax.contracts import IGNORE, Array, HeadOutput, HeadSpec, Mean, Metrics, Term, Terms, Views
+from forec_jax.losses import cross_entropy
+from forec_jax.methods.entry import TaskEntry, TaskOptions, TaskParts
+from forec_jax.methods.parts.background import PseudoTruth, RowWeights, is_background, is_known
+from forec_jax.options import taken
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(TaskOptions, RowWeights, PseudoTruth):
+    """None of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ForegroundSegmentation(RowWeights, PseudoTruth):
+    """Cross-entropy of a second decoder with two classes, background 0 and foreground 1, where the class is known."""
+
+    background_classes: tuple[int, ...]
+
+    @property
+    def head(self) -> HeadSpec:
+        """A decoder like the segmentation's, ending in two classes."""
+        return HeadSpec("foreground", 2)
+
+    def loss(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> tuple[Terms, Metrics]:
+        """The labelled and the unlabelled rows' mean cross-entropy over the pixels of known class."""
+        del key
+        included = is_known(views, self.threshold)
+        foreground = ~is_background(views.label, self.background_classes)
+        label = jnp.where(included, foreground.astype(jnp.int32), IGNORE)
+        error = cross_entropy(outputs[self.head.name].output, label)
+        row = views.labelled_row[:, None, None]
+        return {
+            "foreground_labelled_loss": Term(masked_mean(error, included & row), self.labelled_weight),
+            "foreground_unlabelled_loss": Term(masked_mean(error, included & ~row), self.unlabelled_weight),
+        }, {}
+
+
+def masked_mean(error: Array, included: Array) -> Mean:
+    """The mean of f32[B,H,W] over the included pixels."""
+    return Mean(jnp.sum(jnp.where(included, error, 0.0)), jnp.sum(included, dtype=jnp.float32))
+
+
+def build(o: Options, p: TaskParts) -> ForegroundSegmentation:
+    """The task for a data set's background."""
+    return ForegroundSegmentation(p.background(ENTRY.name), **taken(ForegroundSegmentation, o))
+
+
+ENTRY = TaskEntry("foreground_segmentation", Options, build, {"foreground_segmentation": {}})

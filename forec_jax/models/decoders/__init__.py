@@ -1,0 +1,6 @@
+"""The decoders: one file each."""
+
+from forec_jax.models.decoders import deeplab, unet
+
+DECODERS = {entry.name: entry for entry in (deeplab.ENTRY, unet.ENTRY)}
+"""By the name that model.decoder has."""

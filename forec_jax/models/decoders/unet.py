@@ -1,0 +1,63 @@
+"""U-Net's decoder (Ronneberger et al., MICCAI 2015), one a head."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from forec_jax.contracts import HeadSpec
+from forec_jax.models.encoders.unet import Convolution, UNetOptions, level_channels
+from forec_jax.models.layers import Conv, valid_extent
+from forec_jax.models.network import Decoder, DecoderEntry, Form
+from forec_jax.models.resize import resize
+
+Array = jax.Array
+
+
+class _Decoder(nn.Module):
+    """From the bottom up: bilinear upsampling, the level's map beside it, two convolutions; then a 1x1 convolution."""
+
+    channels: tuple[int, ...]
+    outputs: int
+    align_corners: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, skips: tuple[Array, ...], bottom: Array, size: tuple[int, int], valid: Array | None
+    ) -> tuple[Array, Array]:
+        """The encoder's maps -> f32[B,H,W,outputs], [B,H,W,C]."""
+        del size  # the first level's
+        x = bottom
+        for level in reversed(range(len(skips))):
+            skip, number = skips[level], self.channels[max(level - 1, 0)]
+            x = jnp.concatenate([self._enlarged(x, skip, valid), skip], axis=-1)
+            x = Convolution(self.channels[level], self.dtype, name=f"level{level}_1")(x, valid)
+            x = Convolution(number, self.dtype, name=f"level{level}_2")(x, valid)
+        return Conv(self.outputs, last=True, dtype=self.dtype, name="last")(x).astype(jnp.float32), x
+
+    def _enlarged(self, x: Array, like: Array, valid: Array | None) -> Array:
+        size = (like.shape[1], like.shape[2])
+        if valid is None:
+            return resize(x, size, align_corners=self.align_corners)
+        before, after = (valid_extent(valid, valid.shape[1] // height) for height in (x.shape[1], size[0]))
+        return resize(x, size, align_corners=self.align_corners, extent_in=before, extent_out=after)
+
+
+def build(o: UNetOptions, form: Form) -> Decoder:
+    """U-Net's decoder. No head is linear, and all give the image's size; raises ValueError for another."""
+
+    def head(spec: HeadSpec) -> Callable[[bool], nn.Module]:
+        if spec.linear or not spec.upsample:
+            raise ValueError(
+                f"a U-Net's heads are decoders up to the image's size; {spec.name} is not one (it cannot classify tags: "
+                "choose resnet18, resnet34, resnet50, ... for that)"
+            )
+        return lambda train: _Decoder(level_channels(o), spec.channels, o.align_corners, form.dtype)
+
+    return Decoder(head, reads="levels")
+
+
+ENTRY = DecoderEntry("unet", UNetOptions, build)

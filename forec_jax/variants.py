@@ -1,0 +1,181 @@
+"""What the parts of a variant's name do ("small+ps_mt+forec"): data, and one function that applies it."""
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from forec_jax.keys import flat
+from forec_jax.methods import METHODS
+from forec_jax.methods.tasks import TASKS
+from forec_jax.options import to_config
+
+Change = Callable[[ConfigDict], None]
+
+
+class Variant(NamedTuple):
+    """A part of a variant's name: the other parts that it starts with, the tasks that it adds, the options that it sets."""
+
+    sets: Mapping[str, Any] = {}  # dotted key, or a pattern of keys -> value, or a function of the config
+    tasks: tuple[str, ...] = ()
+    of: tuple[str, ...] = ()
+    meaning: str = ""
+
+
+def _half_mixing(name: str) -> Variant:
+    """A baseline of ReCo's: this mixing in every unlabelled row, with the colours of ReCo and ClassMix."""
+    return Variant(
+        {
+            "augment.mixing": name,
+            "augment.mixing_probability": 1.0,
+            "augment.mix_labelled": False,
+            **dict.fromkeys((f"augment.{change}" for change in ("brightness", "contrast", "saturation", "hue")), 0.25),
+            "augment.grayscale_probability": 0.0,
+            "augment.blur_sigma": (0.15, 1.15),
+        },
+        meaning=f"ReCo's baseline: {name} of every unlabelled row, with ReCo's colours",
+    )
+
+
+def _partial(share: str, meaning: str) -> Variant:
+    """Partial labels on all images of the pool: the teacher labels the other pixels, and there are no other rows."""
+    return Variant(
+        {"data.partial": share, "data.labelled": "all", "data.unlabelled": "none", "batch.unlabelled": 0},
+        meaning=meaning,
+    )
+
+
+def _ten_if_used(c: ConfigDict) -> int:
+    """None for supervised training and partial labels."""
+    return 10 if c.batch.unlabelled else 0
+
+
+OTHERS: Mapping[str, Variant] = {
+    "cutout": _half_mixing("cutout_half"),
+    "cutmix": _half_mixing("cutmix_half"),
+    "classmix": _half_mixing("classmix"),
+    "reconstruction_only": Variant(
+        {"method.supervised_weight": 0.0, "method.unsupervised_weight": 0.0},
+        of=("reconstruction",),
+        meaning="no segmentation loss: the autoencoder of FOrec's Figure 1",
+    ),
+    "eta": Variant(
+        {"method.normaliser": "eta", "method.threshold": 0.97},
+        meaning="L_u as ReCo weights it, with or without contrast",
+    ),
+    "reco_paper": Variant(
+        {
+            "model.encoder": "resnet101",
+            "ema.bn_mode": "own",
+            "batch.labelled": 10,
+            "batch.unlabelled": _ten_if_used,
+            "data.crop": 321,
+            "data.scale": (0.5, 1.5),
+            "optim.lr": 2.5e-3,
+            "optim.head_lr_multiplier": 1.0,
+            "optim.weight_decay": 5e-4,
+            "steps": 40_000,
+        },
+        of=("reco", "eta", "classmix"),
+        meaning="ReCo, section 3.3 and appendix A: ClassMix, eta, one learning rate; VOC's crop and batch",
+    ),
+    "partial_1px": _partial("1px", "ReCo's partial labels: a pixel of each class in an image"),
+    "partial_1pc": _partial("1%", "1 % of each class in an image"),
+    "partial_5pc": _partial("5%", "5 % of each class in an image"),
+    "partial_25pc": _partial("25%", "25 % of each class in an image"),
+    "partial_masks": _partial("masks", "scribbles and the like: a folder's own partial masks"),
+    "other_lambdas": Variant(
+        {
+            "method.unsupervised_weight": 0.5,
+            "auxiliary.*.labelled_weight": 1.0,
+            "auxiliary.*.unlabelled_weight": 1.0,
+        },
+        meaning="L = L_s + 0.5 L_u + 1 L_rec, the other reading of FOrec's two lambdas",
+    ),
+    "u2pl_model": Variant(
+        {
+            "model.resnet.stem": "deep",
+            "model.resnet.output_stride": 8,
+            "model.resnet.multi_grid": (2, 2, 4),
+            "model.deeplab.rates": (12, 24, 36),
+            "model.deeplab.low_level_channels": 256,
+            "model.deeplab.projection_size": 3,
+            "model.deeplab.dropout": 0.1,
+        },
+        meaning="DeepLabV3+ as in U2PL",
+    ),
+    "small": Variant(
+        {
+            "model.encoder": "mobilenet_v2",
+            "model.mobilenet_v2.output_stride": 8,
+            "model.deeplab.channels": 64,
+            "model.deeplab.low_level_channels": 24,
+            "data.crop": 128,
+            "data.scale": (0.3, 1.0),
+            "optim.name": "adamw",  # in so few steps SGD learns the background and little else
+            "optim.lr": 3e-4,
+            "optim.head_lr_multiplier": 5.0,
+            "optim.weight_decay": 1e-2,
+            "steps": 400,
+            "evaluate_every": 200,
+            "checkpoint_every": 200,
+        },
+        meaning="MobileNetV2 with a narrow decoder at crop 128: a quarter of an hour on a CPU core",
+    ),
+    "share_aspp": Variant(
+        {"model.deeplab.share_aspp": True}, meaning="a departure: the tasks' heads read the segmentation's ASPP"
+    ),
+}
+"""The parts that are neither a method nor a task."""
+
+SUMS = {"ps_mt_forec": "ps_mt+forec", "s4gan_forec": "s4gan+forec", "reco_forec": "reco+forec"}
+"""Names that stand for a sum."""
+
+
+def variants() -> dict[str, Variant]:
+    """Every part that all data sets share: the methods as published, the tasks, and the others."""
+    methods = {
+        name: Variant({"method.name": name, **entry.published}, meaning=f"the method {name}, as published")
+        for name, entry in METHODS.items()
+    }
+    tasks = {
+        part: Variant(
+            {f"auxiliary.{name}.{key}": value for key, value in sets.items()}, (name,), meaning=f"the task {name}"
+        )
+        for name, entry in TASKS.items()
+        for part, sets in entry.variants.items()
+    }
+    return {**methods, **tasks, **OTHERS}
+
+
+def apply_variant(c: ConfigDict, variant: str, more: Mapping[str, Variant | Change] | None = None) -> ConfigDict:
+    """Applies "part+part+..." to a config; `more` holds a data set's own parts. The method is mean_teacher unless named.
+
+    The method comes first and `other_lambdas` last, wherever they stand; the other parts from left to right, the later one
+    winning. Raises ValueError for an unknown part and for two methods.
+    """
+    known: dict[str, Variant | Change] = {**variants(), **(more or {})}
+    for part in variant.split("+"):
+        if part not in known and part not in SUMS:
+            names = ", ".join(sorted(known.keys() | SUMS))
+            raise ValueError(f"unknown variant {part!r} in {variant!r}; the parts are: {names}")
+    parts = [part for name in variant.split("+") for part in SUMS.get(name, name).split("+")]
+    if len(methods := [part for part in parts if part in METHODS]) > 1:
+        raise ValueError(f"variant {variant!r} names {len(methods)} methods, {' and '.join(methods)}; choose one")
+    for part in sorted(parts, key=lambda part: (part == "other_lambdas") - (part in METHODS)):
+        _apply(c, known[part], known)
+    return c
+
+
+def _apply(c: ConfigDict, part: Variant | Change, known: Mapping[str, Variant | Change]) -> None:
+    if not isinstance(part, Variant):
+        part(c)
+        return
+    for other in part.of:
+        _apply(c, known[other], known)
+    for task in part.tasks:
+        c.auxiliary[task] = to_config(TASKS[task].options)
+    for pattern, value in part.sets.items():
+        keys = fnmatch.filter(flat(c.to_dict()), pattern) if "*" in pattern else [pattern]
+        c.update_from_flattened_dict({key: value(c) if callable(value) else value for key in keys})

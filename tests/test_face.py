@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+import forec_jax
+
+OPTIONS = {
+    "steps": 2,
+    "evaluate_every": 2,
+    "checkpoint_every": 2,
+    "data.shapes.size": 48,
+    "data.crop": 33,
+    "data.labelled": "8:0",
+    "data.longest_side": 40,
+    "eval.split": "tune",
+    "eval.bucket": 64,
+    "eval.pictures": 0,
+    "model.resnet.width": 0.125,
+    "model.deeplab.channels": 8,
+    "model.deeplab.low_level_channels": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("face") / "run"
+    assert forec_jax.train("configs/shapes.py:forec", workdir, OPTIONS) is None
+    return forec_jax.load(workdir, checkpoint="best")
+
+
+def test_a_file_a_picture_and_an_array_are_predicted_alike(model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = [model.predict(image) for image in (tmp_path / "a.png", Image.fromarray(pixels), pixels)]
+    for one in found:
+        assert one.label.shape == one.confidence.shape == (50, 70)
+        assert one.probabilities.shape == (50, 70, len(model.classes))
+        np.testing.assert_allclose(one.probabilities.sum(-1), 1.0, atol=1e-5)
+        np.testing.assert_array_equal(one.label, one.probabilities.argmax(-1))
+        np.testing.assert_array_equal(one.probabilities, found[0].probabilities)
+    assert len(model.palette) == len(model.classes)
+
+
+def test_the_labels_are_those_that_predict_writes(model, tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "a.png")
+    assert model.predict_folder(tmp_path / "in", tmp_path / "out") == 1
+    written = np.asarray(Image.open(tmp_path / "out" / "index" / "a.png"))
+    np.testing.assert_array_equal(model.predict(pixels).label, written)
+
+
+def test_an_array_that_is_no_image_is_refused(model):
+    with pytest.raises(ValueError, match=r"u8\[H,W,3\], not float32\[4, 4\]"):
+        model.predict(np.zeros((4, 4), np.float32))
+
+
+def test_the_face_is_short_and_has_nothing_else():
+    assert len(forec_jax.__all__) <= 10
+    with pytest.raises(AttributeError, match="no attribute 'predict'"):
+        forec_jax.predict  # noqa: B018
