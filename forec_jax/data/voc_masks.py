@@ -14,7 +14,8 @@ from scipy.io import loadmat
 from tqdm import tqdm
 
 from forec_jax.contracts import IGNORE
-from forec_jax.data.decode import MaskRule, decode_mask, open_image
+from forec_jax.data.decode import MaskRule, decode_mask
+from forec_jax.data.imagefile import open_image
 from forec_jax.data.source import DataError
 from forec_jax.data.voc import CLASSES, voc_palette
 
@@ -52,7 +53,7 @@ def read_voc_mask(file: Path) -> np.ndarray:
     Raises DataError, naming the file, where it cannot be read or has other colours or values.
     """
     data = _read(file)
-    image = open_image(data, str(file))
+    image = open_image(data, str(file)).image
     if image.mode == "L":
         return decode_mask(data, str(file), (image.height, image.width), MaskRule(len(CLASSES)))
     return index_of_colours(np.asarray(image.convert("RGB")), str(file))
