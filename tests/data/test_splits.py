@@ -126,8 +126,8 @@ def test_a_pool_that_holds_validation_images_does_not_leak_them():
 def test_missing_and_binary_lists(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.txt: cannot read"):
         resolve(tmp_path / "nowhere.txt")
-    (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(DataError, match=r"x\.txt: cannot read"):
+    (tmp_path / "x.txt").write_bytes(b"2007_000001\n\xff\x00\x81")
+    with pytest.raises(DataError, match=r"x\.txt, line 2: the byte 0xff is no UTF-8; save the file as UTF-8"):
         resolve(tmp_path / "x.txt")
 
 
