@@ -3,13 +3,13 @@
 from forec_jax.data.balance import classes_in_images
 from forec_jax.data.camvid import camvid_dataset
 from forec_jax.data.cityscapes import cityscapes_dataset
-from forec_jax.data.folder import folder_dataset
+from forec_jax.data.folder import folder_dataset, folder_splits
 from forec_jax.data.partial import PartialLabels, parse_partial
 from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batches
 from forec_jax.data.shapes import shapes_dataset
 from forec_jax.data.shrink import shrink, with_longest_side
 from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags, select
-from forec_jax.data.splits import Split, class_coverage, resolve_split, tagged_split
+from forec_jax.data.splits import Split, class_coverage, classes_not_shown, resolve_split, tagged_split
 from forec_jax.data.sunrgbd import sunrgbd_dataset
 from forec_jax.data.tags import (
     Tags,
@@ -42,8 +42,10 @@ __all__ = [
     "cityscapes_dataset",
     "class_coverage",
     "classes_in_images",
+    "classes_not_shown",
     "evaluation_examples",
     "folder_dataset",
+    "folder_splits",
     "one_against_rest",
     "parse_partial",
     "read_tags",
