@@ -1,4 +1,5 @@
 import dataclasses
+import unicodedata
 
 import numpy as np
 import pytest
@@ -185,3 +186,10 @@ def test_an_unknown_class_is_named():
 def test_tags_need_a_background_and_a_class(labels, message):
     with pytest.raises(build.ConfigError, match=message):
         build.foreground_classes(labels)
+
+
+def test_a_tag_list_as_windows_writes_it(tmp_path):
+    file = tmp_path / "tags.csv"
+    file.write_bytes("image,tags\r\nimages\\a.png,cat\r\nM\u00fcll.png,dog\r\n".encode("utf-16"))
+    decomposed = unicodedata.normalize("NFD", "M\u00fcll")
+    assert read_tags(file, ("a", decomposed)) == {"a": ("cat",), decomposed: ("dog",)}
