@@ -38,10 +38,7 @@ def decode_photo(data: bytes, file: str, longest_side: int = 0, remarks: Remarks
     `file`, where it is broken or `to_rgb` refuses it.
     """
     opened = open_image(data, file, longest_side)
-    pixels = to_rgb(opened, file, remarks)
-    height, width = shrunk_size(*opened.size, longest_side)
-    if pixels.shape[:2] != (height, width):
-        pixels = np.asarray(fit(Image.fromarray(pixels), (height, width)))
+    pixels = np.asarray(fit(to_rgb(opened, file, remarks), shrunk_size(*opened.size, longest_side)))
     return Photo(pixels, opened.size, opened.orientation, opened.lossy)
 
 

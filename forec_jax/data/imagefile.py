@@ -116,8 +116,8 @@ def _what_it_is(data: bytes) -> str:
     return f"it is {kind}" if kind else "of no known format"
 
 
-def to_rgb(opened: ImageFile, file: str, remarks: Remarks | None = None) -> np.ndarray:
-    """u8[h,w,3]: grey is repeated, an alpha or other fourth channel is dropped, with a remark where it is not full.
+def to_rgb(opened: ImageFile, file: str, remarks: Remarks | None = None) -> Image.Image:
+    """The image in RGB: grey is repeated, an alpha or other fourth channel is dropped, with a remark where it is not full.
 
     Colours of 16 bits keep their upper 8, as in every viewer. Raises DataError, naming `file`, for grey values of more
     than 8 bits (which range of them is black to white is unknown) and for a transparent colour of a palette.
@@ -140,7 +140,7 @@ def to_rgb(opened: ImageFile, file: str, remarks: Remarks | None = None) -> np.n
             )
     if opened.pages and remarks is not None:
         remarks.add("holds several pages, of which the first alone is read", file)
-    return np.asarray(image.convert("RGB") if image.mode != "RGB" else image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def is_transparent(image: Image.Image) -> bool:

@@ -4,7 +4,11 @@ Both sources have masks of some images. VOC's own wins: it has a void border and
 """
 
 import hashlib
+import multiprocessing
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,14 +63,26 @@ def read_voc_mask(file: Path) -> np.ndarray:
     return index_of_colours(np.asarray(image.convert("RGB")), str(file))
 
 
+@cache
+def _child() -> ProcessPoolExecutor:
+    """A process of its own for SciPy's reader, which is not made for damaged files: one may end it, and not this one."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _load(file: str) -> np.ndarray:
+    return np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
+
+
 def read_sbd_mask(file: Path) -> np.ndarray:
     """u8[H,W], 0-20, of one of SBD's category files (cls/ID.mat: GTcls.Segmentation).
 
     Raises DataError, naming the file, where it cannot be read, has no such field or holds something else.
     """
     try:
-        mask = np.asarray(loadmat(str(file), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
-    except Exception as error:  # SciPy's reader has many for a damaged file, an UnboundLocalError among them
+        mask = _child().submit(_load, str(file)).result()
+    except Exception as error:  # SciPy's reader has many for a damaged file, and a few end the process that it runs in
+        if isinstance(error, BrokenProcessPool):
+            _child.cache_clear()
         raise DataError(
             f"{file}: has no readable GTcls.Segmentation ({error}); take the files of SBD's cls/ folder, not inst/"
         ) from error
