@@ -33,7 +33,7 @@ from forec_jax.evaluation import read_photo
 from forec_jax.models.pretrained import load_weights
 from forec_jax.models.weightfile import WeightsError, read_tensors
 
-FEW, MANY = 40, 2_000
+FEW, MANY = 40, int(os.environ.get("FOREC_FUZZ_CASES", "2000"))
 few_or_many = pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 
 
