@@ -162,6 +162,8 @@ def _splits(base: Path, by_id: dict[str, Entry], how: _Val) -> dict[str, tuple[s
         raise DataError(f"{base}: train.txt needs a val.txt beside it; without both, val is drawn")
     else:
         val, beside = _drawn_val(base, {name: entry for name, entry in by_id.items() if name not in scored}, how)
+    if how.groups and how.ids is None and (base / "val.txt").is_file():
+        log.warning("%s: data.val_groups=%r has no effect beside val.txt, which says what val is", base, how.groups)
     train = tuple(name for name in _train(base, by_id, scored.union(val)) if name not in beside)
     masked = sum(by_id[name].mask is not None for name in train)
     if not masked:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from forec_jax.data import DataError
 from forec_jax.data.decode import decode_image, decode_mask, decode_photo
-from forec_jax.data.imagefile import FORMATS
+from forec_jax.data.imagefile import FORMATS, open_image
 from forec_jax.data.remarks import Remarks
 from forec_jax.data.rules import MaskRule
 
@@ -138,6 +138,13 @@ def test_a_large_photograph_is_decoded_at_the_size_asked_for(kind, orientation):
     expected = Image.fromarray(whole).resize(size[::-1], Image.Resampling.BILINEAR)
     np.testing.assert_allclose(photo.pixels.astype(int), np.asarray(expected).astype(int), atol=4)
     assert decode_photo(data, "a", 400).pixels.shape == whole.shape
+
+
+@pytest.mark.parametrize(("kind", "size"), [("JPEG", (200, 120)), ("PNG", (400, 240))])
+def test_a_jpeg_is_decoded_at_a_part_of_its_size(kind, size):
+    opened = open_image(encoded(np.zeros((240, 400, 3), np.uint8), kind), "a", 180)
+    assert opened.image.size == size
+    assert opened.size == (240, 400)
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):

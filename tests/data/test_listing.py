@@ -107,6 +107,7 @@ def test_links_to_folders_are_followed_once(tmp_path, touch, caplog):
     found = [str(file.relative_to(tmp_path / "images")) for file in files_below(tmp_path / "images")]
     assert found == ["c.png", "linked/a.png", "linked/day/b.png"]
     assert "linked/day/back is a link to" in caplog.text
+    assert len(caplog.records) == 1
 
 
 def test_what_cannot_be_read_is_named(tmp_path, touch):

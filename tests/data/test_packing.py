@@ -106,7 +106,8 @@ def test_large_photographs_are_stored_at_the_size_that_is_read(load, folder, kin
 
 
 def test_small_photographs_are_stored_as_they_are(load, folder):
-    save(folder / "unlabelled" / "u0.jpg", picture(10)[0], quality=60)
+    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    save(folder / "unlabelled" / "u0.jpg", noise, quality=60)
     (folder / "unlabelled" / "u0.png").unlink()
     data = load(longest_side=32)
     with Image.open(folder / "unlabelled" / "u0.jpg") as file:
