@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from PIL import ImageColor
 
 from forec_jax.data.decode import ColourRule, MaskRule
+from forec_jax.data.listing import annotations_below
 from forec_jax.data.source import RGB, DataError
 from forec_jax.data.textfile import read_text
 from forec_jax.data.voc import voc_palette
@@ -64,7 +65,8 @@ def _parsed(file: Path) -> dict[str, Any]:
 def _found_instead(folder: Path) -> str:
     """Says so where another tool's description of the classes lies there."""
     found = next((name for name in ("labelmap.txt", "label_colors.txt", "obj.names") if (folder / name).exists()), None)
-    return f"{found}, which lies there, is not read: copy its names and colours. " * bool(found)
+    labels = f"{found}, which lies there, is not read: copy its names and colours. " if found else ""
+    return labels + annotations_below(folder)
 
 
 def _spelled(file: Path, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,22 +59,11 @@ def folder_dataset(
     classes = read_classes(base / CLASS_FILE)
     by_id = index_by_id(entries_of(base), base)
     splits = _splits(base, by_id, _Val(val_fraction, val_groups, val_ids))
-    entries = tuple(by_id.values())
     pack = _Pack(base, classes.rule, masks_follow, longest_side)
-    folder = prepare(
-        "folder_" + re.sub(r"\W+", "_", base.resolve().name),
-        base,
-        entries,
-        lists=(CLASS_FILE,),
-        prepared=None if prepared is None else Path(prepared),
-        pack=pack,
-        options=f"labels masks_follow={masks_follow} longest_side={longest_side} on_corrupt={on_corrupt}",
-        skip=on_corrupt == "skip",
-    )
-    pack.remarks.report()
-    pool = PreparedSource(Records(folder), base, entries, _as_stored(len(classes.names)))
+    folder = _packed(base, tuple(by_id.values()), prepared, pack, on_corrupt)
+    pool = PreparedSource(Records(folder), base, tuple(by_id.values()), _as_stored(len(classes.names)))
     sources = {split: select(pool, ids) for split, ids in _cleaned(base, by_id, splits, notes_of(folder)).items()}
-    return Dataset("folder", classes.names, classes.palette, sources, classes.background, maskless(entries))
+    return Dataset("folder", classes.names, classes.palette, sources, classes.background, maskless(by_id.values()))
 
 
 def folder_splits(
@@ -104,6 +93,7 @@ class _Pack:
 
     def __init__(self, base: Path, rule: MaskRule | ColourRule, follow: Follow, longest_side: int) -> None:
         self._base, self._rule, self._follow, self._longest_side = base, rule, follow, longest_side
+        self.options = f"labels masks_follow={follow} longest_side={longest_side}"  # another packing has others
         self.remarks = Remarks()
 
     def __call__(self, entry: Entry, image: bytes, mask: bytes) -> tuple[bytes, bytes]:
@@ -115,6 +105,23 @@ class _Pack:
         file = str(self._base / entry.mask)
         label = decode_mask_of(photo, mask, file, self._rule, self._follow, self.remarks)
         return stored, encode_like(shrunk_label(label, size), lossy=False)
+
+
+def _packed(
+    base: Path, entries: Sequence[Entry], prepared: str | Path | None, pack: _Pack, on_corrupt: OnCorrupt
+) -> Path:
+    folder = prepare(
+        "folder_" + re.sub(r"\W+", "_", base.resolve().name),
+        base,
+        entries,
+        lists=(CLASS_FILE,),
+        prepared=None if prepared is None else Path(prepared),
+        pack=pack,
+        options=f"{pack.options} on_corrupt={on_corrupt}",
+        skip=on_corrupt == "skip",
+    )
+    pack.remarks.report()
+    return folder
 
 
 def _as_stored(num_classes: int) -> MaskRule:

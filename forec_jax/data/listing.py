@@ -101,14 +101,14 @@ def _masks(base: Path) -> dict[str, str]:
     entries = _entries(base, "masks")
     if not entries:
         raise DataError(
-            f"{base / 'masks'}: holds no mask; {_annotations(base)}draw some, and name each as its image: "
+            f"{base / 'masks'}: holds no mask; {annotations_below(base)}draw some, and name each as its image: "
             "images/a.jpg has masks/a.png"
         )
     return {name: entry.image for name, entry in index_by_id(entries, base).items()}
 
 
-def _annotations(base: Path) -> str:
-    """Says so where annotations lie there in a form that is not read."""
+def annotations_below(base: Path) -> str:
+    """A half-sentence where annotations lie in a folder in a form that is not read; "" where none do."""
     for file in sorted(base.rglob("*.json"))[:20]:
         if kind := _kind_of_json(file):
             return f"{file.relative_to(base)} holds {kind} annotations, which must be converted to masks first; "

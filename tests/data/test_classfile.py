@@ -109,6 +109,14 @@ def test_another_tools_class_list_is_named(tmp_path):
         read_classes(tmp_path / "classes.toml")
 
 
+def test_annotations_instead_of_masks_are_named(tmp_path):
+    (tmp_path / "coco.json").write_text('{"annotations": []}')
+    with pytest.raises(
+        DataError, match=r"missing; coco\.json holds COCO's annotations, which must be converted to masks"
+    ):
+        read_classes(tmp_path / "classes.toml")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_names_are_read_in_every_encoding_with_a_mark(tmp_path, encoding):
     (tmp_path / "classes.toml").write_bytes('names = ["Stra\u00dfe", "A\u0308pfel"]\r\n'.encode(encoding))
