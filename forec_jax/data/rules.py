@@ -43,9 +43,11 @@ class MaskRule:
         """
         index = _index_of(mask, file)
         label = np.take(self.table, index, mode="clip")  # faster than table[index]
-        allowed = (label != _FORBIDDEN) & (index >= 0) & (index < 256)
-        if not allowed.all():
-            bad = np.unique(index[~allowed]).tolist()
+        wrong = label == _FORBIDDEN
+        if index.dtype != np.uint8:  # it may hold more than the table does
+            wrong |= (index < 0) | (index > 255)
+        if wrong.any():
+            bad = np.unique(index[wrong]).tolist()
             raise DataError(
                 f"{file}: the mask holds {bad[:5]}; allowed are {self._allowed()}. "
                 + self._advice(frozenset(bad), frozenset(np.unique(index).tolist()))
