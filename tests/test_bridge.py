@@ -23,7 +23,7 @@ SIZE = 40
 def run(make_toy_network, monkeypatch):
     """A run of wsss_rec with a network of a few matrices on twenty images."""
     dataset = shapes_dataset(size=SIZE, counts={"train": 20, "tune": 8, "val": 4, "val_decorrelated": 3})
-    monkeypatch.setattr(sources, "build_full_dataset", lambda c: dataset)
+    monkeypatch.setattr(sources, "build_full_dataset", lambda c, val_ids=None: dataset)
     monkeypatch.setattr(sources, "check_tags", lambda *a: None)  # so few images need not show every class
     c = load_config("configs/tags.py:wsss", {"data.size": SIZE, "eval.bucket": 64, "eval.batch": 8})
     labels = dataset.labels

@@ -18,17 +18,22 @@ from PIL import Image
 from safetensors.numpy import save_file
 from scipy.io import savemat
 
+from forec_jax.contracts import IGNORE, UNLABELLED
 from forec_jax.data import DataError
-from forec_jax.data.datasets.folder import folder_dataset, read_classes
-from forec_jax.data.decode import MaskRule, decode_mask
+from forec_jax.data.classfile import read_classes
+from forec_jax.data.datasets.folder import folder_dataset
+from forec_jax.data.decode import Photo, decode_mask_of
+from forec_jax.data.imagefile import SUFFIXES
+from forec_jax.data.remarks import Remarks
+from forec_jax.data.rules import ColourRule, MaskRule
 from forec_jax.data.splits import read_list
 from forec_jax.data.tags import read_tags
 from forec_jax.data.voc_masks import read_sbd_mask, read_voc_mask
-from forec_jax.evaluation import read_image
+from forec_jax.evaluation import read_photo
 from forec_jax.models.pretrained import load_weights
 from forec_jax.models.weightfile import WeightsError, read_tensors
 
-FEW, MANY = 40, 2_000
+FEW, MANY = 40, int(os.environ.get("FOREC_FUZZ_CASES", "2000"))
 few_or_many = pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 
 
@@ -77,9 +82,9 @@ def damaged(draw, whole):
     return bytes(content)
 
 
-def encoded(kind, mode, **options):
+def encoded(kind, mode, seed=0, **options):
     """An image file of random pixels."""
-    pixels = np.random.default_rng(0).integers(0, 3, (9, 7, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 3, (9, 7, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
@@ -92,30 +97,72 @@ IMAGES = [
     encoded("JPEG", "RGB"),
     encoded("WEBP", "RGB"),
 ]
+TURNED = Image.Exif()
+TURNED[0x0112], TURNED[0x011A], TURNED[0x0110] = 6, 72.5, "camera"
 IMAGES += [encoded("BMP", "RGB"), encoded("TIFF", "RGB", compression="tiff_lzw"), encoded("PNG", "RGBA")]
+IMAGES += [encoded("GIF", "P", transparency=0), encoded("WEBP", "RGBA", lossless=True), encoded("TIFF", "L")]
+IMAGES += [encoded(kind, "RGB", exif=TURNED) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
+IMAGES += [encoded("PNG", "I;16"), encoded("PNG", "LA"), encoded("JPEG", "CMYK"), encoded("TIFF", "F")]
+OTHERS = [encoded(kind, "RGB") for kind in ("EPS", "PDF", "PPM", "TGA", "PCX", "ICO", "SGI", "ICNS", "JPEG2000", "DDS")]
 
 
 @few_or_many
 def test_images_for_prediction(tmp_path, cases):
-    def check(file):
-        image = read_image(file)
-        assert image.dtype == np.uint8
-        assert image.shape[2] == 3
+    """Whatever a file is called, its content decides; formats that are not read are refused, whole or damaged."""
 
-    fuzz_file(cases, damaged(IMAGES), tmp_path / "a.png", check)
+    def check(drawn):
+        content, suffix, side = drawn
+        file = tmp_path / f"a{suffix}"
+        file.write_bytes(content)
+        with allowed(DataError, str(file)):
+            photo = read_photo(file, side, Remarks())
+            assert (photo.pixels.dtype, photo.pixels.shape[2]) == (np.uint8, 3)
+            assert content[:2] not in {other[:2] for other in OTHERS}
+
+    sides = st.sampled_from([0, 1, 5, 64])
+    fuzz(cases, st.tuples(damaged(IMAGES + OTHERS), st.sampled_from([*SUFFIXES, ".txt"]), sides), check)
+
+
+RULES = [
+    MaskRule(3),
+    MaskRule(2, (), class_file="classes.toml"),
+    MaskRule(3, (0, 255), (1, 2, 3), (9,), "classes.toml"),
+    ColourRule(((0, 0, 0), (1, 1, 1)), (2, 2, 2), transparent=0),
+    ColourRule(((0, 0, 0), (1, 1, 1))),
+]
 
 
 @few_or_many
 def test_masks(cases):
-    def check(content):
+    """Of photographs of any orientation."""
+
+    def check(drawn):
+        content, rule, orientation, follow = drawn
+        photo = Photo(np.zeros((9, 7, 3), np.uint8), (9, 7), orientation)
         with allowed(DataError, "mask.png"):
-            label = decode_mask(content, "mask.png", (9, 7, 3), MaskRule(3))
+            label = decode_mask_of(photo, content, "mask.png", rule, follow, Remarks())
             assert label.shape == (9, 7)
+            assert set(label.ravel().tolist()) <= {0, 1, 2, UNLABELLED, IGNORE}
 
-    fuzz(cases, damaged(IMAGES[:3]), check)
+    photos = st.sampled_from(RULES), st.integers(1, 8), st.sampled_from(["display", "file"])
+    fuzz(cases, st.tuples(damaged(IMAGES), *photos), check)
 
 
-LINES = st.one_of(st.text(max_size=30), st.sampled_from(["/", ".", "..", "a.jpg b.png", "/JPEGImages/a.jpg", "a", " "]))
+def in_an_encoding(contents):
+    """Contents in UTF-8 as other editors would save them: with a mark, in other encodings, with other line ends."""
+
+    def saved(content, encoding, end):
+        text = content.decode("utf-8", "replace").replace("\n", end)
+        return text.encode(encoding, "replace")
+
+    encodings = st.sampled_from(["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "latin-1", "cp1252"])
+    return st.builds(saved, contents, encodings, st.sampled_from(["\n", "\r\n", "\r"]))
+
+
+LINES = st.one_of(
+    st.text(max_size=30),
+    st.sampled_from(["/", ".", "..", "a.jpg b.png", "/JPEGImages/a.jpg", "a", " ", "#", "b\\a.png"]),
+)
 
 
 @few_or_many
@@ -124,7 +171,7 @@ def test_lists(tmp_path, cases):
         assert all(read_list(file, {"a", "b"}))
 
     texts = st.lists(LINES, max_size=5).map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass"))
-    fuzz_file(cases, st.one_of(texts, st.binary(max_size=60)), tmp_path / "list.txt", check)
+    fuzz_file(cases, st.one_of(texts, in_an_encoding(texts), st.binary(max_size=60)), tmp_path / "list.txt", check)
 
 
 CLASSES = (
@@ -138,7 +185,8 @@ def test_tag_lists(tmp_path, cases):
     def check(file):
         assert all(read_tags(file, ("a", "b")).values())
 
-    fuzz_file(cases, st.one_of(damaged([TAGS]), st.binary(max_size=60)), tmp_path / "tags.csv", check)
+    contents = st.one_of(damaged([TAGS]), in_an_encoding(damaged([TAGS])), st.binary(max_size=60))
+    fuzz_file(cases, contents, tmp_path / "tags.csv", check)
 
 
 @few_or_many
@@ -169,17 +217,27 @@ def test_class_files(tmp_path, cases):
     def check(file):
         assert len(read_classes(file).names) >= 2
 
-    keys = st.dictionaries(st.sampled_from(["names", "colours", "background", "void"]), VALUES)
+    keys = st.dictionaries(st.sampled_from(["names", "colors", "background", "void", "unlabelled", "first"]), VALUES)
     typed = keys.map(
         lambda content: "\n".join(f"{key} = {value!r}" for key, value in content.items()).encode("utf-8", "replace")
     )
-    fuzz_file(cases, st.one_of(damaged([CLASSES]), typed), tmp_path / "classes.toml", check)
+    whole = [CLASSES, b'[colours]\na = "#ff0000"\nb = "blue"\n', b'names = ["a", "b"]\nfirst = 1\nvoid = [0, 255]\n']
+    contents = st.one_of(damaged(whole), typed, deep(), in_an_encoding(damaged(whole)))
+    fuzz_file(cases, contents, tmp_path / "classes.toml", check)
+
+
+@st.composite
+def deep(draw):
+    """Brackets within brackets, dots after dots, digits after digits."""
+    count = draw(st.integers(1, 10_000))
+    start, end = draw(st.sampled_from([("[", "]"), ("{a=", "}"), ("[{a=", "}]"), ("9", ""), ("a.", "b=1"), ("'", "'")]))
+    return (draw(st.sampled_from(["names = ", "colours = ", ""])) + start * count + end * count).encode()
 
 
 FOLDER = {
     "classes.toml": CLASSES.replace(b"[[0, 0, 0], [255, 0, 0]]", b"[[0, 0, 0], [1, 1, 1]]"),
     "val.txt": b"c\n",
-    **{f"images/{name}.png": IMAGES[0] for name in "abc"},
+    **{f"images/{name}.png": encoded("PNG", "RGB", seed) for seed, name in enumerate("abc")},
     **{f"masks/{name}.png": encoded("PNG", "1") for name in "abc"},
 }
 
@@ -199,8 +257,9 @@ def damaged_folder(draw):
             case 0:
                 files[name] = draw(damaged([content]))
             case 1:
-                folder = draw(st.sampled_from(["images", "masks", "unlabelled"]))
-                files[f"{folder}/{draw(st.sampled_from('abcd'))}.png"] = content
+                folder = draw(st.sampled_from(["images", "masks", "unlabelled", "images/.thumbs"]))
+                stem = draw(st.sampled_from(["a", "b", "c", "d", "A", "a_mask", "B-label", ".d"]))
+                files[f"{folder}/{stem}{draw(st.sampled_from(SUFFIXES))}"] = content
             case 2:
                 files[name] = b""
     return files

@@ -104,7 +104,7 @@ class StripeOptions:
     images: int = option(12, "of the pool", at_least(4))
 
 
-def stripes(root, prepared, o):
+def stripes(place, o):
     """The data set."""
     names = {"train": tuple(f"t{i}" for i in range(o.images)), "val": ("v0", "v1")}
     sources = {split: Stripes(ids) for split, ids in names.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from forec_jax.commands.arguments import checkpoint_flags, parse, required
+from forec_jax.commands.arguments import checkpoint_flags, config_flag, parse, required, resolve_config
 from forec_jax.config import defaults
 from forec_jax.data.datasets import DATASETS
 
@@ -53,20 +53,27 @@ def prepare(argv: Sequence[str]) -> int:
     """Packs a raw data set into records ahead of its first use.
 
     forec-jax prepare --dataset=voc --source=VOCdevkit
+    forec-jax prepare --config=configs/folder.py:forec --config.data.root=PHOTOS
+
+    A folder of your own is packed as its config says (data.longest_side and others): name the config.
     """
+    argv = resolve_config(argv)
 
     def define(values: flags.FlagValues) -> None:
         names = [name for name, entry in DATASETS.items() if entry.holds]
         flags.DEFINE_enum("dataset", None, names, "which data set", flag_values=values)
         flags.DEFINE_string("source", None, "its folder, as data.root", flag_values=values)
         flags.DEFINE_string("prepared", "", "where the records go; by default the cache folder", flag_values=values)
+        config_flag(values, argv)
 
     values = parse(argv, define, prepare.__doc__)
-    required(values, "dataset", "source")
+    if values.config is None:
+        required(values, "dataset", "source")
     from forec_jax.experiment.sources import build_dataset
 
-    c = defaults()
-    c.data.update({"name": values.dataset, "root": values.source, "prepared": values.prepared})
+    c = values.config or defaults()
+    if values.config is None:
+        c.data.update({"name": values.dataset, "root": values.source, "prepared": values.prepared})
     dataset = build_dataset(c)
     for split, source in dataset.sources.items():
         print(f"{split}: {len(source)} images")

@@ -4,7 +4,7 @@ from forec_jax.data.balance import classes_in_images
 from forec_jax.data.datasets import DATASETS
 from forec_jax.data.datasets.camvid import camvid_dataset
 from forec_jax.data.datasets.cityscapes import cityscapes_dataset
-from forec_jax.data.datasets.folder import folder_dataset
+from forec_jax.data.datasets.folder import folder_dataset, folder_splits
 from forec_jax.data.datasets.shapes import shapes_dataset
 from forec_jax.data.datasets.sunrgbd import sunrgbd_dataset
 from forec_jax.data.datasets.voc import voc_dataset
@@ -22,7 +22,7 @@ from forec_jax.data.source import (
     WithTags,
     select,
 )
-from forec_jax.data.splits import Split, class_coverage, resolve_split, tagged_split
+from forec_jax.data.splits import Split, class_coverage, classes_not_shown, resolve_split, tagged_split
 from forec_jax.data.tags import (
     Tags,
     balanced,
@@ -56,8 +56,10 @@ __all__ = [
     "cityscapes_dataset",
     "class_coverage",
     "classes_in_images",
+    "classes_not_shown",
     "evaluation_examples",
     "folder_dataset",
+    "folder_splits",
     "one_against_rest",
     "parse_partial",
     "read_tags",

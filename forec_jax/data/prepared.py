@@ -7,6 +7,7 @@ source has changed, so the folder's name holds a SHA-256 of the listing: another
 import fcntl
 import hashlib
 import io
+import json
 import logging
 import os
 import shutil
@@ -26,6 +27,7 @@ from forec_jax.progress import progress_bar
 log = logging.getLogger(__name__)
 
 _SPLIT = "pool"
+_NOTES = "notes.json"
 
 
 class Entry(NamedTuple):
@@ -52,12 +54,23 @@ def maskless(entries: Iterable[Entry]) -> frozenset[str]:
     return frozenset(entry.id for entry in entries if entry.mask is None)
 
 
-Check = Callable[[Entry, bytes, bytes], None]
-"""Raises DataError for an entry whose encoded image or mask (b"" where there is none) cannot be used."""
+Pack = Callable[[Entry, bytes, bytes], tuple[bytes, bytes]]
+"""From an entry and its encoded image and mask (b"" where there is none) to what is stored of them.
+
+Raises DataError for those that cannot be used.
+"""
 
 
-def unchecked(entry: Entry, image: bytes, mask: bytes) -> None:
+def as_it_is(entry: Entry, image: bytes, mask: bytes) -> tuple[bytes, bytes]:
     """Takes every file as it is: a broken one is found when it is read."""
+    return image, mask
+
+
+class Notes(NamedTuple):
+    """What was found out while a folder was packed."""
+
+    copies: tuple[tuple[str, ...], ...] = ()  # ids of images whose files are equal, byte for byte
+    unreadable: tuple[str, ...] = ()  # ids of what could not be used, where that was to be skipped
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
@@ -67,9 +80,16 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     code_path = None  # TFDS would look for download checksums beside this file, with a package it does not install
 
-    def __init__(self, *, root: Path, entries: Sequence[Entry], check: Check, **kwargs: Any):
-        self._root, self._entries, self._check = root, entries, check
+    def __init__(self, *, root: Path, entries: Sequence[Entry], pack: Pack, skip: bool, **kwargs: Any):
+        self._root, self._entries, self._pack, self._skip = root, entries, pack, skip
+        self._ids_of: dict[bytes, list[str]] = {}
+        self._unreadable: list[str] = []
         super().__init__(**kwargs)
+
+    @property
+    def notes(self) -> Notes:
+        """What the packing found out."""
+        return Notes(tuple(tuple(ids) for ids in self._ids_of.values() if len(ids) > 1), tuple(self._unreadable))
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -87,11 +107,22 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, entry in enumerate(progress_bar(self._entries, desc="preparing", unit="image")):
-            image = _read(self._root / entry.image)
-            mask = _read(self._root / entry.mask) if entry.mask else b""
-            self._check(entry, image, mask)
+            image, mask = self._stored(entry)
             # TFDS writes encoded bytes without TensorFlow; arrays would need it.
             yield key, {"id": entry.id, "image": io.BytesIO(image), "mask": io.BytesIO(mask)}
+
+    def _stored(self, entry: Entry) -> tuple[bytes, bytes]:
+        image = _read(self._root / entry.image)
+        mask = _read(self._root / entry.mask) if entry.mask else b""
+        self._ids_of.setdefault(hashlib.sha256(image).digest(), []).append(entry.id)
+        try:
+            return self._pack(entry, image, mask)
+        except DataError as error:
+            if not self._skip:
+                raise
+            log.warning("%s", error)
+            self._unreadable.append(entry.id)
+            return b"", b""
 
 
 def default_prepared() -> Path:
@@ -99,9 +130,12 @@ def default_prepared() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "forec_jax"
 
 
-def fingerprint(root: Path, entries: Sequence[Entry], lists: Sequence[str] = ()) -> str:
-    """A SHA-256 of the ids, paths, sizes and times of the files used. Raises DataError for a missing one."""
-    digest = hashlib.sha256()
+def fingerprint(root: Path, entries: Sequence[Entry], lists: Sequence[str] = (), options: str = "") -> str:
+    """A SHA-256 of the ids, paths, sizes and times of the files used, and of `options`.
+
+    Raises DataError for a missing file.
+    """
+    digest = hashlib.sha256(options.encode())
     for entry in entries:
         digest.update(f"{entry.id}\n".encode())
         for file in filter(None, (entry.image, entry.mask)):
@@ -137,44 +171,64 @@ def prepare(
     *,
     lists: Sequence[str] = (),
     prepared: Path | None = None,
-    check: Check = unchecked,
+    pack: Pack = as_it_is,
+    options: str = "",
+    skip: bool = False,
 ) -> Path:
     """The folder of array_record files made from `entries`, in `prepared` (default: the user's cache).
 
-    It is made on first use and again, under another name, when the listing, `lists` or a file's size or time changed.
-    It appears complete or not at all, and of several processes one makes it. `check` sees every file as it is packed; what
-    it judges by belongs to `lists`. Raises DataError for files that cannot be
-    read, an empty listing, or a folder that cannot be written. The source is only read.
+    It is made on first use and again, under another name, when the listing, `lists`, a file's size or time or `options`
+    changed. It appears complete or not at all, and of several processes one makes it. `pack` says what is stored of each
+    entry; what it goes by belongs to `lists` or `options`. With `skip` an entry that it refuses is stored empty and
+    named among the folder's notes. Raises DataError for files that cannot be read or used, an empty listing, or a folder
+    that cannot be written. The source is only read.
     """
     if not entries:
         raise DataError(f"{root}: the lists of {name} name no image; check the data set's folder")
     where = default_prepared() if prepared is None else Path(prepared)
-    folder = where / f"{name}-{fingerprint(root, entries, lists)[:16]}"
+    folder = where / f"{name}-{fingerprint(root, entries, lists, options)[:16]}"
     if folder.is_dir():
         return folder
     try:
         where.mkdir(parents=True, exist_ok=True)
         with _only_one(where / f".{folder.name}.lock"):
             if not folder.is_dir():
-                _make(folder, root, entries, check)
+                _make(folder, root, entries, pack, skip)
     except (OSError, RuntimeError) as error:  # the second is what the records' writer raises
         raise DataError(f"{where}: cannot be written ({error}); set data.prepared to a folder with room") from error
     return folder
 
 
-def _make(folder: Path, root: Path, entries: Sequence[Entry], check: Check) -> None:
+def notes_of(folder: Path) -> Notes:
+    """What was found out while a folder was packed. Raises DataError where that cannot be read."""
+    try:
+        stored = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
+        copies, unreadable = (tuple(stored[key]) for key in Notes._fields)
+        if not all(isinstance(name, str) for group in (*copies, unreadable) for name in group):
+            raise TypeError("an id is no text")
+        return Notes(tuple(map(tuple, copies)), unreadable)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(
+            f"{folder / _NOTES}: cannot be read ({error}); delete the folder, and it is prepared anew"
+        ) from error
+
+
+def _make(folder: Path, root: Path, entries: Sequence[Entry], pack: Pack, skip: bool) -> None:
     others = sorted(other.name for other in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"))
     if others:
         log.warning("%s was prepared from another listing; preparing anew as %s", ", ".join(others), folder.name)
     log.info("preparing %d images of %s in %s", len(entries), root, folder)
     with _temporary(folder) as temporary:
-        builder = _Builder(root=root, entries=entries, check=check, data_dir=temporary, file_format="array_record")
+        builder = _Builder(
+            root=root, entries=entries, pack=pack, skip=skip, data_dir=temporary, file_format="array_record"
+        )
         tfds.disable_progress_bar()  # ours knows the total
         try:
             with redirect_stdout(io.StringIO()):  # it would tell of a download, and name the temporary folder
                 builder.download_and_prepare()
         finally:
             tfds.enable_progress_bar()
+        (Path(builder.data_dir) / _NOTES).write_text(json.dumps(builder.notes._asdict()), encoding="utf-8")
         try:
             Path(builder.data_dir).rename(folder)
         except OSError:

@@ -10,6 +10,14 @@ from PIL import Image
 from forec_jax.data.source import DataError, Dataset, Example, Source
 
 
+def shrunk_size(width: int, height: int, longest_side: int) -> tuple[int, int]:
+    """Width and height (or height and width) with at most `longest_side` pixels a side, proportions kept; 0: as they are."""
+    if not 0 < longest_side < max(height, width):
+        return width, height
+    factor = longest_side / max(height, width)
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
 def shrink(example: Example, longest_side: int) -> Example:
     """The example with at most `longest_side` pixels a side, its proportions kept; as it is where it has no more.
 
@@ -18,11 +26,15 @@ def shrink(example: Example, longest_side: int) -> Example:
     height, width = example.image.shape[:2]
     if max(height, width) <= longest_side:
         return example
-    factor = longest_side / max(height, width)
-    size = max(1, round(width * factor)), max(1, round(height * factor))
+    size = shrunk_size(width, height, longest_side)
     image = Image.fromarray(example.image).resize(size, Image.Resampling.BILINEAR)
-    label = None if example.label is None else Image.fromarray(example.label).resize(size, Image.Resampling.NEAREST)
-    return example._replace(image=np.asarray(image), label=None if label is None else np.asarray(label))
+    label = None if example.label is None else shrunk_label(example.label, size[::-1])
+    return example._replace(image=np.asarray(image), label=label)
+
+
+def shrunk_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The label u8[H,W] at a height and width: each pixel is the nearest one's."""
+    return np.asarray(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 @dataclass(frozen=True)

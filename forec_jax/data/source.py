@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -95,12 +95,22 @@ def dataset_of(
     return Dataset(name, labels.classes, labels.palette, sources, labels.background_classes, maskless)
 
 
+class Place(NamedTuple):
+    """Where a data set's files are, and how they are read."""
+
+    root: Path
+    prepared: Path | None = None  # where they are packed; None: the user's cache
+    longest_side: int = 0  # larger images are scaled down to it, by those that pack images; 0: none
+    on_corrupt: Literal["raise", "skip"] = "raise"  # what packing does about files that cannot be used
+    val_ids: tuple[str, ...] | None = None  # the validation images of a run that is there; None: as the data set says
+
+
 class DataEntry(NamedTuple):
     """All that the library must know of a data set."""
 
     name: str  # what data.name may be, and of its options, data.NAME
     options: type  # frozen dataclass of `option` fields
-    load: Callable[[Path, Path | None, Any], Dataset]  # data.root, data.prepared, options
+    load: Callable[[Place, Any], Dataset]  # where it is, options
     labels: Callable[[Path, Any], Labels]  # data.root, options -> its labels; no image is opened
     holds: str = ""  # what the folder data.root holds; "" for a data set that needs none
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from forec_jax.data.balance import balanced_draw, classes_in_image
 from forec_jax.data.pipeline import OnCorrupt
 from forec_jax.data.source import DataError, Source
+from forec_jax.data.textfile import read_text
 from forec_jax.options import option
 
 _DRAW = re.compile(r"(\d+):(\d+)")
@@ -116,26 +118,80 @@ def draw(pool_ids: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
         raise DataError(
             f"labelled={count}:{seed} cannot be drawn from a pool of {size} images with masks; use 1 to {size}"
         )
-    ranked = sorted(pool_ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    ranked = sorted(pool_ids, key=lambda name: _rank(seed, name))
     chosen = frozenset(ranked[:count])
     return tuple(name for name in pool_ids if name in chosen)
+
+
+def hold_out(
+    ids: Sequence[str], fraction: float, seed: int, group_of: Callable[[str], str] = str
+) -> tuple[tuple[str, ...], bool]:
+    """The ids whose SHA-256 of "<seed>:<id>" lies in the lowest `fraction` of all hashes, in their order.
+
+    So whether an id is among them depends on no other id: where some are added, none changes sides. With `group_of` an
+    id's group is hashed instead, and a group stays together. At least one group is held out and one is not: the
+    lowest, or all but the highest; the second value says whether that rule chose. Raises DataError for a fraction not
+    between 0 and 1, and for fewer than two groups.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"data.val_fraction={fraction} must lie between 0 and 1")
+    groups = {group_of(name) for name in ids}
+    ranked = sorted(groups, key=lambda group: _rank(seed, group))
+    if len(ranked) < 2:
+        raise DataError(f"the {len(ids)} images with masks are one group; change data.val_groups, or write val.txt")
+    below = [group for group in ranked if int.from_bytes(_rank(seed, group)[:8]) < fraction * 2**64]
+    chosen = frozenset(below[: len(ranked) - 1] or ranked[:1])
+    return tuple(name for name in ids if group_of(name) in chosen), len(chosen) != len(below)
+
+
+def _rank(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+
+def group_rule(val_groups: str) -> Callable[[str], str]:
+    """id -> its group. `val_groups`: "" (each image is one), "folder", or a regular expression with one group.
+
+    Raises DataError for another expression; the function raises it for an id that the expression does not fit.
+    """
+    if not val_groups:
+        return str
+    if val_groups == "folder":
+        return lambda name: str(PurePosixPath(name).parent)
+    try:
+        pattern = re.compile(val_groups)
+    except re.error as error:
+        raise DataError(f"data.val_groups={val_groups!r} is no regular expression ({error})") from error
+    if pattern.groups != 1:
+        raise DataError(
+            f"data.val_groups={val_groups!r} must be 'folder', or have one group in parentheses, as '(scene[0-9]+)_'"
+        )
+
+    def group_of(name: str) -> str:
+        if not (match := pattern.search(name)) or match[1] is None:
+            raise DataError(f"data.val_groups={val_groups!r} does not fit the image {name}; let it fit every image")
+        return match[1]
+
+    return group_of
 
 
 def read_list(path: str | Path, known: Collection[str]) -> tuple[str, ...]:
     """The ids of a list file, in its order.
 
     A line is an id, an image path, or an image and a mask path with a space between; leading slashes, folders, file
-    endings and Cityscapes' `_leftImg8bit` are no part of the id. The reading that gives a name of `known` is taken.
+    endings and Cityscapes' `_leftImg8bit` are no part of the id, backslashes are slashes, and what follows a # at the
+    start of a line is a comment. The reading that gives a name of `known` is taken, the longest first.
     Raises DataError where the file is missing or empty or lists an id twice.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(Path(path))
+    except OSError as error:
         raise DataError(
             f"{path}: cannot read this list ({error}); give a text file with an id a line, '<count>:<seed>', or "
             "'balanced:<count>:<seed>'"
         ) from error
-    ids = tuple(_parse_line(line.strip(), known) for line in lines if line.strip())
+    composed = {unicodedata.normalize("NFC", name): name for name in known}
+    lines = [line for line in map(str.strip, unicodedata.normalize("NFC", text).split("\n")) if line]
+    ids = tuple(_parse_line(line, composed) for line in lines if line in composed or not line.startswith("#"))
     if not ids:
         raise DataError(f"{path}: the list is empty; put an id on each line")
     if "" in ids:
@@ -147,14 +203,15 @@ def read_list(path: str | Path, known: Collection[str]) -> tuple[str, ...]:
     return ids
 
 
-def _parse_line(line: str, known: Collection[str]) -> str:
-    """The first reading of a line that is a known id; the plainest one where none is."""
+def _parse_line(line: str, known: Mapping[str, str]) -> str:
+    """What `known` holds for the first reading of a line that is in it; the plainest reading where none is."""
     readings: list[str] = []
     for text in (line, line.split()[0]):
-        path = PurePosixPath(text.lstrip("/"))
-        readings += [text, str(path), str(path.parent / path.stem), path.name, path.stem]
-        readings.append(path.stem.removesuffix(_CITYSCAPES_IMAGE))
-    return next((reading for reading in readings if reading in known), readings[-1])
+        path = PurePosixPath(text.replace("\\", "/").lstrip("/"))
+        tails = (PurePosixPath(*path.parts[start:]) for start in range(len(path.parts)))
+        readings += [text, *(reading for tail in tails for reading in (str(tail), str(tail.parent / tail.stem)))]
+        readings += [path.stem, path.stem.removesuffix(_CITYSCAPES_IMAGE)]
+    return next((known[reading] for reading in readings if reading in known), readings[-1])
 
 
 def _check_part(
@@ -194,3 +251,8 @@ def class_coverage(source: Source, num_classes: int, on_corrupt: OnCorrupt = "ra
         if not missing:
             break
     return tuple(sorted(missing))
+
+
+def classes_not_shown(source: Source, classes: Sequence[str], on_corrupt: OnCorrupt = "raise") -> tuple[str, ...]:
+    """The names of the classes that no mask of `source` shows: their IoU says nothing, if `source` is for the score."""
+    return tuple(classes[index] for index in class_coverage(source, len(classes), on_corrupt))

@@ -1,6 +1,8 @@
 """Image-level tags: read from a CSV file, from folders' names, or from masks (simulated annotation)."""
 
 import csv
+import io
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 from forec_jax.contracts import UNLABELLED
 from forec_jax.data.pipeline import evaluation_examples
 from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags
+from forec_jax.data.textfile import read_text
 from forec_jax.options import option
 
 Tags = Mapping[str, frozenset[int]]
@@ -35,11 +38,11 @@ def read_tags(path: Path, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
     without a tag, and for ids that the file does not list.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = [(number, line) for number, line in enumerate(csv.reader(file), start=1) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = unicodedata.normalize("NFC", read_text(path))
+        lines = [(number, line) for number, line in enumerate(csv.reader(io.StringIO(text)), start=1) if line]
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}); data.tags is a CSV file of lines image,tag;tag") from error
-    known, found = frozenset(ids), dict[str, tuple[str, ...]]()
+    known, found = {unicodedata.normalize("NFC", name): name for name in ids}, dict[str, tuple[str, ...]]()
     for number, line in lines:
         if number == 1 and [cell.strip().lower() for cell in line] in (["image", "tag"], ["image", "tags"]):
             continue
@@ -58,12 +61,14 @@ def read_tags(path: Path, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _known_id(text: str, known: frozenset[str]) -> str | None:
-    """The id that a path means: the longest one that it ends in."""
-    parts = Path(text).parts
+def _known_id(text: str, known: Mapping[str, str]) -> str | None:
+    """The id that a path means: the longest one that it ends in; backslashes are slashes."""
+    if text in known:
+        return known[text]
+    parts = Path(text.replace("\\", "/")).parts
     tails = [Path(*parts[start:]) for start in range(len(parts))]
     readings = (name for tail in tails for name in (tail.as_posix(), tail.with_suffix("").as_posix()))
-    return next((name for name in readings if name in known), None)
+    return next((known[name] for name in readings if name in known), None)
 
 
 def tags_of_folders(ids: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -4,7 +4,11 @@ Both sources have masks of some images. VOC's own wins: it has a void border and
 """
 
 import hashlib
+import multiprocessing
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +19,8 @@ from tqdm import tqdm
 
 from forec_jax.contracts import IGNORE
 from forec_jax.data.datasets.voc import CLASSES, voc_palette
-from forec_jax.data.decode import MaskRule, decode_mask, open_image
+from forec_jax.data.decode import MaskRule, decode_mask
+from forec_jax.data.imagefile import open_image
 from forec_jax.data.source import DataError
 
 _PALETTE = voc_palette(256)
@@ -52,10 +57,20 @@ def read_voc_mask(file: Path) -> np.ndarray:
     Raises DataError, naming the file, where it cannot be read or has other colours or values.
     """
     data = _read(file)
-    image = open_image(data, str(file))
+    image = open_image(data, str(file)).image
     if image.mode == "L":
         return decode_mask(data, str(file), (image.height, image.width), MaskRule(len(CLASSES)))
     return index_of_colours(np.asarray(image.convert("RGB")), str(file))
+
+
+@cache
+def _child() -> ProcessPoolExecutor:
+    """A process of its own for SciPy's reader, which is not made for damaged files: one may end it, and not this one."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _load(file: str) -> np.ndarray:
+    return np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
 
 
 def read_sbd_mask(file: Path) -> np.ndarray:
@@ -64,8 +79,10 @@ def read_sbd_mask(file: Path) -> np.ndarray:
     Raises DataError, naming the file, where it cannot be read, has no such field or holds something else.
     """
     try:
-        mask = np.asarray(loadmat(str(file), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
-    except Exception as error:  # SciPy's reader has many for a damaged file, an UnboundLocalError among them
+        mask = _child().submit(_load, str(file)).result()
+    except Exception as error:  # SciPy's reader has many for a damaged file, and a few end the process that it runs in
+        if isinstance(error, BrokenProcessPool):
+            _child.cache_clear()
         raise DataError(
             f"{file}: has no readable GTcls.Segmentation ({error}); take the files of SBD's cls/ folder, not inst/"
         ) from error

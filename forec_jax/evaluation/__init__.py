@@ -2,7 +2,7 @@
 
 from forec_jax.evaluation.evaluate import Buckets, Evaluation, EvaluationOptions, Evaluator
 from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
-from forec_jax.evaluation.predict import Prediction, Predictor, image_files, read_image
+from forec_jax.evaluation.predict import Prediction, Predictor, image_files, read_image, read_photo
 from forec_jax.evaluation.sliding import Predicts, SlidingWindow
 from forec_jax.evaluation.thresholds import ThresholdSweep
 
@@ -21,4 +21,5 @@ __all__ = [
     "image_files",
     "mean_iou",
     "read_image",
+    "read_photo",
 ]

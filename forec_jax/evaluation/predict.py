@@ -10,13 +10,14 @@ import numpy as np
 
 from forec_jax.contracts import Array, Variables
 from forec_jax.data import DataError, Example
-from forec_jax.data.decode import decode_image
+from forec_jax.data.decode import Photo, decode_photo
+from forec_jax.data.imagefile import SUFFIXES
+from forec_jax.data.listing import files_below
+from forec_jax.data.remarks import Remarks
 from forec_jax.evaluation.evaluate import Buckets
 from forec_jax.evaluation.sliding import Predicts
 
 log = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 class Prediction(NamedTuple):
@@ -28,27 +29,38 @@ class Prediction(NamedTuple):
 
 
 def image_files(path: Path) -> list[Path]:
-    """The image itself, or every image in a folder and below it, sorted. Raises DataError where there is none."""
+    """The image itself, or every image in a folder and below it, sorted; hidden ones and those of tools are left out.
+
+    Raises DataError where there is none.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} does not exist; --images takes an image or a folder of images")
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    files = files_below(path)
+    images = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not images:
-        raise DataError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    if other := [file for file in files if file not in images and not file.name.startswith(".")]:
+        raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)})")
+    if other := [file for file in files if file.suffix.lower() not in SUFFIXES]:
         log.warning("%s: %d files do not end like an image and are passed over (%s)", path, len(other), other[0].name)
     return images
 
 
 def read_image(path: Path) -> np.ndarray:
     """u8[H,W,3] of an image file, read as training images are. Raises DataError, naming it, where it cannot be used."""
+    return read_photo(path).pixels
+
+
+def read_photo(path: Path, longest_side: int = 0, remarks: Remarks | None = None) -> Photo:
+    """An image file with at most `longest_side` pixels a side (0: as it is), and the size of the whole.
+
+    Raises DataError, naming it, where it cannot be used; what is worth a word goes into `remarks`.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); repair or remove it") from error
-    return decode_image(data, str(path))
+    return decode_photo(data, str(path), longest_side, remarks)
 
 
 class Predictor:

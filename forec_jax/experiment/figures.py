@@ -10,7 +10,7 @@ from PIL import Image
 from forec_jax.data import DataError, Example, evaluation_examples, select
 from forec_jax.experiment import build, sources
 from forec_jax.experiment.load import Run, load_run, palette_of
-from forec_jax.experiment.use import as_trained, file_examples, unused_stem
+from forec_jax.experiment.use import photos, unused_stem
 from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.methods import WsssRec
 from forec_jax.options import choose
@@ -84,7 +84,7 @@ def correlate_runs(runs: Mapping[str, Run], split: str, out: Path) -> dict[str, 
 
 def correlations_of(run: Run, name: str, split: str) -> dict[str, Any]:
     """One run's part of latents.json: by class, and the mean over the classes that are not background."""
-    examples = evaluation_examples(sources.build_dataset(run.config).source(split))
+    examples = evaluation_examples(run.dataset().source(split))
     # The student's head whatever the network that is evaluated: no teacher keeps one.
     best = mean_correlations(shown_model(run, name, "student"), examples)
     foreground = [found.correlation for k, found in best.items() if k not in run.labels.background_classes]
@@ -134,7 +134,7 @@ def relations_of(run: Run, name: str) -> dict[str, Relations]:
     network = segmenting_network(run.method)
     if network is None:
         raise WorkdirError(f"{name}: this method has no segmentation head, so there is no relation of classes to show")
-    examples = evaluation_examples(sources.build_dataset(run.config).source(run.config.eval.split))
+    examples = evaluation_examples(run.dataset().source(run.config.eval.split))
     variables = build.network_variables(run.state, "student")[network[0]]
     return relations(network[1], variables, examples, len(run.labels.classes), run.config.eval.bucket)
 
@@ -193,8 +193,8 @@ def chosen_examples(images: str, run: Run) -> Iterable[Example]:
     Ids bring their masks. Raises DataError where it is neither.
     """
     if Path(images).exists():
-        return (as_trained(run, example) for example in file_examples(Path(images)))
-    source, ids = sources.build_dataset(run.config).source(run.config.eval.split), images.split(",")
+        return (photo.example for photo in photos(Path(images), run.config.data.longest_side))
+    source, ids = run.dataset().source(run.config.eval.split), images.split(",")
     if unknown := sorted(set(ids) - set(source.ids)):
         raise DataError(
             f"--images: {unknown[0]} is neither a file nor a folder, nor an id of the run's split {run.config.eval.split} "

@@ -71,7 +71,7 @@ def write_masks(run: Run, out: Path, *, network: str, keep: float, confidence: f
 
 def write_folder(run: Run, folder: Path, network: str, keep: float, confidence: float, labelled: str) -> Written:
     """Writes the data set of `write_masks` into a new folder."""
-    data = sources.build_training_data(run.config)
+    data = sources.build_training_data(run.config, run.val_ids)
     assert data.tagged is not None, "a run of method_from_tags has tagged images"
     pool = data.dataset.source(run.config.data.pool)
     true = true_masks(pool, data.dataset.maskless, labelled, len(run.labels.classes))

@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from forec_jax.config import method_entry
 from forec_jax.contracts import Method, Thresholded, TrainState
-from forec_jax.data import Labels
+from forec_jax.data import Dataset, Labels
 from forec_jax.evaluation import ThresholdSweep
 from forec_jax.experiment import build, sources
-from forec_jax.experiment.workdir import WorkdirError, damage_named, read_config, read_labels
+from forec_jax.experiment.workdir import WorkdirError, damage_named, read_config, read_labels, stored_val
 from forec_jax.methods.entry import Guide
 from forec_jax.options import choose, from_config
 from forec_jax.parallel import make_mesh, replicated
@@ -38,6 +38,11 @@ class Run(NamedTuple):
     method: Method
     state: TrainState
     mesh: Mesh
+    val_ids: tuple[str, ...] | None = None  # of its validation images; None: as the data set says
+
+    def dataset(self) -> Dataset:
+        """The data set that it was trained on."""
+        return sources.build_dataset(self.config, self.val_ids)
 
 
 def load_run(workdir: Path, checkpoint: str) -> Run:
@@ -56,7 +61,7 @@ def load_run(workdir: Path, checkpoint: str) -> Run:
     checkpoints.close()
     if state is None:
         raise WorkdirError(f"--workdir={workdir} holds no {checkpoint} checkpoint yet; train longer")
-    return Run(c, labels, method, state, mesh)
+    return Run(c, labels, method, state, mesh, stored_val(workdir))
 
 
 def stored_method(c: ConfigDict, labels: Labels, workdir: Path) -> Method:
@@ -126,7 +131,7 @@ def choose_threshold(run: Run, workdir: Path, split: str, network: str) -> dict[
         )
     rows = -(-run.config.eval.batch // run.mesh.size) * run.mesh.size
     sweep = ThresholdSweep(run.method, len(run.labels.classes), build.build_buckets(run.config, run.method, rows))
-    source = sources.build_dataset(run.config).source(split)
+    source = run.dataset().source(split)
     mious = sweep(build.network_variables(run.state, network), source)
     best = max(mious, key=lambda threshold: mious[threshold])
     found = {

@@ -29,6 +29,7 @@ from forec_jax.training import (
     abstract_state,
     compile_step,
     create_state,
+    holds_any,
     state_sharding,
     train,
 )
@@ -61,12 +62,15 @@ def run_training(c: ConfigDict, workdir: Path) -> int | None:
         return train_in(workdir, c)
 
 
-def build_training(c: ConfigDict) -> Built:
-    """Checks a config and builds what it describes. Raises OptionError or DataError for what cannot be used."""
+def build_training(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> Built:
+    """Checks a config and builds what it describes; `val_ids` are the validation images of a run that is there.
+
+    Raises OptionError or DataError for what cannot be used.
+    """
     check_options(c)
     c = chosen(c)
     mesh = build.build_mesh(c)
-    data = sources.build_training_data(c)
+    data = sources.build_training_data(c, val_ids)
     c = build.with_epoch(c, sources.epoch_of(c, data))
     method = build.build_method(c, data.dataset.labels, guide=guide_of(c), mesh=mesh)
     return Built(c, data, sources.build_streams(c, data), method, mesh)
@@ -74,9 +78,9 @@ def build_training(c: ConfigDict) -> Built:
 
 def train_in(workdir: Path, c: ConfigDict) -> int | None:
     """`run_training` in a work directory that is there, and is this run's alone."""
-    built = build_training(c)
+    built = build_training(c, resumed_val(workdir))
     if is_primary():
-        places.begin(workdir, built.config, built.data.dataset.labels, built.data.split)
+        places.begin(workdir, built.config, built.data.dataset.labels, built.data.split, val_of(built.data))
         keep_guides(built.config, workdir)
     places.meet(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -105,6 +109,16 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
         pictures.save(shown, workdir / "pictures" / "last.png")
         write_json(workdir / "summary.json", summary(built.config, built.data, reporter.events))
     return stopped_by
+
+
+def resumed_val(workdir: Path) -> tuple[str, ...] | None:
+    """The validation images of the run in `workdir`, where there is something to go on from."""
+    return places.stored_val(workdir) if holds_any(workdir / "checkpoints") else None
+
+
+def val_of(data: sources.TrainingData) -> tuple[str, ...]:
+    """The ids of the split val; none where the data set has no such split."""
+    return tuple(data.dataset.sources["val"].ids) if "val" in data.dataset.sources else ()
 
 
 def train_built(

@@ -23,6 +23,7 @@ from forec_jax.data import (
     check_tags,
     class_coverage,
     classes_in_images,
+    classes_not_shown,
     one_against_rest,
     parse_partial,
     read_tags,
@@ -38,11 +39,13 @@ from forec_jax.data import (
 from forec_jax.data.datasets import DATASETS
 from forec_jax.data.pipeline import ReadingOptions
 from forec_jax.data.published import check_protocol, protocol_names, published_name, published_origins
-from forec_jax.data.source import DataEntry
+from forec_jax.data.source import DataEntry, Place
 from forec_jax.methods.tag_classifier import foreground_classes
 from forec_jax.options import OptionError, choose, from_config
 
 log = logging.getLogger(__name__)
+
+SMALL_VAL = 300  # images whose masks are looked at before a training
 
 
 class TrainingData(NamedTuple):
@@ -67,25 +70,29 @@ def data_options(c: ConfigDict, entry: DataEntry) -> Any:
     return from_config(entry.options, c.data[entry.name], f"data.{entry.name}")
 
 
-def build_dataset(c: ConfigDict) -> Dataset:
-    """The data set that data.name names, with one class against the rest where data.tag is set."""
-    return with_tag(build_full_dataset(c), c.data.tag)
+def build_dataset(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> Dataset:
+    """The data set that data.name names, with one class against the rest where data.tag is set.
+
+    `val_ids` are the validation images of a run that is there (`workdir.stored_val`): they never move under it.
+    """
+    return with_tag(build_full_dataset(c, val_ids), c.data.tag)
 
 
-def build_full_dataset(c: ConfigDict) -> Dataset:
+def build_full_dataset(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> Dataset:
     """The data set that data.name names, with all its classes."""
     entry = data_entry(c)
     if entry.holds and not c.data.root:
         raise OptionError(f"data.root is empty: set it to the folder that holds {entry.holds}")
-    prepared = Path(c.data.prepared) if c.data.prepared else None
-    dataset = entry.load(Path(c.data.root), prepared, data_options(c, entry))
+    prepared = Path(c.data.prepared).expanduser() if c.data.prepared else None
+    place = Place(Path(c.data.root).expanduser(), prepared, c.data.longest_side, c.data.on_corrupt, val_ids)
+    dataset = entry.load(place, data_options(c, entry))
     return with_background(with_longest_side(dataset, c.data.longest_side), c.data.background)
 
 
 def planned_labels(c: ConfigDict) -> Labels:
     """The classes and background of the config's data set; no image is opened."""
     entry = data_entry(c)
-    labels = entry.labels(Path(c.data.root), data_options(c, entry))
+    labels = entry.labels(Path(c.data.root).expanduser(), data_options(c, entry))
     without_images = Dataset(entry.name, labels.classes, labels.palette, {}, labels.background_classes)
     return with_tag(with_background(without_images, c.data.background), c.data.tag).labels
 
@@ -106,16 +113,16 @@ def with_background(dataset: Dataset, names: str) -> Dataset:
     return dataclasses.replace(dataset, background_classes=tuple(dataset.classes.index(name) for name in chosen))
 
 
-def build_training_data(c: ConfigDict) -> TrainingData:
-    """Data set, split and sources; warns of classes that no labelled image shows."""
+def build_training_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> TrainingData:
+    """Data set, split and sources; warns of classes that no labelled image, or no image that is scored, shows."""
     if c.data.protocol and (c.batch.tagged or c.data.partial):
         raise OptionError(
             f"data.protocol={c.data.protocol!r} claims the whole masks of a published list; "
             "leave it empty with tags and with data.partial"
         )
     if c.batch.tagged:
-        return build_tagged_data(c)
-    dataset = build_dataset(c)
+        return build_tagged_data(c, val_ids)
+    dataset = build_dataset(c, val_ids)
     pool, validation = dataset.source(c.data.pool), dataset.source(c.eval.split)
     on_corrupt = from_config(ReadingOptions, c.data, "data").on_corrupt
     split = resolve_split(
@@ -131,6 +138,8 @@ def build_training_data(c: ConfigDict) -> TrainingData:
     if missing := class_coverage(labelled, len(dataset.classes), on_corrupt):
         names = ", ".join(dataset.classes[index] for index in missing)
         log.warning("no labelled image shows: %s. These classes cannot be learned; label an image of each", names)
+    if len(validation) <= SMALL_VAL and (absent := classes_not_shown(validation, dataset.classes, on_corrupt)):
+        log.warning("no image of %s shows: %s. Their IoU says nothing", c.eval.split, ", ".join(absent))
     unlabelled = select(pool, split.unlabelled).without_labels() if c.batch.unlabelled else None
     return TrainingData(dataset, split, with_partial_labels(labelled, c.data.partial), unlabelled, validation)
 
@@ -146,12 +155,12 @@ def with_partial_labels(labelled: Source, partial: str) -> Source:
     return PartialLabels(labelled, share, seed)
 
 
-def build_tagged_data(c: ConfigDict) -> TrainingData:
+def build_tagged_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> TrainingData:
     """Data set and sources of a run that sees image-level tags; its tagged stream cannot open a mask.
 
     With data.tag, images with and without the tag are equally many (the paper draws a batch's halves from either).
     """
-    full = build_full_dataset(c)
+    full = build_full_dataset(c, val_ids)
     dataset = with_tag(full, c.data.tag)
     pool = dataset.source(c.data.pool)
     split = tagged_split(pool_ids=pool.ids, validation_ids=evaluation_ids(dataset, c.data.pool))

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ SPLIT = "split.json"
 """The SHA-256 of the images that a run is trained on, which its config names by the path of a list alone."""
 
 
+VAL = "val.json"
+"""The ids of the validation images of a run, which must not move under it when a data set grows."""
+
+
 class WorkdirError(ValueError):
     """A work directory that cannot be used; the message says why and what to do."""
 
@@ -47,7 +51,7 @@ def make_workdir(workdir: Path) -> None:
         raise WorkdirError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from error
 
 
-def begin(workdir: Path, c: ConfigDict, labels: Labels, split: Split) -> None:
+def begin(workdir: Path, c: ConfigDict, labels: Labels, split: Split, val_ids: Sequence[str]) -> None:
     """Writes what a run is to the work directory, or checks that config and images are those of the run already there.
 
     As long as that run has no checkpoint there is nothing to go on from: it failed at its start, and may be mended.
@@ -58,6 +62,7 @@ def begin(workdir: Path, c: ConfigDict, labels: Labels, split: Split) -> None:
         check_same_config(json.loads(read_config(stored).to_json()), content, workdir)
         check_same_images(split, c, workdir)
     write_json(workdir / SPLIT, image_sums(split))
+    write_json(workdir / VAL, list(val_ids))
     write_json(stored, content)
     write_json(workdir / "labels.json", labels._asdict())
 
@@ -169,3 +174,11 @@ def read_labels(path: Path) -> Labels:
             palette=tuple(tuple(colour) for colour in content["palette"]),
             background_classes=tuple(content["background_classes"]),
         )
+
+
+def stored_val(workdir: Path) -> tuple[str, ...] | None:
+    """The ids of a run's validation images; None where there is no run, or one of an earlier version."""
+    if not (workdir / VAL).exists():
+        return None
+    with damage_named(workdir / VAL, "remove it if the masks are as they were when the run began"):
+        return tuple(map(str, json.loads((workdir / VAL).read_text(encoding="utf-8"))))

@@ -14,7 +14,7 @@ from forec_jax.data.prepared import Entry, prepare
 
 @pytest.fixture
 def pack(tmp_path):
-    """Packs three images of some 30 KB each; `check` sees every file."""
+    """Packs three images of some 30 KB each; `pack` sees every file."""
     (tmp_path / "raw").mkdir()
     for k in range(3):
         pixels = np.random.default_rng(k).integers(0, 256, (100, 100, 3), np.uint8)
@@ -46,7 +46,7 @@ def test_what_a_killed_process_left_goes_with_the_next_one(pack, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a process that is killed tidies nothing up
         with pytest.raises(KeyboardInterrupt):
-            pack(check=killed)
+            pack(pack=killed)
     (leftover,) = left(tmp_path)
     elsewhere = leftover.replace(socket.gethostname(), "another-machine")
     (tmp_path / "prepared" / elsewhere).mkdir()

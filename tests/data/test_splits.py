@@ -1,11 +1,12 @@
 import hashlib
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
 
-from forec_jax.data import DataError, class_coverage, resolve_split, select, shapes_dataset
-from forec_jax.data.splits import draw, read_list
+from forec_jax.data import DataError, class_coverage, classes_not_shown, resolve_split, select, shapes_dataset
+from forec_jax.data.splits import draw, group_rule, hold_out, read_list
 
 POOL = tuple(f"2007_{i:06d}" for i in range(40))
 VALIDATION = tuple(f"2008_{i:06d}" for i in range(10))
@@ -126,8 +127,8 @@ def test_a_pool_that_holds_validation_images_does_not_leak_them():
 def test_missing_and_binary_lists(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.txt: cannot read"):
         resolve(tmp_path / "nowhere.txt")
-    (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(DataError, match=r"x\.txt: cannot read"):
+    (tmp_path / "x.txt").write_bytes(b"2007_000001\n\xff\x00\x81")
+    with pytest.raises(DataError, match=r"x\.txt, line 2: the byte 0xff is no UTF-8; save the file as UTF-8"):
         resolve(tmp_path / "x.txt")
 
 
@@ -179,3 +180,72 @@ def test_the_classic_lists_agree_whatever_their_format():
     ]
     assert len({split.sha256 for split in splits}) == 1
     assert [(len(split.labelled), len(split.unlabelled)) for split in splits] == [(92, 10582 - 92)] * 3
+
+
+NAMES = tuple(f"day{k % 7}/frame{k}" for k in range(200))
+
+
+def test_a_drawn_val_only_grows():
+    """The share of an id's hash decides, and nothing else."""
+    small, _ = hold_out(NAMES[:50], 0.2, 0)
+    large, forced = hold_out(NAMES, 0.2, 0)
+    assert set(small) == set(large).intersection(NAMES[:50])
+    assert set(large) < set(hold_out(NAMES, 0.3, 0)[0])
+    share = {name: int(hashlib.sha256(f"0:{name}".encode()).hexdigest(), 16) / 2**256 for name in NAMES}
+    assert (large, forced) == (tuple(name for name in NAMES if share[name] < 0.2), False)
+
+
+@pytest.mark.parametrize(("fraction", "place"), [(1e-9, 0), (1 - 1e-9, slice(0, -1))])
+def test_val_and_train_have_an_image_each(fraction, place):
+    ranked = sorted(POOL[:5], key=lambda name: hashlib.sha256(f"0:{name}".encode()).hexdigest())
+    held, forced = hold_out(POOL[:5], fraction, 0)
+    assert set(held) == set([ranked[place]] if place == 0 else ranked[place])
+    assert forced
+
+
+def test_groups_stay_together():
+    for rule in ("folder", "^(day[0-9])/"):
+        held, _ = hold_out(NAMES, 0.5, 0, group_rule(rule))
+        days = {name.split("/")[0] for name in held}
+        assert 0 < len(days) < 7
+        assert set(held) == {name for name in NAMES if name.split("/")[0] in days}
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("(day", "is no regular expression"),
+        ("day", "must be 'folder', or have one group in parentheses"),
+        ("(day)(.)", "must be 'folder', or have one group in parentheses"),
+        ("(night)", "does not fit the image day0/frame0"),
+        ("(day)", "the 200 images with masks are one group; change data.val_groups"),
+    ],
+)
+def test_groups_that_make_no_sense(rule, message):
+    with pytest.raises(DataError, match=message):
+        hold_out(NAMES, 0.2, 0, group_rule(rule))
+
+
+def test_lists_as_windows_writes_them(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeff# mine\r\nimages\\day\\a.png\r\n\r\nb\r\n#c.png\r\n".encode())
+    assert read_list(tmp_path / "a.txt", ("day/a", "a", "b", "#c.png")) == ("day/a", "b", "#c.png")
+
+
+def test_the_longest_reading_of_a_line_wins(tmp_path):
+    assert read_list(write(tmp_path / "a.txt", "images/day/a.png"), ("a", "day/a")) == ("day/a",)
+    assert read_list(write(tmp_path / "b.txt", "images/night/a.png"), ("a", "day/a")) == ("a",)
+
+
+def test_names_of_another_unicode_form_are_known(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "M\u00fcll") for form in ("NFC", "NFD"))
+    assert read_list(write(tmp_path / "a.txt", decomposed), (composed,)) == (composed,)
+    assert read_list(write(tmp_path / "b.txt", composed), (decomposed,)) == (decomposed,)
+
+
+def test_classes_that_no_mask_shows_are_named():
+    source = shapes_dataset(size=48).source("val")
+    one = select(source, source.ids[:1])
+    names = tuple("abcdefg")
+    shown = {names[k] for k in set(one[0].label.ravel().tolist())}
+    assert classes_not_shown(one, names) == tuple(name for name in names if name not in shown)
+    assert classes_not_shown(source, names) == ()

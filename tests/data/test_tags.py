@@ -1,4 +1,5 @@
 import dataclasses
+import unicodedata
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_a_run_with_tags_from_a_file_opens_no_mask_of_its_pool(tmp_path, monkeyp
     """Neither while it is built nor while it trains."""
     pool = Pictures(IDS, "forbidden")
     dataset = Dataset("toy", ("sky", "cat", "dog"), ((0, 0, 0),) * 3, {"train": pool, "val": Pictures(("v",))})
-    monkeypatch.setattr(sources, "build_full_dataset", lambda c: dataset)
+    monkeypatch.setattr(sources, "build_full_dataset", lambda c, val_ids=None: dataset)
     csv = write(tmp_path, "cat/a,cat\ncat/b,cat\ndog/c,dog\nnone/d,background\n")
     for tag, width in (("", 3), ("dog", 2)):
         c = tagged_config(str(csv))
@@ -165,7 +166,7 @@ def test_masks_are_opened_before_the_training_only():
 def test_a_pool_that_is_evaluated_on_is_an_error(monkeypatch):
     pool = Pictures(IDS)
     dataset = Dataset("toy", ("sky", "cat", "dog"), ((0, 0, 0),) * 3, {"train": pool, "val": Pictures(("cat/a",))})
-    monkeypatch.setattr(sources, "build_full_dataset", lambda c: dataset)
+    monkeypatch.setattr(sources, "build_full_dataset", lambda c, val_ids=None: dataset)
     with pytest.raises(DataError, match=r"1 id \(cat/a\) is of the tagged part in the validation split too"):
         sources.build_training_data(tagged_config("masks"))
 
@@ -187,3 +188,10 @@ def test_an_unknown_class_is_named():
 def test_tags_need_a_background_and_a_class(labels, message):
     with pytest.raises(OptionError, match=message):
         foreground_classes(labels)
+
+
+def test_a_tag_list_as_windows_writes_it(tmp_path):
+    file = tmp_path / "tags.csv"
+    file.write_bytes("image,tags\r\nimages\\a.png,cat\r\nM\u00fcll.png,dog\r\n".encode("utf-16"))
+    decomposed = unicodedata.normalize("NFD", "M\u00fcll")
+    assert read_tags(file, ("a", decomposed)) == {"a": ("cat",), decomposed: ("dog",)}

@@ -179,7 +179,7 @@ def test_a_truncated_image_is_named(load, base):
     [
         (np.zeros((30, 50), np.uint8), "P", r"a1\.png: the mask is 50x30, its image 50x40"),
         (np.full((40, 50), 21, np.uint8), "P", r"a1\.png: the mask holds \[21\]; allowed are 0 to 20 and 255"),
-        (np.zeros((40, 50, 3), np.uint8), "RGB", r"a1\.png: the mask's mode is RGB; save class indices"),
+        (np.full((40, 50, 3), (128, 0, 0), np.uint8), "RGB", r"a1\.png: the mask's mode is RGB; save class indices"),
         (np.zeros((40, 50), bool), "1", r"a1\.png: the mask's mode is 1"),
     ],
 )

@@ -136,3 +136,16 @@ def test_real_masks_are_read_by_colour_as_their_indices(tmp_path):
             mask.convert("RGB").save(tmp_path / "rgb.png")
         np.testing.assert_array_equal(read_voc_mask(file), index, err_msg=file.name)
         np.testing.assert_array_equal(read_voc_mask(tmp_path / "rgb.png"), index, err_msg=file.name)
+
+
+def test_a_file_that_ends_its_reader_is_named(tmp_path):
+    """SciPy looks up what a number's type is without looking whether there is such a type; there is no type 8."""
+    file = tmp_path / "a.mat"
+    savemat(file, {"GTcls": {"Segmentation": np.full((4, 5), 3, np.uint8)}})
+    whole = file.read_bytes()
+    at = whole.index(bytes([2, 0, 0, 0, 20, 0, 0, 0]))  # the tag of the mask's 20 bytes
+    file.write_bytes(whole[:at] + bytes([8]) + whole[at + 1 :])
+    with pytest.raises(DataError, match=r"a\.mat: has no readable GTcls\.Segmentation"):
+        read_sbd_mask(file)
+    file.write_bytes(whole)
+    assert (read_sbd_mask(file) == 3).all()

@@ -71,7 +71,7 @@ def _split_entries(base: Path, split: str) -> list[Entry]:
 ENTRY = DataEntry(
     "camvid",
     NoOptions,
-    lambda root, prepared, _: camvid_dataset(root, prepared),
+    lambda place, _: camvid_dataset(place.root, place.prepared),
     lambda root, _: LABELS,
     holds="train/, trainannot/, val/ and valannot/",
 )

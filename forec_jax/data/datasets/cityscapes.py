@@ -92,7 +92,7 @@ def _entry(base: Path, image: Path, kind: str) -> Entry:
 ENTRY = DataEntry(
     "cityscapes",
     NoOptions,
-    lambda root, prepared, _: cityscapes_dataset(root, prepared),
+    lambda place, _: cityscapes_dataset(place.root, place.prepared),
     lambda root, _: LABELS,
     holds="leftImg8bit/ and gtFine/",
 )

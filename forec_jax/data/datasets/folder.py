@@ -2,190 +2,178 @@
 
 import logging
 import re
-import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from forec_jax.data.datasets.voc import voc_palette
-from forec_jax.data.decode import ColourRule, MaskRule, decode_image, decode_mask
-from forec_jax.data.prepared import Check, Entry, PreparedSource, Records, index_by_id, maskless, prepare
-from forec_jax.data.source import RGB, DataEntry, DataError, Dataset, Labels, select
-from forec_jax.data.splits import draw, read_list
+from forec_jax.contracts import UNLABELLED
+from forec_jax.data.classfile import CLASS_FILE, read_classes
+from forec_jax.data.decode import ColourRule, Follow, MaskRule, decode_mask_of, decode_photo
+from forec_jax.data.imagefile import encode_like
+from forec_jax.data.listing import UNLABELLED_FOLDERS, entries_of
+from forec_jax.data.pipeline import OnCorrupt
+from forec_jax.data.prepared import Entry, Notes, PreparedSource, Records, index_by_id, maskless, notes_of, prepare
+from forec_jax.data.remarks import Remarks
+from forec_jax.data.shrink import shrunk_label
+from forec_jax.data.source import DataEntry, DataError, Dataset, Labels, Place, select
+from forec_jax.data.splits import group_rule, hold_out, read_list
 from forec_jax.options import SHARE, option
 
 log = logging.getLogger(__name__)
 
-CLASS_FILE = "classes.toml"
-EXAMPLE = """names = ["background", "cat", "dog"]                  # in the order of their indices
-colours = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]       # of the masks; leave it out where masks hold indices
-background = "background"                             # the class that stands around the others
-void = [255, 255, 255]                                # pixels without a class; an index where masks hold indices
-unlabelled = [128, 128, 128]                          # pixels that nobody has looked at, with data.partial=masks"""
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_LOSSY = (".jpg", ".jpeg")
-_UNLABELLED = ("unlabelled", "unlabeled")
 _VAL_SEED = 0  # fixed, so that runs of any seed are scored on the same images
 
 
-class ClassFile(NamedTuple):
-    """What the class file says."""
-
-    names: tuple[str, ...]
-    palette: tuple[RGB, ...]  # the masks' colours, or VOC's where masks hold indices
-    background: tuple[int, ...]  # class indices; () where no class is named so
-    rule: MaskRule | ColourRule
-
-
-def folder_dataset(root: str | Path, prepared: str | Path | None = None, val_fraction: float = 0.2) -> Dataset:
+def folder_dataset(
+    root: str | Path,
+    prepared: str | Path | None = None,
+    val_fraction: float = 0.2,
+    *,
+    val_groups: str = "",
+    val_ids: Sequence[str] | None = None,
+    masks_follow: Follow = "display",
+    longest_side: int = 0,
+    on_corrupt: OnCorrupt = "raise",
+) -> Dataset:
     """The folder `root` with images/, masks/, classes.toml and, if there, unlabelled/, train.txt and val.txt.
 
     Splits are train (images without masks included), val, and one more for every val_*.txt. Without val.txt, val is
-    `val_fraction` of the images with masks, chosen by a hash of their names. Every file is decoded once when it is packed
-    into `prepared`, on first use. Raises DataError for anything that cannot be used, naming the file.
+    drawn (see `hold_out`). Every file is decoded once when it is packed into `prepared`, on first use. A training image
+    whose file equals one of another split is left out, with a warning. Raises DataError for anything that cannot be used,
+    naming the file.
+
+    Args:
+        root: the folder.
+        prepared: where it is packed; None: the user's cache.
+        val_fraction: the share of the images with masks that is held out for val.
+        val_groups: which images stay together then (see `group_rule`).
+        val_ids: val itself, as a run has stored it; neither drawn nor read from val.txt then.
+        masks_follow: what masks of photographs with an orientation tag were drawn on.
+        longest_side: larger images are scaled down to it, once; 0: none.
+        on_corrupt: "skip" leaves out what cannot be used, with a warning for each file.
     """
     base = Path(root)
     if not base.is_dir():
         raise DataError(f"{base}: no such folder; set data.root to the one with images/, masks/ and {CLASS_FILE}")
+    if masks_follow not in ("display", "file"):
+        raise DataError(f"data.masks_follow={masks_follow!r} must be 'display' or 'file'")
     classes = read_classes(base / CLASS_FILE)
-    by_id = index_by_id(_entries(base), base)
-    splits = _splits(base, by_id, val_fraction)
-    entries = tuple(by_id.values())
-    name = "folder_" + re.sub(r"\W+", "_", base.resolve().name)
-    where = None if prepared is None else Path(prepared)
-    check = _decodes(base, classes.rule)
-    folder = prepare(name, base, entries, lists=(CLASS_FILE,), prepared=where, check=check)
-    pool = PreparedSource(Records(folder), base, entries, classes.rule)
-    sources = {split: select(pool, ids) for split, ids in splits.items()}
-    return Dataset("folder", classes.names, classes.palette, sources, classes.background, maskless(entries))
+    by_id = index_by_id(entries_of(base), base)
+    splits = _splits(base, by_id, _Val(val_fraction, val_groups, val_ids))
+    pack = _Pack(base, classes.rule, masks_follow, longest_side)
+    folder = _packed(base, tuple(by_id.values()), prepared, pack, on_corrupt)
+    pool = PreparedSource(Records(folder), base, tuple(by_id.values()), _as_stored(len(classes.names)))
+    sources = {split: select(pool, ids) for split, ids in _cleaned(base, by_id, splits, notes_of(folder)).items()}
+    return Dataset("folder", classes.names, classes.palette, sources, classes.background, maskless(by_id.values()))
 
 
-def read_classes(file: Path) -> ClassFile:
-    """Reads a class file. Raises DataError, naming the key, for one that is missing or contradicts itself."""
-    try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{file} is missing; write one such as\n{EXAMPLE}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); it should be such as\n{EXAMPLE}") from error
-    if unknown := set(content) - {"names", "colours", "background", "void", "unlabelled"}:
-        raise DataError(f"{file}: unknown keys {sorted(unknown)}; it should be such as\n{EXAMPLE}")
-    names = _names(file, content.get("names"))
-    background = _background(file, content.get("background"), names)
-    void, unlabelled = content.get("void"), content.get("unlabelled")
-    if "colours" not in content:
-        return ClassFile(names, voc_palette(len(names)), background, _index_rule(file, len(names), void, unlabelled))
-    rule = _colour_rule(file, content["colours"], len(names), void, unlabelled)
-    return ClassFile(names, rule.colours, background, rule)
+def folder_splits(
+    root: str | Path, val_fraction: float = 0.2, val_groups: str = "", val_ids: Sequence[str] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """The ids of each split of the folder `root`, val among them, from names and lists alone: no image is read.
+
+    `folder_dataset` leaves out what cannot be read, and copies. Raises DataError as it does.
+    """
+    base = Path(root)
+    return _splits(base, index_by_id(entries_of(base), base), _Val(val_fraction, val_groups, val_ids))
 
 
-def _names(file: Path, names: Any) -> tuple[str, ...]:
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names) or len(names) < 2:
-        raise DataError(
-            f'{file}: names={names!r} must be a list of two or more names, as names = ["background", "cat"]'
-        )
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{file}: names has {', '.join(twice)} more than once; a class is there once")
-    return tuple(names)
+class _Val(NamedTuple):
+    """How val is found."""
+
+    fraction: float
+    groups: str
+    ids: Sequence[str] | None
 
 
-def _background(file: Path, background: Any, names: tuple[str, ...]) -> tuple[int, ...]:
-    if background is None:
-        return tuple(index for index, name in enumerate(names) if name == "background")
-    if background not in names:
-        raise DataError(f"{file}: background={background!r} is no class; choose one of {', '.join(names)}")
-    return (names.index(background),)
+class _Pack:
+    """What is stored of a photograph and its mask: the image as its file is, or smaller, and the label that it means.
+
+    So a bad file is named before the training and not in the middle of it, and a large one is decoded once.
+    """
+
+    def __init__(self, base: Path, rule: MaskRule | ColourRule, follow: Follow, longest_side: int) -> None:
+        self._base, self._rule, self._follow, self._longest_side = base, rule, follow, longest_side
+        self.options = f"labels masks_follow={follow} longest_side={longest_side}"  # another packing has others
+        self.remarks = Remarks()
+
+    def __call__(self, entry: Entry, image: bytes, mask: bytes) -> tuple[bytes, bytes]:
+        photo = decode_photo(image, str(self._base / entry.image), self._longest_side, self.remarks)
+        size = photo.pixels.shape[0], photo.pixels.shape[1]
+        stored = image if size == photo.size else encode_like(photo.pixels, photo.lossy)
+        if not entry.mask:
+            return stored, b""
+        file = str(self._base / entry.mask)
+        label = decode_mask_of(photo, mask, file, self._rule, self._follow, self.remarks)
+        return stored, encode_like(shrunk_label(label, size), lossy=False)
 
 
-def _index_rule(file: Path, count: int, void: Any, unlabelled: Any) -> MaskRule:
-    """Without a void value there is none: 255 is void by custom only, and a class in a black and white mask."""
-    given = {"void": void, "unlabelled": unlabelled}
-    for key, value in given.items():
-        if value is not None and (type(value) is not int or not count <= value <= 255):
-            raise DataError(
-                f"{file}: {key}={value!r} must be an index from {count} to 255, as masks hold indices (no colours)"
-            )
-    if void is not None and void == unlabelled:
-        raise DataError(f"{file}: void and unlabelled are both {void}; each needs its own index")
-    return MaskRule(count, **{key: () if value is None else (value,) for key, value in given.items()})
+def _packed(
+    base: Path, entries: Sequence[Entry], prepared: str | Path | None, pack: _Pack, on_corrupt: OnCorrupt
+) -> Path:
+    folder = prepare(
+        "folder_" + re.sub(r"\W+", "_", base.resolve().name),
+        base,
+        entries,
+        lists=(CLASS_FILE,),
+        prepared=None if prepared is None else Path(prepared),
+        pack=pack,
+        options=f"{pack.options} on_corrupt={on_corrupt}",
+        skip=on_corrupt == "skip",
+    )
+    pack.remarks.report()
+    return folder
 
 
-def _colour_rule(file: Path, colours: Any, count: int, void: Any, unlabelled: Any) -> ColourRule:
-    if not isinstance(colours, list) or len(colours) != count:
-        raise DataError(f"{file}: colours must be a list of {count} colours, one a name")
-    table = tuple(_colour(file, "colours", colour) for colour in colours)
-    others = {"void": void, "unlabelled": unlabelled}
-    given = {key: _colour(file, key, colour) for key, colour in others.items() if colour is not None}
-    every = (*table, *given.values())
-    if twice := sorted({colour for colour in every if every.count(colour) > 1}):
-        raise DataError(f"{file}: {twice} more than once among {', '.join(('colours', *others))}; each needs its own")
-    return ColourRule(table, **given)
+def _as_stored(num_classes: int) -> MaskRule:
+    """How a packed label is read: class indices, IGNORE and UNLABELLED."""
+    return MaskRule(num_classes, unlabelled=(UNLABELLED,))
 
 
-def _colour(file: Path, key: str, colour: Any) -> RGB:
-    if not isinstance(colour, list) or len(colour) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in colour):
-        raise DataError(f"{file}: {key} holds {colour!r}; a colour is [red, green, blue], each 0 to 255")
-    return (colour[0], colour[1], colour[2])
+def _cleaned(
+    base: Path, by_id: Mapping[str, Entry], splits: Mapping[str, tuple[str, ...]], notes: Notes
+) -> dict[str, tuple[str, ...]]:
+    """The splits without what could not be read, and train without copies of images that are for the score."""
+    bad = frozenset(notes.unreadable)
+    scored = {name: split for split, ids in splits.items() if split != "train" for name in ids}
+    copied = {
+        name: next(other for other in group if other in scored)
+        for group in notes.copies
+        if any(other in scored for other in group)
+        for name in group
+        if name not in scored
+    }
+    if copied:
+        name, original = next(iter(copied.items()))
+        log.warning(
+            "%d images are copies of images that are for the score, and are not trained on: %s is a copy of %s, of %s",
+            len(copied), base / by_id[name].image, base / by_id[original].image, scored[original],
+        )  # fmt: skip
+    cleaned = {split: tuple(name for name in ids if name not in bad) for split, ids in splits.items()}
+    cleaned["train"] = tuple(name for name in cleaned["train"] if name not in copied)
+    for split, ids in cleaned.items():
+        if not any(by_id[name].mask for name in ids):
+            raise DataError(f"{base}: no image of {split} with a mask is left; repair the files that are named above")
+    return cleaned
 
 
-def _entries(base: Path) -> Iterator[Entry]:
-    """images/ with their masks, then unlabelled/; an id is a path below these folders without its ending."""
-    if not (base / "images").is_dir():
-        raise DataError(
-            f"{base / 'images'}: no such folder; data.root is the folder with images/, masks/ and {CLASS_FILE}"
-        )
-    masks = _masks(base)
-    for file in _files(base / "images"):
-        name = _id(file, base / "images")
-        yield Entry(name, str(file.relative_to(base)), masks.pop(name, None))
-    if masks:
-        lone = sorted(masks.values())
-        raise DataError(
-            f"{base}: {len(lone)} masks have no image in images/ ({', '.join(lone[:3])}); name each as its image is, or "
-            "remove them"
-        )
-    for folder in _UNLABELLED:
-        for file in _files(base / folder):
-            yield Entry(_id(file, base / folder), str(file.relative_to(base)))
-
-
-def _masks(base: Path) -> dict[str, str]:
-    """The masks' paths by id."""
-    folder = base / "masks"
-    entries = [Entry(_id(file, folder), str(file.relative_to(base))) for file in _files(folder)]
-    if not entries:
-        raise DataError(f"{folder}: holds no mask; draw some, and name each as its image: images/a.jpg has masks/a.png")
-    if lossy := [entry.image for entry in entries if entry.image.lower().endswith(_LOSSY)]:
-        raise DataError(f"{base / lossy[0]}: a JPEG changes the values of a mask; export the masks as PNG")
-    return {name: entry.image for name, entry in index_by_id(entries, base).items()}
-
-
-def _files(folder: Path) -> list[Path]:
-    """The image files in a folder and below, sorted; says which others it passes over."""
-    visible = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    if others := [file.name for file in visible if file.suffix.lower() not in _SUFFIXES]:
-        named = ", ".join(others[:3])
-        log.warning("%s: %d files are not %s and not used: %s", folder, len(others), ", ".join(_SUFFIXES), named)
-    return [file for file in visible if file.suffix.lower() in _SUFFIXES]
-
-
-def _id(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).with_suffix("").as_posix()
-
-
-def _splits(base: Path, by_id: dict[str, Entry], val_fraction: float) -> dict[str, tuple[str, ...]]:
+def _splits(base: Path, by_id: dict[str, Entry], how: _Val) -> dict[str, tuple[str, ...]]:
     """The ids of train, val and further evaluation splits: from the lists, or with a drawn val."""
     further = {file.stem: _masked(file, by_id) for file in sorted(base.glob("val_*.txt"))}
     scored = frozenset().union(*further.values())
-    if (base / "val.txt").is_file():
+    beside: frozenset[str] = frozenset()
+    if how.ids is not None:
+        val = _stored_val(base, by_id, how.ids)
+    elif (base / "val.txt").is_file():
         val = _masked(base / "val.txt", by_id)
     elif (base / "train.txt").is_file():
         raise DataError(f"{base}: train.txt needs a val.txt beside it; without both, val is drawn")
     else:
-        val = _drawn_val(base, {name: entry for name, entry in by_id.items() if name not in scored}, val_fraction)
-    train = _train(base, by_id, scored.union(val))
+        val, beside = _drawn_val(base, {name: entry for name, entry in by_id.items() if name not in scored}, how)
+    if how.groups and how.ids is None and (base / "val.txt").is_file():
+        log.warning("%s: data.val_groups=%r has no effect beside val.txt, which says what val is", base, how.groups)
+    train = tuple(name for name in _train(base, by_id, scored.union(val)) if name not in beside)
     masked = sum(by_id[name].mask is not None for name in train)
     if not masked:
         raise DataError(f"{base}: no image to train on has a mask; take some off val.txt, or add masks")
@@ -193,21 +181,38 @@ def _splits(base: Path, by_id: dict[str, Entry], val_fraction: float) -> dict[st
     return {"train": train, "val": val, **further}
 
 
-def _drawn_val(base: Path, by_id: dict[str, Entry], fraction: float) -> tuple[str, ...]:
+def _stored_val(base: Path, by_id: Mapping[str, Entry], ids: Sequence[str]) -> tuple[str, ...]:
+    if gone := [name for name in ids if name not in by_id or not by_id[name].mask]:
+        raise DataError(
+            f"{base}: {', '.join(gone[:3])} of the stored val are gone, or have no mask any more; restore them"
+        )
+    return tuple(ids)
+
+
+def _drawn_val(base: Path, by_id: Mapping[str, Entry], how: _Val) -> tuple[tuple[str, ...], frozenset[str]]:
+    """A drawn val, and the images without masks that belong to its groups, which may not be trained on either."""
     masked = [name for name, entry in by_id.items() if entry.mask]
     if len(masked) < 2:
         raise DataError(
             f"{base}: one image has a mask; draw another one, as one is trained on and one is for the score"
         )
-    if not 0 < fraction < 1:
-        raise DataError(f"data.val_fraction={fraction} must lie between 0 and 1")
-    count = min(max(1, round(len(masked) * fraction)), len(masked) - 1)
-    val = draw(masked, count, _VAL_SEED)
+    group_of = group_rule(how.groups)
+    val, forced = hold_out(masked, how.fraction, _VAL_SEED, group_of)
     log.info(
         "%s has no val.txt: %d of the %d images with masks are for evaluation and never trained on: %s",
-        base, count, len(masked), ", ".join(val[:10]) + (", ..." if count > 10 else ""),
+        base, len(val), len(masked), ", ".join(val[:10]) + (", ..." if len(val) > 10 else ""),
     )  # fmt: skip
-    return val
+    if forced:
+        log.info("so few images have masks that val may change when masks are added; val.txt fixes it")
+    return val, _of_their_groups(by_id, val, group_of)
+
+
+def _of_their_groups(by_id: Mapping[str, Entry], val: Sequence[str], group_of: Callable[[str], str]) -> frozenset[str]:
+    groups = {group_of(name) for name in val}
+    beside = frozenset(name for name, entry in by_id.items() if not entry.mask and group_of(name) in groups)
+    if beside:
+        log.info("%d images without masks are of val's groups and not trained on: %s", len(beside), min(beside))
+    return beside
 
 
 def _train(base: Path, by_id: dict[str, Entry], val: Collection[str]) -> tuple[str, ...]:
@@ -217,7 +222,9 @@ def _train(base: Path, by_id: dict[str, Entry], val: Collection[str]) -> tuple[s
     listed = frozenset(_listed(base / "train.txt", by_id))
     if both := sorted(listed.intersection(val)):
         raise DataError(f"{base / 'train.txt'}: {', '.join(both[:3])} are in a val*.txt too; remove them from one")
-    train = [n for n, entry in by_id.items() if n in listed or (entry.image.startswith(_UNLABELLED) and n not in val)]
+    train = [
+        n for n, entry in by_id.items() if n in listed or (entry.image.startswith(UNLABELLED_FOLDERS) and n not in val)
+    ]
     if unused := len(by_id) - len(train) - len(val):
         log.warning("%s: %d images are on neither list and not used", base, unused)
     return tuple(train)
@@ -239,22 +246,32 @@ def _masked(file: Path, by_id: dict[str, Entry]) -> tuple[str, ...]:
     return ids
 
 
-def _decodes(base: Path, rule: MaskRule | ColourRule) -> Check:
-    """A check that decodes both files, so that a bad one is named before the training and not in the middle of it."""
-
-    def check(entry: Entry, image: bytes, mask: bytes) -> None:
-        shape = decode_image(image, str(base / entry.image)).shape
-        if entry.mask:
-            decode_mask(mask, str(base / entry.mask), shape, rule)
-
-    return check
-
-
 @dataclass(frozen=True)
 class Options:
-    """How images are scored where no val.txt says which."""
+    """How images are scored where no val.txt says which, and what masks were drawn on."""
 
     val_fraction: float = option(0.2, "part of the images with masks that is val where there is no val.txt", SHARE)
+    val_groups: str = option(
+        "", 'images that stay together in a drawn val: "folder", or a pattern of names with one group (docs/data.md)'
+    )
+    masks_follow: Follow = option(
+        "display",
+        'masks of photographs with an orientation tag: drawn as it is shown ("display"), or as its "file" lies',
+    )
+
+
+def load(place: Place, o: Options) -> Dataset:
+    """The folder's images."""
+    return folder_dataset(
+        place.root,
+        place.prepared,
+        o.val_fraction,
+        val_groups=o.val_groups,
+        val_ids=place.val_ids,
+        masks_follow=o.masks_follow,
+        longest_side=place.longest_side,
+        on_corrupt=place.on_corrupt,
+    )
 
 
 def folder_labels(root: Path, _: Options) -> Labels:
@@ -263,10 +280,4 @@ def folder_labels(root: Path, _: Options) -> Labels:
     return Labels(said.names, said.palette, said.background)
 
 
-ENTRY = DataEntry(
-    "folder",
-    Options,
-    lambda root, prepared, o: folder_dataset(root, prepared, o.val_fraction),
-    folder_labels,
-    holds=f"images/, masks/ and {CLASS_FILE}",
-)
+ENTRY = DataEntry("folder", Options, load, folder_labels, holds=f"images/, masks/ and {CLASS_FILE}")

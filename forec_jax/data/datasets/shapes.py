@@ -212,4 +212,4 @@ class Options:
     size: int = option(96, "side of an image in pixels", at_least(33))
 
 
-ENTRY = DataEntry("shapes", Options, lambda root, prepared, o: shapes_dataset(size=o.size), lambda root, _: LABELS)
+ENTRY = DataEntry("shapes", Options, lambda place, o: shapes_dataset(size=o.size), lambda root, _: LABELS)

@@ -86,7 +86,7 @@ def _val(base: Path, listing: dict[str, Entry]) -> tuple[str, ...]:
 ENTRY = DataEntry(
     "sunrgbd",
     NoOptions,
-    lambda root, prepared, _: sunrgbd_dataset(root, prepared),
+    lambda place, _: sunrgbd_dataset(place.root, place.prepared),
     lambda root, _: LABELS,
     holds="image/ and label37/",
 )

@@ -93,7 +93,7 @@ LABELS = Labels(CLASSES, voc_palette(len(CLASSES)), background_classes=(0,))
 ENTRY = DataEntry(
     "voc",
     NoOptions,
-    lambda root, prepared, _: voc_dataset(root, prepared),
+    lambda place, _: voc_dataset(place.root, place.prepared),
     lambda root, _: LABELS,
     holds="VOC2012/",
 )
