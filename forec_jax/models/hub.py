@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from forec_jax.files import cache_folder, sha256_of
 from forec_jax.models.convert import WeightsError
-from forec_jax.models.weightfile import sha256_of
 
 PREFIX = "hf:"
 FILE = "model.safetensors"
@@ -38,13 +38,14 @@ def fetch(text: str) -> Path:
     """
     reference = parse_reference(text)
     try:
-        from huggingface_hub import hf_hub_download, hf_hub_url
+        from huggingface_hub import constants, hf_hub_download, hf_hub_url
     except ImportError as error:
         raise WeightsError(f"{text}: the hub's client is not installed; pip install 'forec-jax[hub]'") from error
     page = hf_hub_url(reference.repository, FILE, revision=reference.revision)
     by_hand = f"download {page} by hand and set model.weights to the file"
     try:
-        path = Path(hf_hub_download(reference.repository, FILE, revision=reference.revision))
+        cache = _cache(constants.HF_HUB_CACHE)
+        path = Path(hf_hub_download(reference.repository, FILE, revision=reference.revision, cache_dir=cache))
     except Exception as error:  # the client lets through what its HTTP library raises, and that library has changed
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
@@ -56,3 +57,9 @@ def fetch(text: str) -> Path:
             "if the checksum is right, delete that file and fetch it again"
         )
     return path
+
+
+def _cache(of_the_client: str) -> Path:
+    """The hub's own cache, where it is a place: without a home, and with an empty XDG_CACHE_HOME, it is a relative path."""
+    place = Path(of_the_client)
+    return place if place.is_absolute() else cache_folder() / "hub"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from forec_jax.contracts import Variables
+from forec_jax.files import sha256_of
 from forec_jax.models import hub
 from forec_jax.models.convert import (
     SEGMENTATION,
@@ -22,7 +23,7 @@ from forec_jax.models.convert import (
     shortened,
 )
 from forec_jax.models.mobilenet import MobileNetV2
-from forec_jax.models.weightfile import Origin, read_origin, read_tensors, read_variables, sha256_of, write_variables
+from forec_jax.models.weightfile import Origin, read_origin, read_tensors, read_variables, write_variables
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """Files of weights: other projects' tensors are read, this library's variables are read and written."""
 
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from forec_jax.contracts import Variables
+from forec_jax.files import write_whole
 from forec_jax.models.convert import WeightsError, leaves, nested
 
 FORMAT, VERSION = "forec_jax", "1"
@@ -29,9 +29,7 @@ class Origin(NamedTuple):
 def write_variables(path: Path, variables: Variables, origin: Origin) -> None:
     """Writes variables as safetensors: flat paths such as `params/encoder/stem/conv/kernel`, kernels HWIO."""
     flat = {"/".join(at): np.ascontiguousarray(leaf) for at, leaf in leaves(variables._asdict())}
-    partial = path.with_name(path.name + ".partial")  # a name of its own, so that a file appears whole or not at all
-    partial.write_bytes(save(flat, metadata={"format": FORMAT, "version": VERSION, **origin._asdict()}))
-    partial.replace(path)
+    write_whole(path, save(flat, metadata={"format": FORMAT, "version": VERSION, **origin._asdict()}))
 
 
 def read_origin(path: Path) -> Origin | None:
@@ -72,12 +70,6 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
             return _read_pth(path)
         case _:
             raise WeightsError(f"{path}: weights are read from .safetensors, .npz and .pth")
-
-
-def sha256_of(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _opened(path: Path) -> Any:

@@ -15,19 +15,13 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import image, scalar
 
+from forec_jax.files import write_json  # noqa: F401 - its old place
 from forec_jax.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 FLUSH_SECONDS = 60  # after which TensorBoard's events go to the disk
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -111,3 +111,13 @@ def test_without_the_client_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(WeightsError, match=r"forec-jax\[hub\]"):
         fetch("hf:owner/name")
+
+
+@pytest.mark.parametrize("unusable", ["~/.cache/huggingface/hub", "huggingface/hub"])
+def test_without_a_home_nothing_is_kept_in_the_current_folder(hub, tmp_path, monkeypatch, unusable):
+    """What the client's own cache is called where there is no HOME, or an empty XDG_CACHE_HOME."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", unusable)
+    monkeypatch.setattr("forec_jax.models.hub.cache_folder", lambda: tmp_path / "ours")
+    assert fetch(f"hf:owner/name@{COMMIT}").is_relative_to(tmp_path / "ours")
+    assert [folder.name for folder in tmp_path.iterdir()] == ["ours"]
