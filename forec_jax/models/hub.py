@@ -1,15 +1,30 @@
 """Weights from the Hugging Face hub, by name and checksum."""
 
+import json
+import logging
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from forec_jax.files import cache_folder, sha256_of
-from forec_jax.models.convert import WeightsError
+from forec_jax.models.naming import WeightsError
+
+log = logging.getLogger(__name__)
 
 PREFIX = "hf:"
 FILE = "model.safetensors"
+CONFIG = "config.json"
 _REFERENCE = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([^#]+))?(?:#sha256=([0-9a-fA-F]{64}))?")
+
+_PLAIN = {  # options without a tensor of their own, as a plain ResNet has them: transformers', then timm's
+    "downsample_in_bottleneck": False,
+    "downsample_in_first_stage": False,
+    "hidden_act": "relu",
+    "aa_layer": None,
+    "act_layer": None,
+    "avg_down": False,
+}
 
 
 class Reference(NamedTuple):
@@ -32,6 +47,8 @@ def parse_reference(text: str) -> Reference:
 def fetch(text: str) -> Path:
     """The local copy of a repository's model.safetensors, downloaded where the hub's cache does not hold it.
 
+    Its config.json comes along where there is one, for `check_computes_alike`.
+
     Raises:
       WeightsError: the client is not installed, the hub cannot be reached, it has no such file, or the checksum is
         another.
@@ -51,12 +68,56 @@ def fetch(text: str) -> Path:
         raise WeightsError(
             f"{text} could not be fetched ({why}); check the name and the connection, or {by_hand}"
         ) from error
+    _fetch_config(hf_hub_download, reference, cache)
     if reference.sha256 and (actual := sha256_of(path)) != reference.sha256:
         raise WeightsError(
             f"{text}: {path} has SHA-256 {actual}, not {reference.sha256}; "
             "if the checksum is right, delete that file and fetch it again"
         )
     return path
+
+
+def _fetch_config(download: Callable[..., str], reference: Reference, cache: Path) -> None:
+    """Puts the repository's config.json beside the tensors, where it has one: it says what they cannot."""
+    try:
+        download(reference.repository, CONFIG, revision=reference.revision, cache_dir=cache)
+    except Exception as error:  # as above; without it the tensors are taken at their names
+        why = type(error).__name__
+        log.info(
+            "%s has no %s to read (%s): what its network computes is not checked", reference.repository, CONFIG, why
+        )
+
+
+def check_computes_alike(weights: Path) -> None:
+    """Raises WeightsError for a ResNet with a plain one's tensors that computes otherwise, as the config.json beside it says.
+
+    timm's resnetaa and resnetblur smooth what they shrink, and transformers' options move a stride: no tensor shows it.
+    """
+    config = weights.with_name(CONFIG)
+    if weights.name != FILE or not config.is_file():
+        return
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise WeightsError(f"{config} is damaged ({error}); fetch it again, or remove it") from error
+    if isinstance(content, dict) and (otherwise := _computes_otherwise(content)):
+        raise WeightsError(
+            f"take weights of a plain ResNet, such as hf:timm/resnet50.a1_in1k\n{config} says {otherwise}: this network "
+            "holds a plain one's tensors and computes something else"
+        )
+
+
+def _computes_otherwise(config: Mapping[str, Any]) -> str:
+    """What a config says that no tensor shows, in words; empty where there is nothing."""
+    architecture = str(config.get("architecture", ""))
+    if re.match(r"resnet(aa|blur)", architecture):
+        return f"architecture={architecture}"
+    given = {**config, **_as_dict(config.get("model_args"))}
+    return ", ".join(f"{key}={given[key]}" for key, plain in _PLAIN.items() if given.get(key, plain) != plain)
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _cache(of_the_client: str) -> Path:

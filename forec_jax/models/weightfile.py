@@ -15,7 +15,8 @@ from safetensors.numpy import save
 
 from forec_jax.contracts import Variables
 from forec_jax.files import write_whole
-from forec_jax.models.convert import WeightsError, leaves, nested
+from forec_jax.models.convert import leaves, nested
+from forec_jax.models.naming import WeightsError
 
 FORMAT, VERSION = "forec_jax", "1"
 OF_PYTORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # the last as in checkpoint.pth.tar
