@@ -89,7 +89,7 @@ def _fetch_config(download: Callable[..., str], reference: Reference, cache: Pat
 
 
 def check_computes_alike(weights: Path) -> None:
-    """Raises WeightsError for a ResNet with a plain one's tensors that computes otherwise, as the config.json beside it says.
+    """Raises WeightsError for a ResNet with a plain one's tensors that, as its config.json says, computes otherwise.
 
     timm's resnetaa and resnetblur smooth what they shrink, and transformers' options move a stride: no tensor shows it.
     """
