@@ -28,7 +28,7 @@ _FIRST = {  # a first convolution, and what begins the names of the first block
 _FULL = {"u2pl": ("encoder.", "decoder.aspp."), "unimatch": ("backbone.", "head.b")}  # encoder's and decoder's prefixes
 _COPIES = ("encoder_k.", "momentum", "target", "ema.")  # in the root of an encoder that follows another one
 _BLOCK = re.compile(r"layer(\d)\.(\d+)\.(?:conv|bn)(\d)\.|encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)\.")
-_DEPTHS = {  # by convolutions a block and blocks a stage
+_DEPTHS: dict[tuple[int, tuple[int, ...]], str] = {  # by convolutions a block and blocks a stage
     (2, (1, 1, 1, 1)): "resnet10",
     (2, (2, 2, 2, 2)): "resnet18",
     (2, (3, 4, 6, 3)): "resnet34",
