@@ -270,6 +270,8 @@ def test_a_run_without_pseudo_labels_is_told_once_what_to_do(caplog):
     assert not caplog.records
     seen(watch, 1, 0.0)
     seen(watch, 10 * PATIENCE, 0.0)
+    seen(watch, 1, 0.5)
+    seen(watch, PATIENCE, 0.0)
     (record,) = caplog.records
     text = record.getMessage()
     assert "method.threshold=0.95 in 50 steps (the teacher's mean confidence is 0.47)" in text
