@@ -1,21 +1,29 @@
-"""One run in one work directory: a lock that ends with its process, however that ends."""
+"""Locks that end with their process, however that ends: one run in one work directory, one process that packs data."""
 
-import errno
-import fcntl
 import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
+HOLDER_FILE = ".lock.holder"  # a file of its own: Windows lets nobody read one that is locked
 
 
 class LockedError(ValueError):
     """A work directory that another run is using; the message says which process on which machine."""
+
+
+@contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Waits until no other process of this machine is in here by the same file, and keeps them out."""
+    with FileLock(lock):
+        yield
 
 
 @contextmanager
@@ -24,21 +32,20 @@ def only_run_in(workdir: Path) -> Iterator[None]:
 
     The file stays behind; the lock on it does not. Where the file system knows no locks, a warning takes their place.
     """
-    with (workdir / LOCK_FILE).open("a+", encoding="utf-8") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise LockedError(
-                    f"--workdir={workdir} is in use by {holder(workdir)}; wait for it, stop it, or choose another --workdir"
-                ) from error
-            log.warning("%s: cannot be locked (%s); take care that no other run uses it", workdir, error.strerror)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+            held.enter_context(FileLock(workdir / LOCK_FILE, timeout=0))
+        except Timeout as error:
+            raise LockedError(
+                f"--workdir={workdir} is in use by {holder(workdir)}; wait for it, stop it, or choose another --workdir"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            log.warning("%s: cannot be locked (%s); take care that no other run uses it", workdir, error)
+        (workdir / HOLDER_FILE).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
 
 
 def holder(workdir: Path) -> str:
-    """Who wrote the lock file, in words."""
-    return (workdir / LOCK_FILE).read_text(encoding="utf-8") or "another process"
+    """Who holds the lock, in words."""
+    file = workdir / HOLDER_FILE
+    return (file.read_text(encoding="utf-8") if file.exists() else "") or "another process"

@@ -27,25 +27,91 @@ def test_scripts_are_clean_and_have_a_section(name):
     assert f"## {name}:" in (LAUNCH / "README.md").read_text()
 
 
-def local(tmp_path, processes, body):
+def local(tmp_path, processes, body, grace=60):
     """Runs local.sh on a small program that sees its flags as sys.argv[1:]."""
     program = tmp_path / "program.py"
     program.write_text("import os, pathlib, sys, time\nhere = pathlib.Path(__file__).parent\n" + body)
     command = ["bash", LAUNCH / "local.sh", str(processes), sys.executable, program]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120).returncode
+    environ = os.environ | {"GRACE": str(grace)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ)
 
 
 def test_local_starts_every_process_with_its_flags(tmp_path):
     body = "me = sys.argv[3].partition('=')[2]\n(here / me).write_text(' '.join(sys.argv[1:]))\n"
-    assert local(tmp_path, 3, body) == 0
+    assert local(tmp_path, 3, body).returncode == 0
     flags = [(tmp_path / str(process)).read_text().split() for process in range(3)]
     assert len({f[0] for f in flags}) == 1
-    assert flags[0][0].startswith("--coordinator=localhost:")
+    assert flags[0][0].startswith("--coordinator=127.0.0.1:")
     assert [f[1:] for f in flags] == [["--processes=3", f"--process={process}"] for process in range(3)]
 
 
 def test_local_stops_the_others_and_returns_the_failures_code(tmp_path):
-    assert local(tmp_path, 2, "sys.exit(7) if sys.argv[3] == '--process=1' else time.sleep(100)\n") == 7
+    assert local(tmp_path, 2, "sys.exit(7) if sys.argv[3] == '--process=1' else time.sleep(100)\n").returncode == 7
+
+
+FIRST = "first = sys.argv[3] == '--process=0'\n(here / f'{os.getpid()}.pid').touch()\n"
+DEAF = f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{FIRST}"
+WAITS = "while len(list(here.glob('*.pid'))) < 2: time.sleep(0.02)\n"
+
+
+def ended(tmp_path):
+    """Whether no process of the program is left; one that was killed may take a moment to be gone."""
+    pids = [int(file.stem) for file in tmp_path.glob("*.pid")]
+    assert len(pids) == 2
+    for _ in range(500):
+        states = [Path(f"/proc/{pid}/stat") for pid in pids]
+        if not any(state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z" for state in states):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        (
+            f"{DEAF}{WAITS}sys.exit(7) if first else time.sleep(100)\n",
+            7,
+            "process 0 of 2 ended with exit code 7; killed after 1 seconds: process 1",
+        ),
+        (
+            f"{FIRST}{WAITS}os.kill(os.getpid(), 19) if first else time.sleep(100)\n",
+            137,
+            "process 0 of 2 is stopped (SIGSTOP)",
+        ),
+        (
+            f"{FIRST}{WAITS}os.kill(os.getpid(), 19) if first else sys.exit(3)\n",
+            3,
+            "process 1 of 2 ended with exit code 3; killed after 1 seconds: process 0",
+        ),
+        (f"{FIRST}{WAITS}sys.exit(0) if first else time.sleep(100)\n", 137, "process 1 of 2 did not end"),
+    ],
+    ids=["deaf to SIGTERM", "stopped", "stopped while another fails", "hanging after the others"],
+)
+def test_a_process_that_does_not_answer_is_killed_after_the_grace_period(tmp_path, body, code, line):
+    done = local(tmp_path, 2, body, grace=1)
+    assert done.returncode == code
+    last = done.stderr.splitlines()[-1]
+    assert line in last
+    assert last.endswith("the same command goes on from the last checkpoint")
+    assert ended(tmp_path)
+
+
+def test_a_process_that_is_stopped_for_a_moment_is_forgiven(tmp_path):
+    body = (
+        f"{FIRST}{WAITS}\nimport subprocess\n"
+        "if first:\n    subprocess.Popen(['sh', '-c', f'sleep 0.6; kill -CONT {os.getpid()}'])\n"
+        "    os.kill(os.getpid(), 19)\n"
+    )
+    assert local(tmp_path, 2, body, grace=30).returncode == 0
+
+
+def test_processes_deaf_to_a_signal_are_killed_too(tmp_path):
+    body = f"{DEAF}{WAITS}os.kill(os.getppid(), 15) if first else None\ntime.sleep(100)\n"
+    done = local(tmp_path, 2, body, grace=1)
+    assert done.returncode == 137
+    assert "process 0, 1 of 2 did not end" in done.stderr
+    assert ended(tmp_path)
 
 
 def test_local_passes_a_signal_on_and_waits(tmp_path):

@@ -4,9 +4,10 @@ import errno
 import os
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 from absl import flags
+
+from forec_jax.files import cache_folder
 
 EXPLAINED = (ValueError, AttributeError, TypeError, KeyError, OSError, FloatingPointError, flags.Error)
 """What bad input, a bad environment or a diverging loss raise, with a message for the user."""
@@ -17,8 +18,7 @@ def use_compilation_cache() -> None:
 
     Works because nothing above imports JAX, which reads the variable when it is imported.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "forec_jax" / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
 
 
 def use_huge_pages() -> None:

@@ -41,13 +41,15 @@ def train(argv: Sequence[str]) -> int:
     from forec_jax.experiment.run import run_training
     from forec_jax.parallel import join
 
-    join(values.coordinator, values.processes, values.process)
+    join(values.coordinator, values.processes, values.process, values.bind)
     return exit_code(run_training(values.config, Path(values.workdir)))
 
 
 def process_flags(values: flags.FlagValues) -> None:
     """The flags that join processes to one run; Slurm, Open MPI and TPU pods need none of them."""
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+    bind = "address on which process 0 listens for the others (launch/README.md); by default loopback where it can"
+    flags.DEFINE_string("bind", None, bind, flag_values=values)
     flags.DEFINE_integer("processes", None, "how many processes", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("process", None, "which one this is, from 0", lower_bound=0, flag_values=values)
 

@@ -4,12 +4,10 @@ A data set brings a listing of its files; the rest is here. TFDS alone would go 
 source has changed, so the folder's name holds a SHA-256 of the listing: another source means another folder.
 """
 
-import fcntl
 import hashlib
 import io
 import json
 import logging
-import os
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +20,8 @@ import tensorflow_datasets as tfds
 
 from forec_jax.data.decode import ColourRule, MaskRule, decode_image, decode_mask
 from forec_jax.data.source import DataError, Example
+from forec_jax.files import cache_folder
+from forec_jax.locking import only_one
 from forec_jax.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
 def default_prepared() -> Path:
     """Where prepared data goes when no folder is named: `forec_jax` in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "forec_jax"
+    return cache_folder()
 
 
 def fingerprint(root: Path, entries: Sequence[Entry], lists: Sequence[str] = (), options: str = "") -> str:
@@ -191,7 +191,7 @@ def prepare(
         return folder
     try:
         where.mkdir(parents=True, exist_ok=True)
-        with _only_one(where / f".{folder.name}.lock"):
+        with only_one(where / f".{folder.name}.lock"):
             if not folder.is_dir():
                 _make(folder, root, entries, pack, skip)
     except (OSError, RuntimeError) as error:  # the second is what the records' writer raises
@@ -249,14 +249,6 @@ def _temporary(folder: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """Waits for other processes of this machine; the lock goes with the process, however it ends."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass

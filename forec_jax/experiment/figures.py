@@ -12,9 +12,9 @@ from forec_jax.experiment import build, sources
 from forec_jax.experiment.load import Run, load_run, palette_of
 from forec_jax.experiment.use import photos, unused_stem
 from forec_jax.experiment.workdir import WorkdirError
+from forec_jax.files import write_json
 from forec_jax.methods import WsssRec
 from forec_jax.options import choose
-from forec_jax.training.reporting import write_json
 from forec_jax.visualize import (
     Legend,
     Model,

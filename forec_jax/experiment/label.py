@@ -27,7 +27,7 @@ from forec_jax.evaluation import Buckets
 from forec_jax.experiment import build, sources
 from forec_jax.experiment.load import Run, palette_of
 from forec_jax.experiment.workdir import WorkdirError
-from forec_jax.training.reporting import write_json
+from forec_jax.files import write_json
 from forec_jax.visualize import save_index_png
 
 

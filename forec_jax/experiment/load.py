@@ -18,11 +18,11 @@ from forec_jax.data import Dataset, Labels
 from forec_jax.evaluation import ThresholdSweep
 from forec_jax.experiment import build, sources
 from forec_jax.experiment.workdir import WorkdirError, damage_named, read_config, read_labels, stored_val
+from forec_jax.files import write_json
 from forec_jax.methods.entry import Guide
 from forec_jax.options import choose, from_config
 from forec_jax.parallel import make_mesh, replicated
 from forec_jax.training import Checkpoints, abstract_state
-from forec_jax.training.reporting import write_json
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,9 @@ def load_run(workdir: Path, checkpoint: str) -> Run:
     state = checkpoints.restore_best(abstract) if checkpoint == "best" else checkpoints.restore_last(abstract)
     checkpoints.close()
     if state is None:
-        raise WorkdirError(f"--workdir={workdir} holds no {checkpoint} checkpoint yet; train longer")
+        best = checkpoint == "last" and any((workdir / "checkpoints" / "best").glob("step_*"))
+        remedy = "choose --checkpoint=best" if best else "train longer"
+        raise WorkdirError(f"--workdir={workdir} holds no {checkpoint} checkpoint yet; {remedy}")
     return Run(c, labels, method, state, mesh, stored_val(workdir))
 
 

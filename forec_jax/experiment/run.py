@@ -17,7 +17,8 @@ from forec_jax.evaluation import Evaluator
 from forec_jax.experiment import build, sources
 from forec_jax.experiment import workdir as places
 from forec_jax.experiment.load import guide_of, keep_guides, palette_of
-from forec_jax.experiment.summary import evaluate_networks, is_best, summary
+from forec_jax.experiment.summary import evaluate_networks, summary
+from forec_jax.files import write_json
 from forec_jax.locking import only_run_in
 from forec_jax.parallel import is_primary, on_local_devices
 from forec_jax.training import (
@@ -33,7 +34,6 @@ from forec_jax.training import (
     state_sharding,
     train,
 )
-from forec_jax.training.reporting import write_json
 from forec_jax.visualize.panel import Panel
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,8 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
         steps=built.config.steps,
         first_step=first_step,
         images_per_step=sum(built.streams.rows),
+        classes=built.data.dataset.classes,
+        threshold=getattr(built.method, "threshold", None),
     )
     pictures = build_panel(built)
     log.info("the first step takes longer: it compiles the program, a minute or so on a CPU")
@@ -147,7 +149,6 @@ def train_built(
         batches=built.streams.batches(first_step, jax.process_index(), jax.process_count()),
         batch_ids=built.streams.ids,
         evaluate=make_evaluate(evaluator, built.data.validation, pictures, reporter, mesh),
-        is_best=lambda results: is_best(results, reporter.events),
         schedule=build.build_schedule(c),
         checkpoints=checkpoints,
         reporter=reporter,

@@ -12,7 +12,7 @@ from forec_jax.experiment.label import true_masks, write_masks
 from forec_jax.experiment.load import THRESHOLD, choose_threshold, load_run
 from forec_jax.experiment.run import run_training
 from forec_jax.experiment.workdir import WorkdirError, make_workdir
-from forec_jax.training.reporting import write_json
+from forec_jax.files import write_json
 
 STAGES = ("classifier", "wsss", "segmenter")
 """The trainings, by the variants of configs/tags.py that they are; also their work directories' names."""

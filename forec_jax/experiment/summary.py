@@ -1,6 +1,5 @@
 """What a run found: its scores, and everything that they depend on."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from forec_jax.evaluation import Evaluator
 from forec_jax.experiment import build
 from forec_jax.experiment.sources import TrainingData
 from forec_jax.keys import flat
+from forec_jax.training.scores import best_of
 
 NETWORKS = ("teacher", "student")
 
@@ -36,20 +36,9 @@ def evaluate_networks(
     return results
 
 
-def score_key(results: Mapping[str, Any]) -> str:
-    """What the best checkpoint is chosen by: the teacher's mIoU, or the student's where there is no teacher."""
-    return "teacher_miou" if "teacher_miou" in results else "student_miou"
-
-
 def evaluations(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The evaluation events among a run's events."""
     return [event for event in events if event["event"] == "evaluation"]
-
-
-def is_best(results: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether an evaluation is better than all before it."""
-    key = score_key(results)
-    return results[key] > max((event[key] for event in evaluations(events)), default=-math.inf)
 
 
 def summary(c: ConfigDict, data: TrainingData, events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -67,14 +56,14 @@ def summary(c: ConfigDict, data: TrainingData, events: Iterable[Mapping[str, Any
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {"jax": jax.__version__, "forec_jax": forec_jax.__version__},
     }
-    if scored:
-        key = score_key(scored[-1])
-        best, last = max(scored, key=lambda event: event[key]), scored[-1]
+    if (best := best_of(scored)) is not None:
+        last = scored[-1]
+        network = "teacher" if "teacher_miou" in last else "student"
         content |= {
-            "best": {"step": best["step"], "miou": best[key]},
-            "last": {"step": last["step"], "miou": last[key]},
+            "best": {"step": best.step, "miou": best.score},
+            "last": {"step": last["step"], "miou": last[f"{network}_miou"]},
             "student": {"step": last["step"], "miou": last["student_miou"]},
-            "per_class": dict(zip(classes, last[key.replace("miou", "iou")], strict=True)),
+            "per_class": dict(zip(classes, last[f"{network}_iou"], strict=True)),
         }
     return content
 

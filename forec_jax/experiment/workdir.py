@@ -14,13 +14,13 @@ import forec_jax
 from forec_jax.config import chosen, defaults
 from forec_jax.data import Labels
 from forec_jax.data.splits import Split, list_sha256
+from forec_jax.files import write_json
 from forec_jax.keys import flat, new_key
 from forec_jax.methods.tasks import TASKS
 from forec_jax.options import to_config
 from forec_jax.parallel import barrier
 from forec_jax.plugins import use_plugin
 from forec_jax.training import holds_any
-from forec_jax.training.reporting import write_json
 
 SPLIT = "split.json"
 """The SHA-256 of the images that a run is trained on, which its config names by the path of a list alone."""

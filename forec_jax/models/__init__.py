@@ -1,11 +1,12 @@
 """Networks: dilated encoders, DeepLabV3+ decoders, and the convolution and resizing that they are made of."""
 
 from forec_jax.models.conv import conv2d
-from forec_jax.models.convert import WeightsError, convert
+from forec_jax.models.convert import convert
 from forec_jax.models.decoders.deeplab import U2PL, DeepLabOptions
 from forec_jax.models.discriminator import discriminator_network
 from forec_jax.models.encoders import ENCODERS
 from forec_jax.models.layers import valid_extent
+from forec_jax.models.naming import WeightsError
 from forec_jax.models.network import Features, ImageSize, assemble, count_parameters
 from forec_jax.models.pretrained import filled, fitting_weights, load_weights, mobilenet_v2_from_slim
 from forec_jax.models.resize import resize

@@ -15,22 +15,16 @@ import numpy as np
 from forec_jax.contracts import HeadSpec, Variables
 from forec_jax.models.decoders.deeplab import U2PL, DeepLabOptions
 from forec_jax.models.encoders.resnet import BLOCKS
+from forec_jax.models.naming import SOURCES, Tensors, WeightsError, below, depth, locate, shortened
 from forec_jax.models.zoo import deeplab_network
 
 log = logging.getLogger(__name__)
 
-Tensors = Mapping[str, np.ndarray]
 Path = tuple[str, ...]  # e.g. ("params", "encoder", "layer1_block0", "conv2", "norm", "scale")
 
 SEGMENTATION = "segmentation"  # the head that a full model's decoder becomes
-SOURCES = ("torchvision", "timm", "transformers", "u2pl", "unimatch")
 
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_NETWORKS = {"student": ("model_state", "model"), "teacher": ("teacher_state", "model_ema")}
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be used; the message names the file or the tensors, and what to do."""
 
 
 class Converted(NamedTuple):
@@ -94,45 +88,6 @@ _MODELS = {
 }
 
 
-def guess_source(tensors: Tensors) -> str:
-    """The naming of a file's tensors; raises WeightsError unless it is certain. (timm's is torchvision's.)"""
-    first = {
-        "torchvision": ("conv1.weight", "conv1.0.weight"),
-        "transformers": ("embedder.embedder.convolution.weight", "resnet.embedder.embedder.convolution.weight"),
-        "u2pl": ("encoder.conv1.0.weight",),
-        "unimatch": ("backbone.conv1.0.weight",),
-    }
-    found = [source for source, names in first.items() if any(name in tensors for name in names)]
-    if len(found) != 1:
-        raise WeightsError(
-            f"the tensors' naming cannot be told ({', '.join(sorted(tensors)[:3])}, ...); "
-            "convert the file with forec-jax convert --from=..."
-        )
-    return found[0]
-
-
-def choose_network(checkpoint: Mapping[str, Any], network: str | None) -> Tensors:
-    """The tensors of one network of a training checkpoint, by their names without DistributedDataParallel's prefix.
-
-    Args:
-      checkpoint: a state dict, or a dict of state dicts as U2PL (`model_state`, `teacher_state`) and UniMatch (`model`,
-        `model_ema`) save them.
-      network: "student", "teacher", or None for the teacher where there is one.
-
-    Raises:
-      WeightsError: the network is not there.
-    """
-    stored = {n: key for n, keys in _NETWORKS.items() for key in keys if isinstance(checkpoint.get(key), Mapping)}
-    chosen = network or ("teacher" if "teacher" in stored else "student")
-    if chosen not in stored and (stored or network == "teacher"):
-        names = ", ".join(f"{name} ({key})" for name, key in stored.items()) or "one network, not marked as a teacher"
-        raise WeightsError(f"the checkpoint has no {chosen}; it holds {names}: choose by --network")
-    if stored:
-        log.info("taking the %s (%s)", chosen, stored[chosen])
-    tensors = checkpoint[stored[chosen]] if stored else checkpoint
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
-
-
 def convert(
     tensors: Tensors, source: str, arch: str, *, width: float = 1.0, decoder: DeepLabOptions | None = None
 ) -> Converted:
@@ -151,48 +106,64 @@ def convert(
       decoder: a full model's form; None for the source's own.
 
     Raises:
-      WeightsError: names the tensors that are missing, unknown or of the wrong shape (the first twenty of them).
+      WeightsError: what to do, and the first of the tensors that are missing, unknown or of the wrong shape.
     """
     if source not in SOURCES or arch not in BLOCKS:
         raise WeightsError(f"{arch} of {source}: there are {', '.join(BLOCKS)} of {', '.join(SOURCES)}")
-    model = _MODELS.get(source)
-    if model and not any(name.startswith(model.encoder) for name in tensors):
-        model = None
-    stem = "7x7" if source == "transformers" else _stem(tensors, model.encoder if model else "")
+    place = locate(tensors, source)
+    tensors, model = below(tensors, place.root), _MODELS.get(place.source)
+    stem = "7x7" if place.source == "transformers" else _stem(tensors, model.encoder if model else "")
     options = decoder or (model.options if model else DeepLabOptions())
     layout = _layout(arch, stem, width, options, _classes(tensors, model))
-    name_layer = _naming(tensors, source, model, stem)
-    filled, used, problems = {}, set(), []
-    for path, shape in layout.items():
-        layer = name_layer(path)
-        name = (
-            f"{layer.conv}.{'weight' if path[-1] == 'kernel' else 'bias'}"
-            if _is_conv(path)
-            else _norm_name(layer, path)
-        )
-        used.add(name)
-        bias = f"{layer.conv}.bias" if path[-1] == "mean" else ""
-        if name not in tensors:
-            problems.append(f"{name} is missing")
-            continue
-        value = _arranged(np.asarray(tensors[name], np.float32), path, model, options)
-        if bias in tensors:
-            used.add(bias)
-            if tensors[bias].shape == value.shape:
-                value = value - np.asarray(tensors[bias], np.float32)
-            else:
-                problems.append(f"{bias} has shape {tensors[bias].shape}, the network wants {value.shape}")
-        if value.shape != shape:
-            problems.append(f"{name} has shape {tensors[name].shape}, as HWIO {value.shape}, the network wants {shape}")
-        filled[path] = value
+    filled, used, problems = _fill(layout, tensors, _naming(place.source, model, stem), model, options)
     rest = sorted(set(tensors) - used)
     dropped = [name for name in rest if _is_dropped(name, model)]
     problems += [f"{name} is unknown" for name in sorted(set(rest) - set(dropped))]
     if problems:
-        raise WeightsError(f"the tensors do not make a {arch} of {source} ({stem} stem): {shortened(sorted(problems))}")
+        raise WeightsError(
+            f"{_remedy(tensors, arch)}\n"
+            f"the tensors do not make a {arch} of {source} ({stem} stem): {shortened(sorted(problems), 3)}"
+        )
     _report(dropped)
     variables = nested(filled)
     return Converted(Variables(variables["params"], variables["batch_stats"]), stem)
+
+
+def _fill(
+    layout: Mapping[Path, tuple[int, ...]],
+    tensors: Tensors,
+    name_layer: Callable[[Path], _Layer],
+    model: _Model | None,
+    options: DeepLabOptions,
+) -> tuple[dict[Path, np.ndarray], set[str], list[str]]:
+    """The layout's values, the names of the tensors that they came from, and in words what is missing or does not fit."""
+    values, used, problems = {}, set(), []
+    for path, shape in layout.items():
+        layer = name_layer(path)
+        name, bias = _tensor_name(layer, path), f"{layer.conv}.bias" if path[-1] == "mean" else ""
+        used |= {name, bias}
+        if name not in tensors:
+            problems.append(f"{name} is missing")
+            continue
+        value = _arranged(tensors[name], path, model, options)
+        if value.shape != shape:
+            problems.append(f"{name} has shape {tensors[name].shape}, as HWIO {value.shape}, the network wants {shape}")
+        elif bias in tensors and tensors[bias].shape != shape:
+            problems.append(f"{bias} has shape {tensors[bias].shape}, the network wants {shape}")
+        else:
+            value = value.astype(np.float32)
+            values[path] = value - np.asarray(tensors[bias], np.float32) if bias in tensors else value
+    return values, used, problems
+
+
+def _remedy(tensors: Tensors, arch: str) -> str:
+    """What to do about tensors that do not make a ResNet, told by its depth."""
+    name = depth(tensors)
+    if name == arch:
+        return f"take weights of a plain {arch}, as wide as model.width says: no wide one, no ResNeXt, no other layers"
+    if name in BLOCKS:
+        return f"set --arch={name} (model.encoder={name} in a training): the tensors are a {name}'s"
+    return f"take weights of {', '.join(BLOCKS)}: the tensors are a {name}'s, which is not among the encoders here"
 
 
 def leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -239,11 +210,10 @@ def _classes(tensors: Tensors, model: _Model | None) -> int:
     return tensors[last].shape[0]
 
 
-def _naming(tensors: Tensors, source: str, model: _Model | None, stem: str) -> Callable[[Path], _Layer]:
+def _naming(source: str, model: _Model | None, stem: str) -> Callable[[Path], _Layer]:
     """What the layer of one of our paths is called in the source."""
     if source == "transformers":
-        prefix = "resnet." if any(name.startswith("resnet.") for name in tensors) else ""
-        return lambda path: _transformers_layer(path, prefix)
+        return _transformers_layer
     if model is None:
         return lambda path: _torchvision_layer(path, "", stem)
     return lambda path: _torchvision_layer(path, model.encoder, stem) if path[1] == "encoder" else model.layers[path[2]]
@@ -269,7 +239,7 @@ def _torchvision_layer(path: Path, prefix: str, stem: str) -> _Layer:
     return _Layer(prefix + conv, prefix + norm)
 
 
-def _transformers_layer(path: Path, prefix: str) -> _Layer:
+def _transformers_layer(path: Path) -> _Layer:
     """E.g. (params, encoder, layer3_block2, conv1, conv, kernel) -> encoder.stages.2.layers.2.layer.0.convolution."""
     if path[2] == "stem":
         place = "embedder.embedder"
@@ -277,14 +247,12 @@ def _transformers_layer(path: Path, prefix: str) -> _Layer:
         layer, block = path[2].removeprefix("layer").split("_block")
         inner = "shortcut" if path[3] == "downsample" else f"layer.{int(path[3].removeprefix('conv')) - 1}"
         place = f"encoder.stages.{int(layer) - 1}.layers.{block}.{inner}"
-    return _Layer(f"{prefix}{place}.convolution", f"{prefix}{place}.normalization")
+    return _Layer(f"{place}.convolution", f"{place}.normalization")
 
 
-def _is_conv(path: Path) -> bool:
-    return path[-2] in ("conv", "last")
-
-
-def _norm_name(layer: _Layer, path: Path) -> str:
+def _tensor_name(layer: _Layer, path: Path) -> str:
+    if path[-2] in ("conv", "last"):
+        return f"{layer.conv}.{'weight' if path[-1] == 'kernel' else 'bias'}"
     return f"{layer.norm}.{_NORM[path[-1]]}"
 
 
@@ -313,9 +281,3 @@ def _report(dropped: list[str]) -> None:
         log.info("passed over: %d num_batches_tracked", len(counters))
     if others:
         log.info("passed over: %s", shortened(others))
-
-
-def shortened(items: list[str], most: int = 20) -> str:
-    """A list in words that stays readable when everything is wrong."""
-    rest = f", and {len(items) - most} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + rest

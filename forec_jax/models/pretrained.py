@@ -1,7 +1,8 @@
 """Pretrained weights for a network: where they come from, and whether they fit it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -10,19 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from forec_jax.contracts import Variables
+from forec_jax.files import sha256_of
 from forec_jax.models import hub
-from forec_jax.models.convert import (
-    SEGMENTATION,
-    WeightsError,
-    choose_network,
-    convert,
-    guess_source,
-    leaves,
-    nested,
-    shortened,
-)
+from forec_jax.models.convert import SEGMENTATION, convert, leaves, nested
 from forec_jax.models.encoders.mobilenet_v2 import MobileNetV2
-from forec_jax.models.weightfile import Origin, read_origin, read_tensors, read_variables, sha256_of, write_variables
+from forec_jax.models.naming import WeightsError, choose_network, locate, shortened
+from forec_jax.models.weightfile import Origin, read_origin, read_tensors, read_variables, write_variables
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +39,15 @@ def load_weights(source: str | PathLike[str], encoder: str, *, stem: str = "7x7"
       params and batch_stats, float32.
 
     Raises:
-      WeightsError: the weights cannot be read, or are another network's; names every misfitting tensor.
+      WeightsError: the weights cannot be read, or are another network's; names the file and the first misfitting tensors.
     """
     text = fspath(source)
     path = hub.fetch(text) if text.startswith(hub.PREFIX) else Path(text)
+    with _naming(text):
+        return _read_weights(text, path, encoder, stem, width)
+
+
+def _read_weights(text: str, path: Path, encoder: str, stem: str, width: float) -> Variables:
     if encoder == "mobilenet_v2":
         if path.suffix != ".npz":
             raise WeightsError(f"{text}: mobilenet_v2 takes TF-slim's weights, an .npz")
@@ -56,28 +55,42 @@ def load_weights(source: str | PathLike[str], encoder: str, *, stem: str = "7x7"
         return Variables({"encoder": weights.params}, {"encoder": weights.batch_stats})
     origin = read_origin(path) if path.suffix == ".safetensors" and path.is_file() else None
     if origin is None:
+        hub.check_computes_alike(path)
         tensors = choose_network(read_tensors(path), None)
-        converted = convert(tensors, guess_source(tensors), encoder, width=width)
+        converted = convert(tensors, locate(tensors).source, encoder, width=width)
         _check_stem(text, (encoder, converted.stem), (encoder, stem))
         return converted.variables
     _check_stem(text, (origin.arch, origin.stem), (encoder, stem))
     return read_variables(path)
 
 
+@contextmanager
+def _naming(text: str) -> Iterator[None]:
+    """Puts the name of a file's weights before what is wrong with them."""
+    try:
+        yield
+    except WeightsError as error:
+        if text in str(error):
+            raise
+        raise WeightsError(f"{text}: {error}") from error
+
+
 def convert_file(path: Path, out: Path, source: str, arch: str, network: str | None) -> tuple[Variables, Origin]:
     """Converts a file of another project's tensors into one of this library's; returns what it wrote.
 
     Args:
-      path: a .safetensors, .npz or .pth.
+      path: what `read_tensors` reads.
       out: the .safetensors to write.
-      source: one of `convert.SOURCES`.
+      source: one of `naming.SOURCES`.
       arch: a ResNet's name.
       network: of a checkpoint, "student", "teacher", or None for the teacher where there is one.
 
     Raises:
       WeightsError: as `read_tensors`, `choose_network` and `convert`.
     """
-    converted = convert(choose_network(read_tensors(path), network), source, arch)
+    with _naming(str(path)):
+        hub.check_computes_alike(path)
+        converted = convert(choose_network(read_tensors(path), network), source, arch)
     origin = Origin(arch, converted.stem, source, sha256_of(path))
     write_variables(out, converted.variables, origin)
     return converted.variables, origin
@@ -96,7 +109,10 @@ def fitting_weights(weights: Variables, layout: Variables) -> Variables:
       WeightsError: the encoder does not fit; names the tensors.
     """
     if problems := _misfits(weights, layout, "encoder"):
-        raise WeightsError("the weights do not fit the encoder: " + shortened(list(problems.values())))
+        raise WeightsError(
+            "set model.encoder, model.stem and model.width as the weights were trained with, or take other weights\n"
+            f"the weights do not fit the encoder: {shortened(list(problems.values()), 3)}"
+        )
     parts = ["encoder"]
     if SEGMENTATION in weights.params and SEGMENTATION in layout.params:
         problems = _misfits(weights, layout, SEGMENTATION)

@@ -1,20 +1,27 @@
 """Files of weights: other projects' tensors are read, this library's variables are read and written."""
 
-import hashlib
+import math
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from numpy.lib import format as npy
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from forec_jax.contracts import Variables
-from forec_jax.models.convert import WeightsError, leaves, nested
+from forec_jax.files import write_whole
+from forec_jax.models.convert import leaves, nested
+from forec_jax.models.naming import WeightsError
 
 FORMAT, VERSION = "forec_jax", "1"
+OF_PYTORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # the last as in checkpoint.pth.tar
+DENSEST = 100  # bytes of weights that one byte of a file may stand for; they are noise, which shrinks by a tenth
+FREE = 64 * 2**20  # bytes that any file may ask for
 
 
 class Origin(NamedTuple):
@@ -29,9 +36,7 @@ class Origin(NamedTuple):
 def write_variables(path: Path, variables: Variables, origin: Origin) -> None:
     """Writes variables as safetensors: flat paths such as `params/encoder/stem/conv/kernel`, kernels HWIO."""
     flat = {"/".join(at): np.ascontiguousarray(leaf) for at, leaf in leaves(variables._asdict())}
-    partial = path.with_name(path.name + ".partial")  # a name of its own, so that a file appears whole or not at all
-    partial.write_bytes(save(flat, metadata={"format": FORMAT, "version": VERSION, **origin._asdict()}))
-    partial.replace(path)
+    write_whole(path, save(flat, metadata={"format": FORMAT, "version": VERSION, **origin._asdict()}))
 
 
 def read_origin(path: Path) -> Origin | None:
@@ -49,46 +54,63 @@ def read_origin(path: Path) -> Origin | None:
 
 def read_variables(path: Path) -> Variables:
     """The variables in a file of this library's; NumPy, float32."""
-    tree = nested({tuple(name.split("/")): value for name, value in _read_safetensors(path).items()})
-    if missing := [part for part in Variables._fields if part not in tree]:
-        raise WeightsError(f"{path} holds no {' and no '.join(missing)}; convert the weights again")
+    tensors = _read_safetensors(path)
+    with _named(path, "file of this library's"):
+        tree = nested({tuple(name.split("/")): np.asarray(value, np.float32) for name, value in tensors.items()})
+        if missing := [part for part in Variables._fields if not isinstance(tree.get(part), dict)]:
+            raise WeightsError(f"{path} holds no {' and no '.join(missing)}; convert the weights again")
     return Variables(tree["params"], tree["batch_stats"])
 
 
 def read_tensors(path: Path) -> Mapping[str, Any]:
-    """Tensors by name from a .safetensors, .npz or .pth; a .pth may hold several such dicts by key.
+    """Tensors by name from a .safetensors, .npz or a file of PyTorch's; the last may hold several such dicts by key.
 
     Raises:
-      WeightsError: the file is missing or damaged, of another kind, or a .pth that would run code.
+      WeightsError: whatever is wrong with the file, which the message names: it is missing or damaged, of another kind,
+        would take more memory than its size accounts for, or would run code.
     """
     if not path.is_file():
         raise WeightsError(f"no weights at {path}")
-    match path.suffix:
+    match path.suffix.lower():
         case ".safetensors":
             return _read_safetensors(path)
         case ".npz":
             return _read_npz(path)
-        case ".pth" | ".pt":
+        case suffix if suffix in OF_PYTORCH:
             return _read_pth(path)
         case _:
-            raise WeightsError(f"{path}: weights are read from .safetensors, .npz and .pth")
+            raise WeightsError(f"{path}: weights are read from .safetensors, .npz and {', '.join(OF_PYTORCH)}")
 
 
-def sha256_of(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _opened(path: Path) -> Any:
+@contextmanager
+def _named(path: Path, kind: str) -> Iterator[None]:
+    """Turns whatever a library raises over a file into one error that names it; damaged bytes lead anywhere."""
     try:
-        return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is no readable safetensors file ({error}); fetch it again") from error
+        yield
+    except WeightsError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise WeightsError(f"{path} is no readable {kind} ({reason}); fetch it again") from error
+
+
+def _check_size(path: Path, wanted: int) -> None:
+    """Raises WeightsError where a file asks for much more memory than its size accounts for: few bytes can say a lot."""
+    if wanted > max(FREE, DENSEST * path.stat().st_size):
+        raise WeightsError(
+            f"{path} has {path.stat().st_size} bytes and says that it holds {wanted}: it is damaged or made to fill the "
+            "memory; fetch it again"
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with _named(path, "safetensors file"), safe_open(path, framework="np") as file:
+        yield file
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    with _opened(path) as file:
+    with _opened(path) as file:  # the library has compared the shapes with the file's size
         try:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         except TypeError as error:
@@ -96,11 +118,26 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"{path} is no readable .npz ({error}); fetch it again") from error
+    with path.open("rb") as file:
+        if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
+            raise WeightsError(f"{path} is one array without a name (.npy); save the tensors by np.savez")
+    with _named(path, ".npz"), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        _check_size(path, sum(member.file_size for member in members))
+        return {member.filename.removesuffix(".npy"): _read_array(archive, member) for member in members}
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One of an .npz's arrays. Its header's shape is held against the bytes that are there before memory is taken."""
+    with archive.open(member) as file:
+        read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file)
+    if dtype.hasobject or dtype.kind not in "fiub":
+        raise ValueError(f"{member.filename} holds {dtype}, not numbers")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > member.file_size:
+        raise ValueError(f"{member.filename} has {member.file_size} bytes for the shape {shape}")
+    with archive.open(member) as file:
+        return npy.read_array(file, allow_pickle=False)
 
 
 def _read_pth(path: Path) -> dict[str, Any]:
@@ -108,24 +145,31 @@ def _read_pth(path: Path) -> dict[str, Any]:
         import torch
     except ImportError as error:
         raise WeightsError(
-            f"{path}: PyTorch reads .pth files, and it is not installed; pip install 'forec-jax[torch]', "
+            f"{path}: PyTorch reads this file, and it is not installed; pip install 'forec-jax[torch]', "
             "or save the tensors as .safetensors"
         ) from error
-    try:
+    with _named(path, "file of PyTorch's"):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_size(path, sum(member.file_size for member in archive.infolist()))
         with torch.serialization.safe_globals(_numpy_scalars()):
-            stored = torch.load(path, map_location="cpu", weights_only=True)
+            stored = _load(torch, path)
+        if not isinstance(stored, Mapping):
+            raise WeightsError(f"{path} holds a {type(stored).__name__}, not tensors by name; save a state_dict")
+        _check_size(path, sum(tensor.numel() * tensor.element_size() for tensor in _tensors(stored)))
+        return _as_numpy(stored)
+
+
+def _load(torch: Any, path: Path) -> Any:
+    """What a file of PyTorch's holds, where that is data alone."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = next((line.strip() for line in str(error).splitlines() if "nsupported" in line), "a damaged pickle")
         raise WeightsError(
             f"{path} pickles more than tensors, which could run code, and is refused: {reason} "
             "Where you trust it, load it in its own project and save its state_dict alone"
         ) from error
-    except Exception as error:  # the unpickler fails in whatever way a damaged byte leads it to
-        reason = f"{type(error).__name__}: {error}"
-        raise WeightsError(f"{path} is no readable .pth ({reason}); fetch it again") from error
-    if not isinstance(stored, Mapping):
-        raise WeightsError(f"{path} holds a {type(stored).__name__}, not tensors by name; save a state_dict")
-    return _as_numpy(stored)
 
 
 def _numpy_scalars() -> list[Any]:
@@ -139,6 +183,15 @@ def _numpy_scalars() -> list[Any]:
         *kinds,
         _codecs.encode,
     ]
+
+
+def _tensors(stored: Any) -> Iterator[Any]:
+    """The tensors in nested dicts."""
+    if isinstance(stored, Mapping):
+        for value in stored.values():
+            yield from _tensors(value)
+    elif hasattr(stored, "detach"):
+        yield stored
 
 
 def _as_numpy(stored: Any) -> Any:

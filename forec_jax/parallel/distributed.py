@@ -5,6 +5,7 @@ itself; what one process alone knows (a signal, a file) is agreed on here before
 """
 
 import functools
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -51,14 +52,19 @@ def has_the_whole_node(environ: Mapping[str, str]) -> bool:
     return launcher(environ) == "openmpi" and environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+def join(coordinator: str | None, processes: int | None, process: int | None, bind: str | None = None) -> None:
     """Joins this process to the others; returns at once where it is alone. Must come before any use of a device.
 
-    `coordinator` is HOST:PORT of process 0. All three are given, or none: then Slurm, Open MPI or a TPU pod tells (see
-    `launcher`). Raises DistributedError where some are missing or do not fit together.
+    `coordinator` is HOST:PORT of process 0. Those three are given, or none: then Slurm, Open MPI or a TPU pod tells (see
+    `launcher`). `bind` is the address of process 0 on which it listens for the others; by default the loopback address where
+    the coordinator is there, and all addresses otherwise: nothing asks those who join who they are.
+
+    Raises DistributedError where some are missing or do not fit together.
     """
     given = (coordinator, processes, process)
     if all(value is None for value in given):
+        if bind is not None:
+            raise DistributedError(f"--bind={bind} is for process 0 of --coordinator=HOST:PORT; leave it out")
         if started_by := launcher(os.environ):
             join_cluster(started_by)
         return
@@ -68,8 +74,6 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         )
     if not 0 <= process < processes:
         raise DistributedError(f"--process={process} must be from 0 to {processes - 1}, as --processes={processes}")
-    if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
-        raise DistributedError(f"--coordinator={coordinator} must be HOST:PORT, such as node1:1234")
     # A cluster that JAX finds on top of that would take all GPUs but one away.
     jax.distributed.initialize(
         coordinator,
@@ -77,7 +81,29 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         process,
         cluster_detection_method="deactivate",
         heartbeat_timeout_seconds=heartbeat(),
+        coordinator_bind_address=listens_on(coordinator, bind),
     )
+
+
+def listens_on(coordinator: str, bind: str | None) -> str | None:
+    """ADDRESS:PORT on which the coordinator listens; None for all addresses, which is JAX's own way.
+
+    Raises DistributedError where `coordinator` is not HOST:PORT.
+    """
+    host, colon, port = coordinator.rpartition(":")
+    if not colon or not port.isdigit():
+        raise DistributedError(f"--coordinator={coordinator} must be HOST:PORT, such as node1:1234")
+    if bind is not None:
+        return f"[{bind}]:{port}" if ":" in bind and not bind.startswith("[") else f"{bind}:{port}"
+    return coordinator if is_loopback(host) else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine for itself alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def join_cluster(started_by: str) -> None:

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from forec_jax.contracts import TrainState
 from forec_jax.parallel import agreed
 from forec_jax.training.checksums import CHECKSUMS_FILE, first_damage, write_checksums
+from forec_jax.training.scores import Best
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,10 @@ UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says which, why and what to do."""
+
+
+class UnreadableError(CheckpointError):
+    """Checkpoints none of which can be read."""
 
 
 def holds_any(folder: Path) -> bool:
@@ -56,7 +61,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         """`read_only` leaves the folder as it is: another process may be writing a checkpoint there."""
-        self.folder = folder.absolute()
+        self.folder, self._read_only = folder.absolute(), read_only
         self._last, self._best = (self._manager(name, read_only) for name in ("last", "best"))
         self._failures: dict[ocp.CheckpointManager, Exception] = {}  # of the newest save of each
 
@@ -70,23 +75,36 @@ class Checkpoints:
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name),
             async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(seal, self.folder / name)),
         )
-        return ocp.CheckpointManager(self.folder / name, item_names=("state", "layout"), options=options)
+        return ocp.CheckpointManager(self.folder / name, item_names=("state", "layout", "score"), options=options)
 
     def save_last(self, state: TrainState, step: int) -> None:
         """Saves the state after `step` steps, unless it is there already."""
         self._save(self._last, state, step)
 
-    def save_best(self, state: TrainState, step: int) -> None:
-        """Saves the state as the best so far."""
-        self._save(self._best, state, step)
+    def save_best(self, state: TrainState, step: int, score: float | None = None) -> None:
+        """Saves the state as the best so far, with its score (`training.scores`): the best does not depend on a log."""
+        self._save(self._best, state, step, score=ocp.args.JsonSave({"score": score}))
 
-    def _save(self, manager: ocp.CheckpointManager, state: TrainState, step: int) -> None:
+    def best_score(self) -> Best | None:
+        """The best checkpoint's score; None where there is none, or one of an earlier version that does not know it."""
+        if (step := self._best.latest_step()) is None:
+            return None
+        try:
+            stored = self._best.restore(step, args=ocp.args.Composite(score=ocp.args.JsonRestore()))["score"]
+            return Best(step, stored["score"])
+        except Exception as error:  # orbax raises many kinds
+            log.info("%s does not tell its score (%s)", self._path(self._best, step), short(error))
+            return None
+
+    def _save(self, manager: ocp.CheckpointManager, state: TrainState, step: int, **more: Any) -> None:
         if step in manager.all_steps():
             return
         self._finish(manager)
         if manager in self._failures:  # a thread of the failed save may have written on after it was tidied up
             self._remove_unfinished(manager)
-        items = ocp.args.Composite(state=ocp.args.StandardSave(flatten(state)), layout=ocp.args.JsonSave(layout(state)))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(flatten(state)), layout=ocp.args.JsonSave(layout(state)), **more
+        )
         try:
             manager.save(step, args=items, force=True)
             self._failures.pop(manager, None)
@@ -119,9 +137,21 @@ class Checkpoints:
     def restore_last(self, abstract: TrainState) -> TrainState | None:
         """The newest readable state, or None where there is no checkpoint at all.
 
+        A run whose last states are gone or damaged goes on from its best one, with a warning: it trains again what came
+        after it. Where the folder is only read, the last one is what was asked for, and no other.
+
         Raises CheckpointError where checkpoints exist but none can be read, or the architecture is another.
         """
-        return self._restore(self._last, abstract)
+        if self._read_only or not self._best.all_steps():
+            return self._restore(self._last, abstract)
+        try:
+            if (state := self._restore(self._last, abstract)) is not None:
+                return state
+            reason = f"{self._last.directory} holds no checkpoint"
+        except UnreadableError as error:
+            reason = str(error)
+        log.warning("%s: going on from the best one in %s", reason.partition(";")[0], self._best.directory)
+        return self._restore(self._best, abstract)
 
     def restore_best(self, abstract: TrainState) -> TrainState | None:
         """The best state, or None; errors as `restore_last`."""
@@ -144,7 +174,7 @@ class Checkpoints:
                 self._warn_of_damage(manager, step, short(error))
         if steps:
             where = ", ".join(str(self._path(manager, step)) for step in steps)
-            raise CheckpointError(f"no checkpoint can be read ({where}); start anew in another --workdir")
+            raise UnreadableError(f"no checkpoint can be read ({where}); start anew in another --workdir")
         return None
 
     def _is_damaged(self, manager: ocp.CheckpointManager, step: int) -> bool:

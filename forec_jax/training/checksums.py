@@ -1,26 +1,19 @@
 """Checksums of a checkpoint's files: a bit that flips in an array's data goes unnoticed when orbax reads it."""
 
-import hashlib
 import json
 from pathlib import Path
 
-from forec_jax.training.reporting import write_json
+from forec_jax.files import sha256_of, write_json
 
 CHECKSUMS_FILE = "checksums.json"
 LATER = (CHECKSUMS_FILE, "_CHECKPOINT_METADATA", "commit_success.txt")
 """Files that orbax goes on writing after the checksums are taken; none holds a value of the state."""
 
 
-def sha256(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def write_checksums(folder: Path) -> None:
     """Writes `folder`/checksums.json, the SHA-256 of every file below it by relative path."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in LATER)
-    write_json(folder / CHECKSUMS_FILE, {file.relative_to(folder).as_posix(): sha256(file) for file in files})
+    write_json(folder / CHECKSUMS_FILE, {file.relative_to(folder).as_posix(): sha256_of(file) for file in files})
 
 
 def first_damage(folder: Path) -> str | None:
@@ -36,7 +29,7 @@ def first_damage(folder: Path) -> str | None:
         for name, expected in sums.items():
             if not (folder / name).is_file():
                 return f"{folder / name} is missing"
-            if sha256(folder / name) != expected:
+            if sha256_of(folder / name) != expected:
                 return f"{folder / name} is not as it was written"
     except (ValueError, AttributeError):
         return f"{stored} cannot be read"

@@ -16,6 +16,7 @@ from forec_jax.options import at_least, checked, option
 from forec_jax.parallel import largest, shard_batch
 from forec_jax.training.checkpoint import Checkpoints
 from forec_jax.training.reporting import Reporter
+from forec_jax.training.scores import Best, best_of, is_better, score_of
 from forec_jax.training.step import DROPPED
 
 log = logging.getLogger(__name__)
@@ -159,22 +160,24 @@ def train(
     batches: Iterator[Batch],
     batch_ids: Callable[[int], Any],
     evaluate: Callable[[TrainState, int, Callable[[], bool]], Mapping[str, Any]],
-    is_best: Callable[[Mapping[str, Any]], bool],
     schedule: Schedule,
     checkpoints: Checkpoints,
     reporter: Reporter,
     interruption: Interruption,
     mesh: Mesh,
+    is_best: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> tuple[TrainState, int | None]:
     """Trains from `first_step` to the end, or to a signal, whose number is returned (None at the end).
 
     A step's metrics are read only after the next step was dispatched, so that the device never waits for the host;
     before an evaluation or a checkpoint they are read at once: neither ever sees a state that was not found finite.
     A signal ends an evaluation too: `evaluate` is given what to ask, and raises Stopped; the run that goes on makes it anew.
+    The best state is told by the score that the best checkpoint holds, not by the log; `is_best` is another rule.
     The caller has entered `interruption`, and leaves it when the checkpoints are closed: the last save is not cut short.
     """
     pending: Pending | None = None
     dropped = DroppedUpdates()
+    best = checkpoints.best_score() or best_of(reporter.events)
 
     def settle() -> None:
         nonlocal pending
@@ -184,22 +187,25 @@ def train(
         if DROPPED in metrics:
             metrics = dropped.count(pending.step, metrics, batch_ids)
         check_finite(pending.step, metrics, batch_ids)
-        reporter.advance(done)
+        reporter.advance(done, metrics)
         if schedule.is_due(schedule.log_every, done) or done == 1:
             reporter.train(done, metrics)
         pending = None
 
     def score(done: int) -> tuple[bool, int]:
         """Evaluates and keeps the state where it is the best so far; whether it is, and the signal that cut this short."""
+        nonlocal best
         try:
             results = evaluate(state, done, interruption.came)
         except Stopped:
             return False, interruption.agreed(mesh)
-        best = is_best(results)
-        reporter.evaluation(done, results)
-        if best:
-            checkpoints.save_best(state, done)
-        return best, 0
+        better = is_best(results) if is_best else is_better(score_of(results), best)
+        if better:
+            best = Best(done, score_of(results))
+        reporter.evaluation(done, results, best and best.score)
+        if better:
+            checkpoints.save_best(state, done, score_of(results))
+        return better, 0
 
     if first_step and schedule.is_due(schedule.evaluate_every, first_step) and not was_scored(reporter, first_step):
         _, stopped_by = score(first_step)
@@ -211,12 +217,12 @@ def train(
             state, metrics = step(state, batch)
         settle()
         pending, done = Pending(index, metrics), index + 1
-        stopped_by, best = interruption.heard(mesh), False
+        stopped_by, better = interruption.heard(mesh), False
         if schedule.is_due(schedule.evaluate_every, done) and not stopped_by:
             settle()
-            best, stopped_by = score(done)
+            better, stopped_by = score(done)
         # Beside a best checkpoint goes a last one, so that a resumed run never starts before the best it knows of.
-        if schedule.is_due(schedule.checkpoint_every, done) or best or stopped_by:
+        if schedule.is_due(schedule.checkpoint_every, done) or better or stopped_by:
             settle()
             checkpoints.save_last(state, done)
         if stopped_by:

@@ -1,11 +1,8 @@
 """What a run tells: metrics.jsonl, TensorBoard, the progress bar, summary.json."""
 
-import json
 import logging
-import math
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,62 +12,18 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import image, scalar
 
+from forec_jax.files import finite, to_json
 from forec_jax.progress import progress_bar
+from forec_jax.training.events import METRICS_FILE, Lines, cut_back, read_events
+from forec_jax.training.scores import score_of
+from forec_jax.training.watch import PseudoLabelWatch
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 FLUSH_SECONDS = 60  # after which TensorBoard's events go to the disk
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, path)
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a metrics file; a last line cut short by a kill is left out."""
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return events
-
-
-def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drops the events after `step`, which the resumed run will write again; returns those that stay."""
-    events = [event for event in read_events(path) if event["step"] <= step]
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
-    os.replace(part, path)
-    return events
-
-
-class Lines:
-    """A file that grows by whole lines. Where the disk is full, they wait in memory for the next one."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
-        self._waiting = b""
-
-    def write(self, line: str) -> None:
-        """Appends a line."""
-        self._waiting += line.encode() + b"\n"
-        try:
-            while self._waiting:
-                self._waiting = self._waiting[self._file.write(self._waiting) :]
-        except OSError as error:
-            log.warning(
-                "%s cannot be written (%s); what is new in it is kept until it can", self._file.name, error.strerror
-            )
-
-    def close(self) -> None:
-        """Ends the file."""
-        self._file.close()
+NAMED = 6  # classes whose IoU is printed at an evaluation
+BAR = "step {n_fmt}/{total_fmt} |{bar:6}| {remaining} left{postfix}"
+"""80 columns hold it with a loss, a share and a rate."""
 
 
 class Board:
@@ -122,17 +75,28 @@ class Board:
 class Reporter:
     """Writes a run's events to `workdir` and to the terminal.
 
-    Every event is one line of metrics.jsonl with "event" ("train" or "evaluation") and "step" (steps done so far).
+    Every event is one line of metrics.jsonl with "event" ("train" or "evaluation") and "step" (steps done so far). A number
+    that is not finite is None, there and in `events`.
     """
 
-    def __init__(self, workdir: Path, *, steps: int, first_step: int, images_per_step: int) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        steps: int,
+        first_step: int,
+        images_per_step: int,
+        classes: Sequence[str] = (),
+        threshold: float | None = None,
+    ) -> None:
+        """`classes` name the IoUs printed at an evaluation; `threshold` is that of the pseudo-labels, for a warning."""
         self.events = cut_back(workdir / METRICS_FILE, first_step)
         self._file = Lines(workdir / METRICS_FILE)
         self._board = Board(workdir / "tensorboard", first_step)
-        self._bar = progress_bar(total=steps, initial=first_step, unit="step", mininterval=0.5)
+        self._bar = progress_bar(total=steps, initial=first_step, mininterval=0.5, bar_format=BAR)
         self._images_per_step = images_per_step
         self._mark = (time.monotonic(), first_step)
-        self._shown: dict[str, str] = {}
+        self._classes, self._watch, self._has_compiled = classes, PseudoLabelWatch(threshold), False
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics of a step, with the rate since the last log."""
@@ -140,22 +104,27 @@ class Reporter:
         self._mark = (now, step)
         rate = self._images_per_step * (step - last) / max(now - then, 1e-9)
         self._write({"event": "train", "step": step, **metrics, "images_per_second": round(rate, 2)})
-        losses = {name: f"{value:.3f}" for name, value in metrics.items() if name.endswith("loss")}
-        self._show(losses | {"images/s": f"{rate:.1f}"})
+        self._bar.set_postfix_str(in_short(metrics, rate), refresh=False)
 
-    def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
-        """Logs an evaluation: mIoU by network, among others."""
+    def evaluation(self, step: int, results: Mapping[str, Any], best: float | None = None) -> None:
+        """Logs an evaluation and prints it: mIoU by network, among others. `best` is the best score up to this one."""
         self._write({"event": "evaluation", "step": step, **results})
-        self._show({name: f"{100 * value:.1f}" for name, value in results.items() if name.endswith("miou")})
+        self.message(evaluation_line(step, self.events[-1], best, self._classes))
         self._mark = (time.monotonic(), step)  # the time an evaluation takes is not the training's
+        self._bar.unpause()  # nor is it in the time that is left
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Adds u8[H,W,3] to TensorBoard."""
         self._board.picture(name, picture, step)
 
-    def advance(self, step: int) -> None:
-        """Moves the bar to `step`."""
+    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Moves the bar to `step`, and watches its metrics."""
+        if not self._has_compiled:  # the first step says nothing of how long the others take
+            self._has_compiled = True
+            self._bar.unpause()
+            self._bar.initial = self._bar.n = self._bar.last_print_n = step
         self._bar.update(step - self._bar.n)
+        self._watch.see(metrics)
 
     def message(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -168,34 +137,54 @@ class Reporter:
         self._file.close()
 
     def _write(self, event: dict[str, Any]) -> None:
+        event = finite(event)
         self.events.append(event)
-        self._file.write(json.dumps(event))
+        self._file.write(to_json(event))
         for name, value in event.items():
-            if isinstance(value, int | float) and name != "step" and math.isfinite(value):
+            if isinstance(value, int | float) and name != "step":
                 self._board.scalar(f"{event['event']}/{name}", value, event["step"])
 
-    def _show(self, values: Mapping[str, str]) -> None:
-        self._shown |= values
-        self._bar.set_postfix(self._shown, refresh=False)
+
+def in_short(metrics: Mapping[str, float], rate: float) -> str:
+    """What of a step's metrics fits beside the bar: the loss, the share of kept pseudo-labels, images a second."""
+    shown = [f"{name} {metrics[name]:.3f}" for name in ("loss", "kept") if name in metrics]
+    return ", ".join([*shown, f"{rate:.{0 if rate >= 100 else 1}f} images/s"])
+
+
+def evaluation_line(step: int, results: Mapping[str, Any], best: float | None, classes: Sequence[str]) -> str:
+    """An evaluation in a line: `step 300  mIoU 48.4 (best 48.4)  cat 37.6  dog 30.8`; of many classes the worst ones."""
+    iou = results.get("teacher_iou", results.get("student_iou"))
+    named = list(zip(classes, iou or (), strict=False))
+    if len(named) > NAMED:
+        scored = [(name, value) for name, value in named if value is not None]
+        named = sorted(scored, key=lambda pair: pair[1])[:NAMED]
+        named[:1] = [(f"lowest: {name}", value) for name, value in named[:1]]
+    of_all = f"step {step}  mIoU {percent(score_of(results))} (best {percent(best)})"
+    return "  ".join([of_all, *(f"{name} {percent(value)}" for name, value in named)])
+
+
+def percent(share: float | None) -> str:
+    """A share in percent; a dash where nothing could be counted."""
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 class Onlooker(Reporter):
     """The reporter of a process that is not the first: it knows the run's events and writes nothing."""
 
-    def __init__(self, workdir: Path, *, steps: int, first_step: int, images_per_step: int) -> None:
+    def __init__(self, workdir: Path, *, first_step: int, **_: Any) -> None:
         self.events = [event for event in read_events(workdir / METRICS_FILE) if event["step"] <= first_step]
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing."""
 
-    def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
-        """Keeps the event: the best of them decides what is saved."""
-        self.events.append({"event": "evaluation", "step": step, **results})
+    def evaluation(self, step: int, results: Mapping[str, Any], best: float | None = None) -> None:
+        """Keeps the event, as all processes decide alike what is owed."""
+        self.events.append(finite({"event": "evaluation", "step": step, **results}))
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Nothing."""
 
-    def advance(self, step: int) -> None:
+    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing."""
 
     def message(self, text: str) -> None:

@@ -9,7 +9,8 @@ from safetensors.numpy import save_file
 
 from forec_jax import cli
 from forec_jax.models import WeightsError, convert
-from forec_jax.models.convert import choose_network, guess_source
+from forec_jax.models.encoders.resnet import BLOCKS
+from forec_jax.models.naming import Place, choose_network, locate
 from forec_jax.models.weightfile import read_tensors
 
 WIDTH = 1 / 16
@@ -22,6 +23,8 @@ DEPTHS = {
     "resnet34": (BASIC, (3, 4, 6, 3)),
     "resnet50": (BOTTLENECK, (3, 4, 6, 3)),
     "resnet101": (BOTTLENECK, (3, 4, 23, 3)),
+    "resnet26": (BOTTLENECK, (2, 2, 2, 2)),
+    "resnet152": (BOTTLENECK, (3, 8, 36, 3)),
 }
 
 
@@ -60,7 +63,7 @@ def resnet18():
     return resnet("resnet18")
 
 
-@pytest.mark.parametrize("arch", list(DEPTHS))
+@pytest.mark.parametrize("arch", BLOCKS)
 def test_every_depth_uses_every_tensor_once(arch):
     tensors = resnet(arch)
     used = convert(tensors, "torchvision", arch, width=WIDTH).variables
@@ -95,26 +98,94 @@ def test_a_bias_before_batch_norm_goes_into_the_running_mean():
     np.testing.assert_allclose(stats["layer2_block0"]["conv1"]["norm"]["mean"], mean, rtol=1e-6)
 
 
-def test_every_misfit_is_named():
+def test_misfits_are_named_in_three_lines_behind_the_remedy():
     tensors = resnet18()
     tensors["layer1.0.conv1.weight"] = np.zeros((4, 4, 1, 1), np.float32)
-    tensors["layer1.0.conv3.weight"] = np.zeros(3, np.float32)
+    tensors["layer1.0.conv9.weight"] = np.zeros(3, np.float32)
+    tensors["layer1.0.conv2.bias"] = np.zeros(3, np.float32)
     del tensors["layer4.1.bn2.running_var"]
-    with pytest.raises(WeightsError, match=r"layer4\.1\.bn2\.running_var is missing") as error:
+    del tensors["layer1.0.bn1.weight"]
+    with pytest.raises(WeightsError) as error:
         convert(tensors, "torchvision", "resnet18", width=WIDTH)
-    assert "layer1.0.conv3.weight is unknown" in str(error.value)
-    assert "layer1.0.conv1.weight has shape (4, 4, 1, 1)" in str(error.value)
+    remedy, problems = str(error.value).splitlines()
+    assert remedy.startswith("take weights of")
+    assert "layer1.0.bn1.weight is missing; layer1.0.conv1.weight has shape (4, 4, 1, 1)" in problems
+    assert "layer1.0.conv2.bias has shape (3,), the network wants (4,)" in problems
+    assert problems.endswith(", and 2 more")
 
 
-def test_another_naming_is_refused():
+def test_another_naming_is_refused_by_whose_it_is():
     deep = {name.replace("conv1.weight", "conv1.0.weight"): value for name, value in resnet18().items()}
-    with pytest.raises(WeightsError, match=r"conv1\.0\.weight is unknown"):
+    with pytest.raises(WeightsError, match="--from=torchvision is right"):
         convert(deep, "transformers", "resnet18", width=WIDTH)
 
 
-def test_another_architecture_is_refused():
-    with pytest.raises(WeightsError, match=r"layer1\.2\.conv1\.weight is missing"):
-        convert(resnet18(), "torchvision", "resnet34", width=WIDTH)
+@pytest.mark.parametrize(
+    ("holds", "asked", "message"),
+    [
+        ("resnet18", "resnet34", r"^set --arch=resnet18 \(model\.encoder=resnet18"),
+        ("resnet50", "resnet18", "^set --arch=resnet50"),
+        ("resnet152", "resnet101", "^take weights of resnet18, resnet34, resnet50, resnet101: .* a resnet152's"),
+        ("resnet26", "resnet18", "a resnet26's, which is not among the encoders here"),
+        ("resnet152", "resnet152", "^resnet152 of torchvision: there are resnet18, resnet34, resnet50, resnet101 of"),
+    ],
+)
+def test_another_depth_is_named(holds, asked, message):
+    with pytest.raises(WeightsError, match=message):
+        convert(resnet(holds), "torchvision", asked, width=WIDTH)
+
+
+def under(prefix, tensors):
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+WRAPPED = {
+    "a state_dict": lambda t: {"state_dict": t, "epoch": 3, "arch": "resnet18"},
+    "a model beside an optimizer": lambda t: {"model": t, "optimizer": {"state": {0: {"exp_avg": np.zeros(1)}}}},
+    "a model in a state_dict": lambda t: {"state_dict": {"model": t}},
+    "a network by a name of its own": lambda t: {"net": {"trunk": t}},
+    "backbone.": lambda t: under("backbone.", t),
+    "encoder.": lambda t: under("encoder.", t),
+    "model.": lambda t: under("model.", t),
+    "module.": lambda t: under("module.", t),
+    "module.model.backbone.": lambda t: {"state_dict": under("module.model.backbone.", t)},
+    "a compiled module": lambda t: under("_orig_mod.module.", t),
+    "torchvision's deeplabv3": lambda t: (
+        under("backbone.", t) | under("classifier.", {"4.weight": np.zeros(3)}) | under("aux_classifier.", t_head())
+    ),
+    "segmentation_models.pytorch": lambda t: (
+        under("encoder.", t)
+        | under("decoder.blocks.0.", t_head())
+        | under("segmentation_head.0.", {"weight": np.zeros(3)})
+    ),
+    "MoCo": lambda t: {
+        "state_dict": under("module.encoder_q.", t)
+        | under("module.encoder_k.", {name: 0 * value for name, value in t.items()})
+        | {"module.queue": np.zeros((2, 2))}
+    },
+}
+
+
+def t_head():
+    return {"conv1.0.weight": np.zeros(3), "conv1.0.bias": np.zeros(3)}
+
+
+@pytest.mark.parametrize("how", list(WRAPPED))
+@pytest.mark.parametrize("source", ["torchvision", None])
+def test_an_encoder_is_found_in_what_people_wrap_it_in(how, source):
+    tensors = resnet18()
+    found = choose_network(WRAPPED[how](tensors), None)
+    converted = convert(found, source or locate(found).source, "resnet18", width=WIDTH)
+    kernel = converted.variables.params["encoder"]["stem"]["conv"]["kernel"]
+    np.testing.assert_array_equal(kernel, tensors["conv1.weight"].transpose(2, 3, 1, 0))
+
+
+def test_of_two_encoders_neither_is_guessed():
+    tensors = under("left.", resnet18()) | under("right.", resnet18())
+    with pytest.raises(
+        WeightsError, match=r"^save one network's state_dict alone\nthe file holds 2, at left\., right\."
+    ):
+        convert(tensors, "torchvision", "resnet18", width=WIDTH)
 
 
 def test_a_checkpoints_network_is_chosen():
@@ -130,24 +201,56 @@ def test_a_checkpoints_network_is_chosen():
         choose_network(student, "teacher")
 
 
+BLOCK = "layer1.0.conv1.weight"
+U2PL = ("encoder.conv1.0.weight", f"encoder.{BLOCK}", "decoder.aspp.conv2.0.weight")
+UNIMATCH = ("backbone.conv1.0.weight", f"backbone.{BLOCK}", "head.b0.0.weight")
+TRANSFORMERS = ("embedder.embedder.convolution.weight", "encoder.stages.0.layers.0.layer.0.convolution.weight")
+
+
+def named(*names, root=""):
+    return {root + name: np.zeros(1) for name in (*names, "other")}
+
+
 @pytest.mark.parametrize(
-    ("name", "source"),
+    ("tensors", "place"),
     [
-        ("conv1.weight", "torchvision"),
-        ("conv1.0.weight", "torchvision"),
-        ("resnet.embedder.embedder.convolution.weight", "transformers"),
-        ("encoder.conv1.0.weight", "u2pl"),
-        ("backbone.conv1.0.weight", "unimatch"),
+        (named("conv1.weight", BLOCK), Place("torchvision", "")),
+        (named("conv1.0.weight", BLOCK), Place("torchvision", "")),
+        (named(*TRANSFORMERS, root="resnet."), Place("transformers", "resnet.")),
+        (named(*U2PL), Place("u2pl", "")),
+        (named(*U2PL, root="module."), Place("u2pl", "module.")),
+        (named(*UNIMATCH), Place("unimatch", "")),
+        (named(*U2PL[:2]), Place("torchvision", "encoder.")),
     ],
 )
-def test_the_source_shows_in_the_names(name, source):
-    assert guess_source({name: np.zeros(1), "other": np.zeros(1)}) == source
+def test_source_and_place_show_in_the_names(tensors, place):
+    assert locate(tensors) == place
 
 
-@pytest.mark.parametrize("names", [("stem.weight",), ("conv1.weight", "encoder.conv1.0.weight")])
-def test_names_that_leave_a_doubt_are_refused(names):
-    with pytest.raises(WeightsError, match="forec-jax convert --from"):
-        guess_source(dict.fromkeys(names))
+@pytest.mark.parametrize("names", [("stem.weight",), ("conv1.weight",), ()])
+def test_names_of_no_resnet_are_refused(names):
+    with pytest.raises(WeightsError, match=r"^save an encoder under torchvision's names .*\n.*cannot be told"):
+        locate(dict.fromkeys(names))
+
+
+@pytest.mark.parametrize(
+    ("names", "said", "right"),
+    [
+        (U2PL, "unimatch", "u2pl"),
+        (UNIMATCH, "u2pl", "unimatch"),
+        (U2PL, "torchvision", "u2pl"),
+        (TRANSFORMERS, "u2pl", "transformers"),
+        (("conv1.weight", BLOCK), "transformers", "torchvision"),
+    ],
+)
+def test_a_file_of_another_project_is_called_by_its_name(names, said, right):
+    with pytest.raises(WeightsError, match=f"^--from={right} is right: these are {right}'s names, not {said}'s"):
+        convert(named(*names), said, "resnet50")
+
+
+@pytest.mark.parametrize("said", ["torchvision", "timm", "u2pl", "unimatch"])
+def test_an_encoder_in_torchvisions_names_is_of_all_who_start_from_one(said):
+    assert locate(named("conv1.weight", BLOCK), said) == Place("torchvision", "")
 
 
 def test_the_command_writes_this_librarys_file(tmp_path, capsys):

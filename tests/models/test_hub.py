@@ -1,11 +1,12 @@
 import hashlib
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from forec_jax.models import WeightsError
-from forec_jax.models.hub import FILE, Reference, fetch, parse_reference
+from forec_jax.models.hub import CONFIG, FILE, Reference, check_computes_alike, fetch, parse_reference
 
 CONTENT = b"tensors"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -28,6 +29,7 @@ class Handler(BaseHTTPRequestHandler):
     """Just enough of the hub for one file of one repository."""
 
     promised = 0  # bytes more than are sent
+    files = {"model.safetensors": CONTENT}  # noqa: RUF012 - tests put others in its place
 
     def do_HEAD(self):
         self.answer(with_body=False)
@@ -37,10 +39,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, with_body):
         self.server.requests.append((self.command, self.path))
-        known = self.path.startswith("/owner/name/resolve/") and self.path.endswith("/model.safetensors")
+        name = self.path.rpartition("/")[2]
+        known = self.path.startswith("/owner/name/resolve/") and name in self.files
         self.send_response(200 if known else 404)
-        body = CONTENT if known else b""
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{SHA256}"', "Content-Length": str(len(body) + self.promised)}
+        body = self.files[name] if known else b""
+        headers = {
+            "X-Repo-Commit": COMMIT,
+            "ETag": f'"{hashlib.sha256(body).hexdigest()}"',
+            "Content-Length": str(len(body) + self.promised),
+        }
         for name, value in headers.items() if known else [("X-Error-Code", "RepoNotFound"), ("Content-Length", "0")]:
             self.send_header(name, value)
         self.end_headers()
@@ -111,3 +118,64 @@ def test_without_the_client_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(WeightsError, match=r"forec-jax\[hub\]"):
         fetch("hf:owner/name")
+
+
+@pytest.mark.parametrize("unusable", ["~/.cache/huggingface/hub", "huggingface/hub"])
+def test_without_a_home_nothing_is_kept_in_the_current_folder(hub, tmp_path, monkeypatch, unusable):
+    """What the client's own cache is called where there is no HOME, or an empty XDG_CACHE_HOME."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", unusable)
+    monkeypatch.setattr("forec_jax.models.hub.cache_folder", lambda: tmp_path / "ours")
+    assert fetch(f"hf:owner/name@{COMMIT}").is_relative_to(tmp_path / "ours")
+    assert [folder.name for folder in tmp_path.iterdir()] == ["ours"]
+
+
+def test_the_config_comes_along(hub, monkeypatch):
+    monkeypatch.setattr(Handler, "files", {FILE: CONTENT, CONFIG: b'{"architecture": "resnetaa50"}'})
+    path = fetch(f"hf:owner/name@{COMMIT}")
+    with pytest.raises(WeightsError, match=r"config\.json says architecture=resnetaa50"):
+        check_computes_alike(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"architecture": "resnetaa50d"}, "architecture=resnetaa50d"),
+        ({"architecture": "resnetblur50"}, "architecture=resnetblur50"),
+        ({"architecture": "resnet50", "model_args": {"aa_layer": "avg"}}, "aa_layer=avg"),
+        ({"model_type": "resnet", "downsample_in_bottleneck": True}, "downsample_in_bottleneck=True"),
+        ({"model_type": "resnet", "downsample_in_first_stage": True}, "downsample_in_first_stage=True"),
+        ({"model_type": "resnet", "hidden_act": "gelu"}, "hidden_act=gelu"),
+    ],
+)
+def test_networks_that_compute_otherwise_with_the_same_tensors_are_refused(tmp_path, config, why):
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=f"take weights of a plain ResNet.*\n.*says {why}:"):
+        check_computes_alike(tmp_path / FILE)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "resnet50", "num_classes": 1000, "pretrained_cfg": {"tag": "a1_in1k"}},
+        {"architecture": "resnet50d"},
+        {"model_type": "resnet", "downsample_in_bottleneck": False, "hidden_act": "relu"},
+        {"architecture": None, "model_args": None},
+        ["no config"],
+    ],
+)
+def test_plain_networks_pass(tmp_path, config):
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    check_computes_alike(tmp_path / FILE)
+
+
+def test_a_config_beside_another_file_is_not_its_own(tmp_path):
+    """A work directory holds a config.json too."""
+    (tmp_path / CONFIG).write_text('{"architecture": "resnetaa50"}')
+    check_computes_alike(tmp_path / "weights.safetensors")
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / CONFIG).write_text("{")
+    with pytest.raises(WeightsError, match=r"config\.json is damaged"):
+        check_computes_alike(tmp_path / FILE)

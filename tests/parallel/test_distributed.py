@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from forec_jax.parallel import DistributedError, join
-from forec_jax.parallel.distributed import launcher, summed
+from forec_jax.parallel.distributed import launcher, listens_on, summed
 from forec_jax.training.reporting import read_events
 
 PROGRAM = Path(__file__).with_name("one_of_several.py")
@@ -49,6 +49,38 @@ def test_what_started_the_processes_is_read_from_the_environment(environ, expect
 def test_flags_that_do_not_fit_together_are_errors(given, message):
     with pytest.raises(DistributedError, match=message):
         join(*given)
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "bind", "expected"),
+    [
+        ("localhost:1", None, "localhost:1"),
+        ("127.0.0.1:1", None, "127.0.0.1:1"),
+        ("127.8.9.1:1", None, "127.8.9.1:1"),
+        ("[::1]:1", None, "[::1]:1"),
+        ("node1:1", None, None),
+        ("10.0.0.1:1", None, None),
+        ("node1:1", "10.0.0.1", "10.0.0.1:1"),
+        ("node1:1", "fd00::1", "[fd00::1]:1"),
+        ("localhost:1", "0.0.0.0", "0.0.0.0:1"),
+    ],
+)
+def test_a_local_run_listens_for_itself_alone(coordinator, bind, expected):
+    assert listens_on(coordinator, bind) == expected
+
+
+def test_the_coordinators_address_reaches_jax(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: asked.update(options))
+    join("localhost:1", 2, 0)
+    assert asked["coordinator_bind_address"] == "localhost:1"
+    join("node1:1", 2, 0, bind="10.0.0.1")
+    assert asked["coordinator_bind_address"] == "10.0.0.1:1"
+
+
+def test_an_address_without_a_coordinator_is_an_error():
+    with pytest.raises(DistributedError, match=r"--bind=10\.0\.0\.1 is for process 0"):
+        join(None, None, None, bind="10.0.0.1")
 
 
 SLURM = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "n[1-2]"}

@@ -5,6 +5,8 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
+import re
 import resource
 import shutil
 import signal
@@ -50,6 +52,7 @@ from forec_jax.training import (
 from forec_jax.training.checksums import CHECKSUMS_FILE
 from forec_jax.training.loop import Interruption
 from forec_jax.training.reporting import read_events
+from forec_jax.training.scores import Best
 
 SEED, STEPS = 5, 12
 TX = optax.sgd(0.1, momentum=0.9)
@@ -146,7 +149,6 @@ def run(
                 batches=batches(),
                 batch_ids=lambda step: f"batch {step}",
                 evaluate=evaluate,
-                is_best=lambda results: results["teacher_miou"] > 0.05,
                 schedule=Schedule(steps=steps, log_every=2, evaluate_every=6, checkpoint_every=3),
                 checkpoints=checkpoints,
                 reporter=reporter,
@@ -492,10 +494,75 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path, method):
     assert int(state.step) == 12
 
 
+def test_a_run_whose_last_checkpoints_are_all_damaged_goes_on_from_its_best(tmp_path, method, caplog):
+    whole, _ = run(tmp_path / "run", method, score=best_at_6)
+    take_layouts_away(tmp_path / "run", "last")
+    assert_equal(whole, run(tmp_path / "run", method, score=best_at_6)[0])
+    assert "step_12/layout" in caplog.text
+    assert re.search(r"no checkpoint can be read .*step_9\): going on from the best one in .*/best", caplog.text)
+    assert {path.name for path in (tmp_path / "run" / "checkpoints" / "last").iterdir()} == {"step_9", "step_12"}
+
+
+def best_at_6(step):
+    return 0.5 if step == 6 else 0.25
+
+
+def take_layouts_away(workdir, *names):
+    for name in names:
+        for step in (workdir / "checkpoints" / name).iterdir():
+            shutil.rmtree(step / "layout")
+
+
+def test_a_run_without_its_last_checkpoints_goes_on_from_its_best_and_says_so(tmp_path, method, caplog):
+    whole, _ = run(tmp_path / "run", method, score=best_at_6)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "last")
+    resumed, _ = run(tmp_path / "run", method, score=best_at_6)
+    assert_equal(whole, resumed)
+    assert re.search("last holds no checkpoint: going on from the best one", caplog.text)
+    steps = [
+        event["step"] for event in read_events(tmp_path / "run" / "metrics.jsonl") if event["event"] == "evaluation"
+    ]
+    assert steps == [6, 12]
+
+
+def test_who_only_reads_gets_the_last_checkpoint_or_none(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(small_state(1), 1, 0.5)
+    checkpoints.close()
+    assert restored(tmp_path, read_only=True) is None
+    assert int(restored(tmp_path).step) == 1
+
+
+def test_the_best_does_not_depend_on_the_log(tmp_path, method):
+    """The line of the evaluation at step 6, the best one, is damaged; 12 is better than what is left of the log."""
+    run(tmp_path / "run", method, score=lambda step: 0.5, signal_at=7)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes().replace(b'"event": "evaluation"', b'"event": \xff'))
+    run(tmp_path / "run", method, score=lambda step: 0.25)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints" / "best").iterdir()] == ["step_6"]
+
+
+def test_a_best_checkpoint_of_an_earlier_version_is_judged_by_the_log(tmp_path, method):
+    run(tmp_path / "run", method, score=lambda step: 0.5, signal_at=7)
+    best = tmp_path / "run" / "checkpoints" / "best"
+    shutil.rmtree(best / "step_6" / "score")
+    (best / "step_6" / CHECKSUMS_FILE).unlink()
+    assert Checkpoints(best.parent).best_score() is None
+    run(tmp_path / "run", method, score=lambda step: 0.25)
+    assert [path.name for path in best.iterdir()] == ["step_6"]
+
+
+def test_where_nothing_can_be_scored_the_best_is_the_newest_and_no_file_holds_nan(tmp_path, method):
+    run(tmp_path / "run", method, score=lambda step: math.nan)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "best").iterdir()) == ["step_12", "step_6"]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [event["teacher_miou"] for event in events if event["event"] == "evaluation"] == [None, None]
+
+
 def test_checkpoints_that_are_all_damaged_are_an_error(tmp_path, method):
     run(tmp_path / "run", method)
-    for step in (tmp_path / "run" / "checkpoints" / "last").iterdir():
-        shutil.rmtree(step / "layout")
+    take_layouts_away(tmp_path / "run", "last", "best")
     with pytest.raises(CheckpointError, match=r"no checkpoint can be read .*step_12.*another --workdir"):
         run(tmp_path / "run", method)
 
@@ -511,6 +578,7 @@ def test_best_and_last_are_kept(tmp_path, method):
     run(tmp_path / "run", method, score=lambda step: 0.2 if step == 6 else 0.01)
     folders = {name: {p.name for p in (tmp_path / "run" / "checkpoints" / name).iterdir()} for name in ("last", "best")}
     assert folders == {"last": {"step_9", "step_12"}, "best": {"step_6"}}
+    assert Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).best_score() == Best(6, 0.2)
 
 
 def test_metrics_hold_every_logged_step_and_evaluation(tmp_path, method):
@@ -553,7 +621,6 @@ def test_the_next_batch_is_queued_before_a_steps_metrics_are_read(tmp_path):
         batches=batches(),
         batch_ids=str,
         evaluate=lambda state, step, stop: {"teacher_miou": 0.0},
-        is_best=lambda results: False,
         schedule=Schedule(steps=3, log_every=1, evaluate_every=3, checkpoint_every=3),
         checkpoints=NoCheckpoints(),
         reporter=reporter,
@@ -565,6 +632,9 @@ def test_the_next_batch_is_queued_before_a_steps_metrics_are_read(tmp_path):
 
 
 class NoCheckpoints:
+    def best_score(self):
+        return Best(0, 1.0)
+
     def save_last(self, state, step):
         pass
 
