@@ -41,6 +41,7 @@ COMMANDS = {
     "prepare": Command("data", "pack a data set ahead of its first use"),
     "convert": Command("data", "arrange PyTorch's weights as this library's"),
     "voc-masks": Command("data", "make VOC-Aug's masks from VOC's and SBD's own files"),
+    "label": Command("data", "write the masks that a run predicts for its unlabelled images as a data set"),
     "threshold": Command("use", "choose the threshold of masks from image tags"),
     "bridge": Command("data", "write masks from image tags as a data set"),
     "chain": Command("train", "train from image tags, all stages in a row"),

@@ -36,8 +36,8 @@ def run(make_toy_network, monkeypatch):
 def test_masks_from_tags_become_a_data_set(run, tmp_path):
     options = {"network": "student", "keep": 0.5, "confidence": 0.3, "labelled": "4:0"}
     written = write_masks(run, tmp_path / "masks", **options)
-    assert (written.true, written.from_tags + written.without) == (4, 16)
-    assert abs(written.from_tags - written.without) <= 3  # half of the images of each number of tags
+    assert (written.true, written.found + written.without) == (4, 16)
+    assert abs(written.found - written.without) <= 3  # half of the images of each number of tags
     dataset = folder_dataset(tmp_path / "masks", tmp_path / "prepared")
     pool, truth = dataset.source("train"), shapes_dataset(size=SIZE).source("train")
     assert (dataset.classes, dataset.background_classes) == (run.labels.classes, (0,))

@@ -1,4 +1,4 @@
-"""Commands that write data sets and weights: prepare, bridge, voc-masks, convert."""
+"""Commands that write data sets and weights: prepare, label, bridge, voc-masks, convert."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,10 +42,48 @@ def bridge(argv: Sequence[str]) -> int:
 
     run = load_run(Path(values.workdir), values.checkpoint)
     written = write_masks(run, Path(values.out), network=values.network, **mask_options(values))
-    print(
-        f"{values.out}: {written.from_tags} masks from tags, {written.true} true ones, {written.without} images without"
-    )
+    print(f"{values.out}: {written.found} masks from tags, {written.true} true ones, {written.without} images without")
     print(f"train on it by --config=configs/folder.py:forec --config.data.root={values.out}")
+    return 0
+
+
+def label(argv: Sequence[str]) -> int:
+    """Writes the images of a run with labels as a data set: its unlabelled images get the masks that it predicts.
+
+    forec-jax label --workdir=runs/forec --out=labelled --confidence=0.9 --keep=0.5
+    forec-jax train --config=configs/folder.py:supervised --config.data.root=labelled --workdir=runs/second
+
+    The share --keep of them, the surest, have masks; pixels less sure than --confidence are void. --rank=agreement ranks by
+    how well the run's milestones (--config.milestones when it was trained) agree with its last state (ST++).
+    """
+
+    def define(values: flags.FlagValues) -> None:
+        checkpoint_flags(values)
+        flags.DEFINE_string("out", None, "new folder for the data set", flag_values=values)
+        flags.DEFINE_float("keep", 1.0, "share of the images that get masks", 0, 1, flag_values=values)
+        flags.DEFINE_float("confidence", 0.0, "pixels below it are void; 0: none is", 0, 1, flag_values=values)
+        ranks = ["confidence", "agreement"]
+        flags.DEFINE_enum("rank", "confidence", ranks, "by what images are ranked", flag_values=values)
+        flags.DEFINE_bool("flips", False, "predict the mirrored image as well, and take the mean", flag_values=values)
+
+    values = parse(argv, define, label.__doc__)
+    required(values, "workdir", "out")
+    from forec_jax.experiment.label import rank_of, write_labels
+    from forec_jax.experiment.load import load_run
+
+    workdir = Path(values.workdir)
+    run = load_run(workdir, values.checkpoint)
+    written = write_labels(
+        run,
+        Path(values.out),
+        network=values.network,
+        keep=values.keep,
+        confidence=values.confidence,
+        rank=rank_of(values.rank, run, workdir, values.network, values.flips),
+        flips=values.flips,
+    )
+    print(f"{values.out}: {written.found} predicted masks, {written.true} true ones, {written.without} images without")
+    print(f"train on it by --config=configs/folder.py:supervised --config.data.root={values.out}")
     return 0
 
 

@@ -45,9 +45,13 @@ class Run(NamedTuple):
         return sources.build_dataset(self.config, self.val_ids)
 
 
-def load_run(workdir: Path, checkpoint: str) -> Run:
-    """The model of a work directory; `checkpoint` is "last" or "best". Raises WorkdirError where there is none."""
-    choose("--checkpoint", checkpoint, ("last", "best"))
+def load_run(workdir: Path, checkpoint: str | int) -> Run:
+    """The model of a work directory; `checkpoint` is "last", "best", or the step of a milestone.
+
+    Raises WorkdirError where there is none.
+    """
+    if not isinstance(checkpoint, int):
+        choose("--checkpoint", checkpoint, ("last", "best"))
     stored = workdir / "config.json"
     if not stored.exists():
         raise WorkdirError(f"--workdir={workdir} holds no run (no config.json); train one there first")
@@ -57,13 +61,20 @@ def load_run(workdir: Path, checkpoint: str) -> Run:
     method = with_chosen_threshold(stored_method(c, labels, workdir), workdir)
     abstract = abstract_state(method, build.build_optimizer(c), c.seed, replicated(mesh))
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    state = checkpoints.restore_best(abstract) if checkpoint == "best" else checkpoints.restore_last(abstract)
+    state = restored(checkpoints, checkpoint, abstract)
     checkpoints.close()
     if state is None:
         best = checkpoint == "last" and any((workdir / "checkpoints" / "best").glob("step_*"))
         remedy = "choose --checkpoint=best" if best else "train longer"
         raise WorkdirError(f"--workdir={workdir} holds no {checkpoint} checkpoint yet; {remedy}")
     return Run(c, labels, method, state, mesh, stored_val(workdir))
+
+
+def restored(checkpoints: Checkpoints, checkpoint: str | int, abstract: TrainState) -> TrainState | None:
+    """The state of a checkpoint, None where there is none."""
+    if isinstance(checkpoint, int):
+        return checkpoints.restore_kept(abstract, checkpoint)
+    return checkpoints.restore_best(abstract) if checkpoint == "best" else checkpoints.restore_last(abstract)
 
 
 def stored_method(c: ConfigDict, labels: Labels, workdir: Path) -> Method:

@@ -1,15 +1,18 @@
-"""From image tags to a segmenter: the stages of WSSSByRec and its bridge in one work directory."""
+"""Stages: trainings and labellings in a row, in one work directory, each of which goes on where it was stopped.
+
+`run_chain` is the chain from image tags to a segmenter; another chain is another list.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from forec_jax.experiment import build, sources
 from forec_jax.experiment.label import true_masks, write_masks
-from forec_jax.experiment.load import THRESHOLD, choose_threshold, load_run
+from forec_jax.experiment.load import THRESHOLD, Run, choose_threshold, load_run
 from forec_jax.experiment.run import run_training
 from forec_jax.experiment.workdir import WorkdirError, make_workdir
 from forec_jax.files import write_json
@@ -21,11 +24,42 @@ OPTIONS = "chain.json"
 """In the work directory: what was asked for beside the stages' configs."""
 
 
+class Training(NamedTuple):
+    """A stage that trains."""
+
+    name: str  # of its work directory
+    config: ConfigDict
+    takes: Mapping[str, str] = {}  # dotted key -> the stage whose folder it is set to
+    finish: Callable[[Path], None] = lambda workdir: None  # what is done in its work directory afterwards, each time
+
+
+class Labelling(NamedTuple):
+    """A stage that writes a data set."""
+
+    name: str  # of its folder
+    run: str  # the stage whose last checkpoint labels
+    write: Callable[[Run, Path], Any]
+
+
+def run_stages(stages: Sequence[Training | Labelling], workdir: Path) -> int | None:
+    """Does one stage after another, and leaves what is done as it is; returns the signal that ended one, if any."""
+    for stage in stages:
+        folder = workdir / stage.name
+        if isinstance(stage, Labelling):
+            if not folder.exists():
+                stage.write(load_run(workdir / stage.run, "last"), folder)
+            continue
+        stage.config.update_from_flattened_dict({key: str(workdir / other) for key, other in stage.takes.items()})
+        if (stopped_by := run_training(stage.config, folder)) is not None:
+            return stopped_by
+        stage.finish(folder)
+    return None
+
+
 def run_chain(configs: Mapping[str, ConfigDict], workdir: Path, *, split: str, masks: Mapping[str, Any]) -> int | None:
     """Trains the classifier, then WSSSByRec guided by it, writes its masks as labels, and trains the segmenter on them.
 
-    Every stage goes on where it was stopped, and one that is done is left as it is. Both stages from tags get the
-    threshold of their masks. Returns the signal that ended a stage, None at the end of the last.
+    Both stages from tags get the threshold of their masks. Returns the signal that ended a stage, None at the end.
 
     Args:
       configs: by the names of STAGES; what one stage takes from another is filled in here.
@@ -38,17 +72,19 @@ def run_chain(configs: Mapping[str, ConfigDict], workdir: Path, *, split: str, m
     """
     check(configs, split, masks["labelled"])
     begin(workdir, {"split": split, **masks})
-    folders = {stage: workdir / stage for stage in STAGES}
-    configs["wsss"].method.wsss_rec.classifier = str(folders["classifier"])
-    configs["segmenter"].data.root = str(workdir / "masks")
-    for stage in ("classifier", "wsss"):
-        if (stopped_by := run_training(configs[stage], folders[stage])) is not None:
-            return stopped_by
-        if not (folders[stage] / THRESHOLD).exists():
-            choose_threshold(load_run(folders[stage], "last"), folders[stage], split, "teacher")
-    if not (workdir / "masks").exists():
-        write_masks(load_run(folders["wsss"], "last"), workdir / "masks", network="teacher", **masks)
-    return run_training(configs["segmenter"], folders["segmenter"])
+
+    def threshold(folder: Path) -> None:
+        if not (folder / THRESHOLD).exists():
+            choose_threshold(load_run(folder, "last"), folder, split, "teacher")
+
+    guided = {"method.wsss_rec.classifier": "classifier"}
+    stages = (
+        Training("classifier", configs["classifier"], finish=threshold),
+        Training("wsss", configs["wsss"], guided, threshold),
+        Labelling("masks", "wsss", lambda run, folder: write_masks(run, folder, network="teacher", **masks)),
+        Training("segmenter", configs["segmenter"], {"data.root": "masks"}),
+    )
+    return run_stages(stages, workdir)
 
 
 def check(configs: Mapping[str, ConfigDict], split: str, labelled: str) -> None:

@@ -63,11 +63,12 @@ class Checkpoints:
         """`read_only` leaves the folder as it is: another process may be writing a checkpoint there."""
         self.folder, self._read_only = folder.absolute(), read_only
         self._last, self._best = (self._manager(name, read_only) for name in ("last", "best"))
+        self._kept: ocp.CheckpointManager | None = None  # made when it is needed: few runs have milestones
         self._failures: dict[ocp.CheckpointManager, Exception] = {}  # of the newest save of each
 
-    def _manager(self, name: str, read_only: bool) -> ocp.CheckpointManager:
+    def _manager(self, name: str, read_only: bool, most: int | None = KEPT) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT,
+            max_to_keep=most,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             step_prefix="step",
@@ -84,6 +85,21 @@ class Checkpoints:
     def save_best(self, state: TrainState, step: int, score: float | None = None) -> None:
         """Saves the state as the best so far, with its score (`training.scores`): the best does not depend on a log."""
         self._save(self._best, state, step, score=ocp.args.JsonSave({"score": score}))
+
+    def save_kept(self, state: TrainState, step: int) -> None:
+        """Saves the state of a milestone, which stays, in `folder`/kept."""
+        self._kept = self._kept or self._manager("kept", False, most=None)
+        self._save(self._kept, state, step)
+
+    def restore_kept(self, abstract: TrainState, step: int) -> TrainState | None:
+        """The state of a milestone, or None; errors as `restore_last`."""
+        self._kept = self._kept or self._manager("kept", self._read_only, most=None)
+        if step not in self._kept.all_steps():
+            return None
+        return self._restore_step(self._kept, step, abstract)
+
+    def _managers(self) -> tuple[ocp.CheckpointManager, ...]:
+        return (self._last, self._best) if self._kept is None else (self._last, self._best, self._kept)
 
     def best_score(self) -> Best | None:
         """The best checkpoint's score; None where there is none, or one of an earlier version that does not know it."""
@@ -198,13 +214,13 @@ class Checkpoints:
 
     def drop_after(self, step: int) -> None:
         """Removes checkpoints newer than `step`, which are damaged if the run resumes from an older one."""
-        for manager in (self._last, self._best):
+        for manager in self._managers():
             for newer in [s for s in manager.all_steps() if s > step]:
                 manager.delete(newer)
 
     def wait(self) -> None:
         """Returns when every save has ended."""
-        for manager in (self._last, self._best):
+        for manager in self._managers():
             self._finish(manager)
 
     def close(self) -> None:
@@ -213,7 +229,7 @@ class Checkpoints:
         A best state that was not saved is a warning: no rerun would bring it back.
         """
         self.wait()
-        for manager in (self._last, self._best):
+        for manager in self._managers():
             manager.close()
         if failure := self._failures.get(self._best):
             log.warning(

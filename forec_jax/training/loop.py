@@ -36,6 +36,7 @@ class Schedule:
     log_every: int = option(50, "steps between two lines in metrics.jsonl", at_least(1))
     evaluate_every: int = option(500, "steps between two evaluations on eval.split", at_least(1))
     checkpoint_every: int = option(500, "steps between two checkpoints of the last state", at_least(1))
+    milestones: tuple[int, ...] = option((), "steps whose checkpoints are kept (forec-jax label --rank=agreement)")
 
     def __post_init__(self) -> None:
         checked(self, "")
@@ -225,6 +226,9 @@ def train(
         if schedule.is_due(schedule.checkpoint_every, done) or better or stopped_by:
             settle()
             checkpoints.save_last(state, done)
+        if done in schedule.milestones:
+            settle()
+            checkpoints.save_kept(state, done)
         if stopped_by:
             return state, stopped_by
     return state, None

@@ -1,0 +1,109 @@
+"""A run's predictions as labels for another training."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forec_jax import cli
+from forec_jax.config import load_config
+from forec_jax.contracts import IGNORE
+from forec_jax.data import DataError, folder_dataset, shapes_dataset
+from forec_jax.experiment import sources
+from forec_jax.experiment.label import mirrored, pair_counts, rank_of, surest, write_labels
+from forec_jax.experiment.load import load_run
+from forec_jax.experiment.run import run_training
+from forec_jax.experiment.workdir import WorkdirError
+
+SIZE = 48
+OPTIONS = {
+    "steps": 4,
+    "milestones": (2,),
+    "evaluate_every": 4,
+    "checkpoint_every": 4,
+    "data.shapes.size": SIZE,
+    "data.crop": 33,
+    "data.labelled": "8:0",
+    "eval.bucket": 64,
+    "eval.batch": 8,
+    "eval.pictures": 0,
+    "model.resnet.width": 0.125,
+    "model.deeplab.channels": 8,
+    "model.deeplab.low_level_channels": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    counts = {"train": 24, "tune": 2, "val": 4, "val_decorrelated": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        small = lambda c, val_ids=None: shapes_dataset(size=SIZE, counts=counts)  # noqa: E731
+        patch.setattr(sources, "build_full_dataset", small)
+        workdir = tmp_path_factory.mktemp("label") / "run"
+        assert run_training(load_config("configs/shapes.py:mean_teacher", OPTIONS), workdir) is None
+        yield workdir
+
+
+def test_a_milestone_is_kept_and_the_last_state_is_another(trained):
+    kept, last = load_run(trained, 2), load_run(trained, "last")
+    assert (int(kept.state.step), int(last.state.step)) == (2, 4)
+    with pytest.raises(WorkdirError, match="holds no 3 checkpoint"):
+        load_run(trained, 3)
+
+
+@pytest.mark.parametrize(("rank", "flips"), [("confidence", False), ("agreement", True)])
+def test_the_unlabelled_images_get_the_masks_that_the_run_predicts(trained, tmp_path, rank, flips):
+    run, out = load_run(trained, "last"), tmp_path / "labelled"
+    how = rank_of(rank, run, trained, "teacher", flips)
+    written = write_labels(run, out, network="teacher", keep=0.5, confidence=0.0, rank=how, flips=flips)
+    assert written == (8, 8, 8)  # half of 16 predicted, 8 true, 8 without
+    dataset = folder_dataset(out, tmp_path / "prepared")
+    pool, truth = dataset.source("train"), shapes_dataset(size=SIZE).source("train")
+    assert (len(pool), len(dataset.maskless), len(dataset.source("val"))) == (24, 8, 4)
+    data = sources.build_training_data(run.config)
+    for index, name in enumerate(pool.ids):
+        image = truth[truth.ids.index(name)]
+        np.testing.assert_array_equal(pool.without_labels()[index].image, image.image)
+        if name in data.labelled.ids:
+            np.testing.assert_array_equal(pool[index].label, image.label)
+    with pytest.raises(DataError, match="exists and is not an empty folder"):
+        write_labels(run, out, network="teacher", keep=0.5, confidence=0.0, rank=how, flips=flips)
+
+
+def test_pixels_below_the_confidence_are_void(trained, tmp_path):
+    run = load_run(trained, "last")
+    how = rank_of("confidence", run, trained, "teacher", False)
+    write_labels(run, tmp_path / "out", network="teacher", keep=1.0, confidence=1.1, rank=how, flips=False)
+    dataset = folder_dataset(tmp_path / "out", tmp_path / "prepared")
+    labelled = sources.build_training_data(run.config).labelled.ids
+    pool = dataset.source("train")
+    assert all((pool[i].label == IGNORE).all() for i, name in enumerate(pool.ids) if name not in labelled)
+
+
+def test_without_milestones_there_is_no_agreement(trained):
+    run = load_run(trained, "last")
+    run.config.milestones = ()
+    with pytest.raises(WorkdirError, match=r"has no earlier milestones; train with --config\.milestones"):
+        rank_of("agreement", run, trained, "teacher", False)
+
+
+def test_the_command_says_what_it_wrote(trained, tmp_path, capsys):
+    assert cli.run(["label", f"--workdir={trained}", f"--out={tmp_path / 'out'}", "--keep=0.25"]) == 0
+    assert "4 predicted masks, 8 true ones, 12 images without" in capsys.readouterr().out
+
+
+def test_how_often_two_masks_say_what_by_hand():
+    one, other = np.array([[0, 1, 1, IGNORE]], np.uint8), np.array([[0, 1, 0, 1]], np.uint8)
+    np.testing.assert_array_equal(pair_counts(one, other, 2), [[1, 0], [1, 1]])
+
+
+def test_a_padded_row_is_mirrored_inside_its_own_image():
+    rows = jnp.arange(8.0).reshape(2, 1, 4, 1)
+    valid = jnp.array([[[True, True, True, False]], [[True, True, True, True]]])
+    expected = [[2, 1, 0, 3], [7, 6, 5, 4]]
+    np.testing.assert_array_equal(mirrored(rows, valid)[:, 0, :, 0], expected)
+
+
+def test_the_surest_of_each_kind_are_kept():
+    scores = {"a": 0.9, "b": 0.8, "c": 0.1, "d": 0.2}
+    assert surest(scores, dict.fromkeys(scores, 0), 0.5) == {"a", "b"}
+    assert surest(scores, {"a": 0, "b": 0, "c": 1, "d": 1}, 0.5) == {"a", "d"}
