@@ -1,7 +1,7 @@
 """Masks from image-level tags: a classifier with its class activation maps, then WSSSByRec guided by it (docs/methods.md).
 
     forec-jax train --config=configs/tags.py:classifier --workdir=runs/classifier
-    forec-jax train --config=configs/tags.py:wsss --workdir=runs/wsss --config.method.classifier=runs/classifier
+    forec-jax train --config=configs/tags.py:wsss --workdir=runs/wsss --config.method.wsss_rec.classifier=runs/classifier
     forec-jax threshold --workdir=runs/wsss
     forec-jax bridge --workdir=runs/wsss --out=runs/masks
 

@@ -42,6 +42,8 @@ def required(values: flags.FlagValues, *names: str) -> None:
 def checkpoint_flags(values: flags.FlagValues) -> None:
     """The flags that choose a stored model."""
     flags.DEFINE_string("workdir", None, "work directory of a training run", flag_values=values)
+    root = "where its data set lies now, if it was moved (data.root)"
+    flags.DEFINE_string("data_root", None, root, flag_values=values)
     flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "which network", flag_values=values)
     flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
 

@@ -40,8 +40,8 @@ def bridge(argv: Sequence[str]) -> int:
     from forec_jax.experiment.label import write_masks
     from forec_jax.experiment.load import load_run
 
-    run = load_run(Path(values.workdir), values.checkpoint)
-    written = write_masks(run, Path(values.out), network=values.network, **mask_options(values))
+    run = load_run(Path(values.workdir).expanduser(), values.checkpoint)
+    written = write_masks(run, Path(values.out).expanduser(), network=values.network, **mask_options(values))
     print(f"{values.out}: {written.found} masks from tags, {written.true} true ones, {written.without} images without")
     print(f"train on it by --config=configs/folder.py:forec --config.data.root={values.out}")
     return 0
@@ -71,11 +71,11 @@ def label(argv: Sequence[str]) -> int:
     from forec_jax.experiment.label import rank_of, write_labels
     from forec_jax.experiment.load import load_run
 
-    workdir = Path(values.workdir)
+    workdir = Path(values.workdir).expanduser()
     run = load_run(workdir, values.checkpoint)
     written = write_labels(
         run,
-        Path(values.out),
+        Path(values.out).expanduser(),
         network=values.network,
         keep=values.keep,
         confidence=values.confidence,
@@ -133,7 +133,9 @@ def voc_masks(argv: Sequence[str]) -> int:
     required(values, "source", "sbd", "out")
     from forec_jax.data.voc_masks import write_voc_masks
 
-    written = write_voc_masks(Path(values.source), Path(values.sbd), Path(values.out))
+    written = write_voc_masks(
+        Path(values.source).expanduser(), Path(values.sbd).expanduser(), Path(values.out).expanduser()
+    )
     print(f"{written.from_voc} masks of VOC and {written.from_sbd} of SBD in {values.out}; SHA-256 {written.sha256}")
     return 0
 
@@ -160,7 +162,7 @@ def convert(argv: Sequence[str]) -> int:
         raise flags.Error(f"--out={values.out}: the file's name ends in .safetensors")
     from forec_jax.models.pretrained import convert_file
 
-    paths = Path(values.weights), Path(values.out)
+    paths = Path(values.weights).expanduser(), Path(values.out).expanduser()
     variables, origin = convert_file(*paths, str(values["from"].value), values.arch, values.network)
     print(f"{values.out}: {origin.arch}, {origin.stem!r} stem, {' and '.join(variables.params)}, from {origin.source}")
     return 0

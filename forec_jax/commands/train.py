@@ -1,5 +1,6 @@
 """Commands that train: train, chain, plan, options."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,10 +40,33 @@ def train(argv: Sequence[str]) -> int:
     values = parse(argv, define, train.__doc__)
     required(values, "workdir", "config")
     from forec_jax.experiment.run import run_training
-    from forec_jax.parallel import join
+    from forec_jax.parallel import is_primary, join
 
     join(values.coordinator, values.processes, values.process, values.bind)
-    return exit_code(run_training(values.config, Path(values.workdir)))
+    workdir = Path(values.workdir).expanduser()
+    code = exit_code(run_training(values.config, workdir))
+    if not code and is_primary():
+        print(ending(workdir))
+    return code
+
+
+def ending(workdir: Path) -> str:
+    """What a finished training says: its scores, its pictures, and the next command."""
+    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+    lines = [f"finished: {workdir}"]
+    if "last" in summary:
+        scores = {which: summary[which] for which in ("last", "best")}
+        said = (f"{which} {percent(found['miou'])} (step {found['step']})" for which, found in scores.items())
+        lines.append(f"mIoU       {', '.join(said)}")
+    if (workdir / "pictures" / "last.png").exists():
+        lines.append(f"pictures   {workdir / 'pictures' / 'last.png'}")
+    lines.append(f"next       forec-jax predict --workdir={workdir} --images=FOLDER --out=predictions")
+    return "\n".join(lines)
+
+
+def percent(miou: float | None) -> str:
+    """A score in percent; a split without a pixel to count has none."""
+    return "none" if miou is None else f"{100 * miou:.2f} %"
 
 
 def process_flags(values: flags.FlagValues) -> None:
@@ -106,7 +130,7 @@ def chain(argv: Sequence[str]) -> int:
 
     values = parse(argv, define, chain.__doc__)
     required(values, "config", "workdir")
-    workdir = Path(values.workdir)
+    workdir = Path(values.workdir).expanduser()
     configs = {stage: values[stage].value for stage in STAGES}
     if code := exit_code(run_chain(configs, workdir, split=values.split, masks=mask_options(values))):
         return code
@@ -132,9 +156,12 @@ def options(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         config_flag(values, argv)
+        flags.DEFINE_bool("markdown", False, "print docs/options.md", flag_values=values)
 
     values = parse(argv, define, options.__doc__)
-    from forec_jax.experiment.listing import options_table
+    from forec_jax.experiment.listing import options_page, options_table
 
-    print(options_table(prefix, values.config))
+    print(
+        options_page() if values.markdown else options_table(prefix, values.config), end="" if values.markdown else "\n"
+    )
     return 0

@@ -21,10 +21,10 @@ def evaluate(argv: Sequence[str]) -> int:
     values = parse(argv, define, evaluate.__doc__)
     required(values, "workdir")
     from forec_jax.evaluation.metrics import format_iou
-    from forec_jax.experiment.load import load_run
+    from forec_jax.experiment.load import load_run, with_root
     from forec_jax.experiment.use import evaluate_run
 
-    run = load_run(Path(values.workdir), values.checkpoint)
+    run = with_root(load_run(Path(values.workdir).expanduser(), values.checkpoint), values.data_root)
     evaluation = evaluate_run(run, values.split, values.network)
     print(format_iou(evaluation.confusion, run.labels.classes))
     network = values.network if run.state.teacher else "student"
@@ -48,8 +48,8 @@ def predict(argv: Sequence[str]) -> int:
     from forec_jax.experiment.load import load_run
     from forec_jax.experiment.use import predict_run
 
-    run = load_run(Path(values.workdir), values.checkpoint)
-    count = predict_run(run, Path(values.images), Path(values.out), values.network)
+    run = load_run(Path(values.workdir).expanduser(), values.checkpoint)
+    count = predict_run(run, Path(values.images).expanduser(), Path(values.out).expanduser(), values.network)
     print(f"{count} predictions in {values.out}: index/ holds class indices, overlay/ pictures")
     return 0
 
@@ -70,7 +70,15 @@ def table(argv: Sequence[str]) -> int:
     from forec_jax.experiment.use import compare_runs
 
     print(f"\nmIoU (%) of the {values.network}, {values.checkpoint} checkpoint\n")
-    print(compare_runs([Path(w) for w in values.workdirs], values.splits, values.network, values.checkpoint))
+    print(
+        compare_runs(
+            [Path(w).expanduser() for w in values.workdirs],
+            values.splits,
+            values.network,
+            values.checkpoint,
+            values.data_root,
+        )
+    )
     return 0
 
 
@@ -88,7 +96,7 @@ def threshold(argv: Sequence[str]) -> int:
     required(values, "workdir")
     from forec_jax.experiment.load import choose_threshold, load_run
 
-    workdir = Path(values.workdir)
+    workdir = Path(values.workdir).expanduser()
     chosen = choose_threshold(load_run(workdir, values.checkpoint), workdir, values.split, values.network)
     for value, miou in chosen["miou"].items():
         print(f"{value}  {100 * miou:5.2f}{'  *' if float(value) == round(chosen['threshold'], 2) else ''}")

@@ -72,7 +72,7 @@ def decode_mask_of(
 
 _ASKED = (
     "the photograph has an orientation tag, and its size does not tell whether the mask was drawn before or after turning "
-    'it; it is taken to fit what viewers show. If it does not, set data.masks_follow="file"'
+    'it; it is taken to fit what viewers show. If it does not, set data.folder.masks_follow="file"'
 )
 
 
@@ -83,7 +83,7 @@ def _check_turn(mask: Image.Image, file: str, photo: Photo, follow: Follow) -> N
         drawn = {"file": "before it is turned", "display": "as viewers show it"}[fits]
         raise DataError(
             f"{file}: the mask is {mask.width}x{mask.height}, as is its photograph {drawn}: that has an orientation tag "
-            f'({photo.orientation}). If all masks were drawn so, set data.masks_follow="{fits}"; otherwise turn this mask, '
+            f'({photo.orientation}). If all masks were drawn so, set data.folder.masks_follow="{fits}"; otherwise turn this mask, '
             "or take the tag out of the photograph"
         )
 

@@ -184,7 +184,10 @@ def _streams(
         if size < 0:
             raise DataError(f"batch.{part}={size} is negative; use 0 for none")
         if size and not source:
-            raise DataError(f"batch.{part}={size}, but there are no {part} images; add some or set batch.{part}=0")
+            raise DataError(
+                f"batch.{part}={size}, but there are no {part} images; add some or set batch.{part}=0"
+                + (" by the variant supervised" if part == "unlabelled" else "")
+            )
         if size and source:
             streams.append(_Stream(part, source, size, int(stream_seed)))
     if not streams:

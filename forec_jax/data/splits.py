@@ -134,11 +134,13 @@ def hold_out(
     between 0 and 1, and for fewer than two groups.
     """
     if not 0 < fraction < 1:
-        raise DataError(f"data.val_fraction={fraction} must lie between 0 and 1")
+        raise DataError(f"data.folder.val_fraction={fraction} must lie between 0 and 1")
     groups = {group_of(name) for name in ids}
     ranked = sorted(groups, key=lambda group: _rank(seed, group))
     if len(ranked) < 2:
-        raise DataError(f"the {len(ids)} images with masks are one group; change data.val_groups, or write val.txt")
+        raise DataError(
+            f"the {len(ids)} images with masks are one group; change data.folder.val_groups, or write val.txt"
+        )
     below = [group for group in ranked if int.from_bytes(_rank(seed, group)[:8]) < fraction * 2**64]
     chosen = frozenset(below[: len(ranked) - 1] or ranked[:1])
     return tuple(name for name in ids if group_of(name) in chosen), len(chosen) != len(below)
@@ -160,15 +162,17 @@ def group_rule(val_groups: str) -> Callable[[str], str]:
     try:
         pattern = re.compile(val_groups)
     except re.error as error:
-        raise DataError(f"data.val_groups={val_groups!r} is no regular expression ({error})") from error
+        raise DataError(f"data.folder.val_groups={val_groups!r} is no regular expression ({error})") from error
     if pattern.groups != 1:
         raise DataError(
-            f"data.val_groups={val_groups!r} must be 'folder', or have one group in parentheses, as '(scene[0-9]+)_'"
+            f"data.folder.val_groups={val_groups!r} must be 'folder', or have one group in parentheses, as '(scene[0-9]+)_'"
         )
 
     def group_of(name: str) -> str:
         if not (match := pattern.search(name)) or match[1] is None:
-            raise DataError(f"data.val_groups={val_groups!r} does not fit the image {name}; let it fit every image")
+            raise DataError(
+                f"data.folder.val_groups={val_groups!r} does not fit the image {name}; let it fit every image"
+            )
         return match[1]
 
     return group_of

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -119,6 +120,10 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
 
 def with_weights(network: Network, m: ModelOptions, encoder: EncoderEntry, options: Any, seed: int) -> Network:
     """The network that starts from the weights of model.weights. Raises OptionError where they do not fit."""
+    if (Path(m.weights).expanduser() / "config.json").is_file():
+        from forec_jax.experiment.load import run_weights  # reading a run builds its network
+
+        return _starting_from(network, m, run_weights(Path(m.weights).expanduser()), seed)
     if encoder.weights is None:
         raise OptionError(
             f"model.weights={m.weights!r}: model.encoder={m.encoder!r} starts from random weights; leave it empty"
@@ -135,6 +140,15 @@ def with_weights(network: Network, m: ModelOptions, encoder: EncoderEntry, optio
         )
         chosen = ", ".join((f"model.encoder={m.encoder!r}", *forms))
         raise OptionError(f"model.weights={m.weights!r} with {chosen}: {error}{published}") from error
+    return network._replace(init=functools.partial(pretrained_init, network, weights))
+
+
+def _starting_from(network: Network, m: ModelOptions, stored: Variables, seed: int) -> Network:
+    """The network that starts from another run's; what does not fit of its head is named in the log."""
+    try:
+        weights = fitting_weights(stored, jax.eval_shape(network.init, jax.random.key(seed)))
+    except WeightsError as error:
+        raise OptionError(f"model.weights={m.weights!r}, a run of another encoder: {error}") from error
     return network._replace(init=functools.partial(pretrained_init, network, weights))
 
 

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from forec_jax.config import blocks_of, every_block, options_in
 from forec_jax.keys import flat
-from forec_jax.options import Option, OptionError
+from forec_jax.options import Option, OptionError, dotted, options_of
 
 
 def options_table(prefix: str, c: ConfigDict | None) -> str:
@@ -29,8 +29,24 @@ def in_words(found: Option) -> str:
     return found.meaning + (f" ({found.rule.words.removeprefix(':').strip()})" if found.rule else "")
 
 
-def options_markdown(prefix: str) -> str:
-    """The options of a block as a table of the docs."""
-    known = {key: found for key, found in options_in(every_block()) if key.startswith(f"{prefix}.")}
-    rows = (f"| `{key}` | `{found.default!r}` | {in_words(found)} |" for key, found in known.items())
-    return "\n".join(("| option | default | meaning |", "|---|---|---|", *rows))
+def options_page() -> str:
+    """docs/options.md: every option, a table a block."""
+    tables = []
+    for prefix, kinds in every_block().items():
+        if rows := [(dotted(prefix, found.name), found) for kind in kinds for found in options_of(kind)]:
+            lines = (f"| `{key}` | `{found.default!r}` | {_cell(in_words(found))} |" for key, found in rows)
+            head = f"## {prefix or 'The run'}", "", "| option | default | meaning |", "|---|---|---|"
+            tables.append("\n".join((*head, *lines)))
+    return "\n\n".join((_INTRODUCTION, *tables)) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+_INTRODUCTION = """# Options
+
+Made by `forec-jax options --markdown > docs/options.md`; do not edit it by hand.
+
+Each is set by `--config.KEY=VALUE`. The options of a method, data set, encoder or decoder exist where it is used, and nowhere
+else: `forec-jax options --config=FILE:VARIANT` lists those that apply to a config, with its values."""

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from forec_jax.config import method_entry
-from forec_jax.contracts import Method, Thresholded, TrainState
+from forec_jax.contracts import Method, Thresholded, TrainState, Variables
 from forec_jax.data import Dataset, Labels
 from forec_jax.evaluation import ThresholdSweep
 from forec_jax.experiment import build, sources
@@ -70,11 +70,25 @@ def load_run(workdir: Path, checkpoint: str | int) -> Run:
     return Run(c, labels, method, state, mesh, stored_val(workdir))
 
 
+def with_root(run: Run, root: str | None) -> Run:
+    """The run with its data set at another place; as it is where `root` is None."""
+    if root is not None:
+        run.config.data.root = str(Path(root).expanduser().absolute())
+    return run
+
+
 def restored(checkpoints: Checkpoints, checkpoint: str | int, abstract: TrainState) -> TrainState | None:
     """The state of a checkpoint, None where there is none."""
     if isinstance(checkpoint, int):
         return checkpoints.restore_kept(abstract, checkpoint)
     return checkpoints.restore_best(abstract) if checkpoint == "best" else checkpoints.restore_last(abstract)
+
+
+def run_weights(workdir: Path) -> Variables:
+    """What another training starts from: the teacher of a run's last state, or its student where there is no teacher."""
+    run = load_run(workdir, "last")
+    first: Variables = next(iter(jax.device_get(build.network_variables(run.state, "teacher")).values()))
+    return first
 
 
 def stored_method(c: ConfigDict, labels: Labels, workdir: Path) -> Method:

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from forec_jax.config import check_options, chosen
+from forec_jax.config import check_options, chosen, method_entry
 from forec_jax.contracts import Method, TrainState
 from forec_jax.data import Example, Source
 from forec_jax.evaluation import Evaluator
@@ -20,6 +20,7 @@ from forec_jax.experiment.load import guide_of, keep_guides, palette_of
 from forec_jax.experiment.summary import evaluate_networks, summary
 from forec_jax.files import write_json
 from forec_jax.locking import only_run_in
+from forec_jax.options import OptionError
 from forec_jax.parallel import is_primary, on_local_devices
 from forec_jax.training import (
     CheckpointError,
@@ -68,12 +69,31 @@ def build_training(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> Bui
     Raises OptionError or DataError for what cannot be used.
     """
     check_options(c)
-    c = chosen(c)
+    c = with_absolute_paths(chosen(c))
+    check_rows(c)
     mesh = build.build_mesh(c)
     data = sources.build_training_data(c, val_ids)
     c = build.with_epoch(c, sources.epoch_of(c, data))
     method = build.build_method(c, data.dataset.labels, guide=guide_of(c), mesh=mesh)
     return Built(c, data, sources.build_streams(c, data), method, mesh)
+
+
+def with_absolute_paths(c: ConfigDict) -> ConfigDict:
+    """The config as it is stored: it names the same files from any folder."""
+    for block, key in ((c, "plugin"), (c.data, "root"), (c.data, "prepared")):
+        if block[key]:
+            block[key] = str(Path(block[key]).expanduser().absolute())
+    return c
+
+
+def check_rows(c: ConfigDict) -> None:
+    """Raises OptionError where the method needs rows that the batch does not have."""
+    for part in sorted(method_entry(c).needs):
+        if not c.batch[part] and not (part == "unlabelled" and c.data.partial):
+            raise OptionError(
+                f"method.name={c.method.name!r} needs {part} rows: set batch.{part} above 0"
+                + (", or choose the variant supervised, which needs none" if part == "unlabelled" else "")
+            )
 
 
 def train_in(workdir: Path, c: ConfigDict) -> int | None:
@@ -95,7 +115,10 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
         threshold=getattr(built.method, "threshold", None),
     )
     pictures = build_panel(built)
-    log.info("the first step takes longer: it compiles the program, a minute or so on a CPU")
+    if first_step < built.config.steps:
+        log.info("the first step takes longer: it compiles the program, a minute or so on a CPU")
+    else:
+        log.info("%s is finished: %d steps. %s", workdir, first_step, places.GO_ON.format(workdir=workdir))
     with Interruption() as interruption:
         try:
             state, stopped_by = train_built(built, state, pictures, checkpoints, reporter, interruption)

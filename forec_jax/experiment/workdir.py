@@ -30,6 +30,10 @@ VAL = "val.json"
 """The ids of the validation images of a run, which must not move under it when a data set grows."""
 
 
+GO_ON = "To train on from it, start another --workdir with --config.model.weights={workdir}"
+"""How more steps, another learning rate or more masks go on from a run."""
+
+
 class WorkdirError(ValueError):
     """A work directory that cannot be used; the message says why and what to do."""
 
@@ -136,7 +140,10 @@ def check_same_config(stored: dict[str, Any], given: dict[str, Any], workdir: Pa
     )
     if differing:
         changes = ", ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in differing[:5])
-        raise WorkdirError(f"--workdir={workdir} holds a run with another config ({changes}); choose another --workdir")
+        raise WorkdirError(
+            f"--workdir={workdir} holds a run with another config ({changes}); choose another --workdir. "
+            + GO_ON.format(workdir=workdir)
+        )
 
 
 def check_same_images(split: Split, c: ConfigDict, workdir: Path) -> None:

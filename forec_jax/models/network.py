@@ -80,7 +80,9 @@ class ModelOptions:
         "resnet18, resnet34, resnet50, resnet101, mobilenet_v2, or unet; its options are model.resnet.*, ...",
     )
     decoder: str = option("", "deeplab or unet; empty: the one that the encoder is published with")
-    weights: str = option("", "a file, or hf:OWNER/NAME[@REVISION][#sha256=...] (docs/weights.md); empty: random")
+    weights: str = option(
+        "", "a file, the work directory of a run, or hf:OWNER/NAME[@REVISION][#sha256=...]; empty: random"
+    )
     bn_momentum: float = option(
         0.9, "of BatchNorm's running statistics: new = momentum * old + (1 - momentum) * batch", SHARE
     )

@@ -154,7 +154,7 @@ def _check_stem(text: str, stored: tuple[str, str], wanted: tuple[str, str]) -> 
     if stored != wanted:
         raise WeightsError(
             f"{text} holds a {stored[0]} with the {stored[1]!r} stem, the network is a {wanted[0]} with the "
-            f"{wanted[1]!r} stem; set model.encoder={stored[0]} and model.stem={stored[1]}, or choose other weights"
+            f"{wanted[1]!r} stem; set model.encoder={stored[0]} and model.resnet.stem={stored[1]}, or choose other weights"
         )
 
 

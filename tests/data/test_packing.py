@@ -164,7 +164,7 @@ def test_val_only_grows_when_masks_are_added(load, folder, caplog):
 def test_a_stored_val_stays(load, folder, caplog):
     (folder / "val.txt").write_text("p1\n")
     load(val_groups="folder")
-    assert "data.val_groups='folder' has no effect beside val.txt" in caplog.text
+    assert "data.folder.val_groups='folder' has no effect beside val.txt" in caplog.text
     data = load(val_ids=("p2", "p3"))
     assert data.source("val").ids == ("p2", "p3")
     assert set(data.source("train").ids) == {"p0", "p1", "u0", "u1"}

@@ -218,7 +218,7 @@ def test_groups_stay_together():
         ("day", "must be 'folder', or have one group in parentheses"),
         ("(day)(.)", "must be 'folder', or have one group in parentheses"),
         ("(night)", "does not fit the image day0/frame0"),
-        ("(day)", "the 200 images with masks are one group; change data.val_groups"),
+        ("(day)", "the 200 images with masks are one group; change data.folder.val_groups"),
     ],
 )
 def test_groups_that_make_no_sense(rule, message):

@@ -179,7 +179,7 @@ def test_an_encoder_that_does_not_fit_is_an_error(tmp_path):
 
 def test_another_stem_says_what_to_set(tmp_path):
     stored(tmp_path / "a.safetensors")
-    with pytest.raises(WeightsError, match=r"model\.encoder=resnet18 and model\.stem=deep"):
+    with pytest.raises(WeightsError, match=r"model\.encoder=resnet18 and model\.resnet\.stem=deep"):
         load_weights(tmp_path / "a.safetensors", "resnet50")
 
 
@@ -215,7 +215,7 @@ def test_tensors_in_torchvisions_names_are_read_directly(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     weights = load_weights(tmp_path / "model.safetensors", "resnet18", stem="7x7", width=1 / 16)
     assert same(weights.params["encoder"], variables.params["encoder"])
-    with pytest.raises(WeightsError, match=r"model\.stem=7x7"):
+    with pytest.raises(WeightsError, match=r"model\.resnet\.stem=7x7"):
         load_weights(tmp_path / "model.safetensors", **RESNET)
 
 

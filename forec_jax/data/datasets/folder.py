@@ -57,7 +57,7 @@ def folder_dataset(
     if not base.is_dir():
         raise DataError(f"{base}: no such folder; set data.root to the one with images/, masks/ and {CLASS_FILE}")
     if masks_follow not in ("display", "file"):
-        raise DataError(f"data.masks_follow={masks_follow!r} must be 'display' or 'file'")
+        raise DataError(f"data.folder.masks_follow={masks_follow!r} must be 'display' or 'file'")
     classes = read_classes(base / CLASS_FILE)
     by_id = index_by_id(entries_of(base), base)
     splits = _splits(base, by_id, _Val(val_fraction, val_groups, val_ids))
@@ -172,7 +172,9 @@ def _splits(base: Path, by_id: dict[str, Entry], how: _Val) -> dict[str, tuple[s
     else:
         val, beside = _drawn_val(base, {name: entry for name, entry in by_id.items() if name not in scored}, how)
     if how.groups and how.ids is None and (base / "val.txt").is_file():
-        log.warning("%s: data.val_groups=%r has no effect beside val.txt, which says what val is", base, how.groups)
+        log.warning(
+            "%s: data.folder.val_groups=%r has no effect beside val.txt, which says what val is", base, how.groups
+        )
     train = tuple(name for name in _train(base, by_id, scored.union(val)) if name not in beside)
     masked = sum(by_id[name].mask is not None for name in train)
     if not masked:
