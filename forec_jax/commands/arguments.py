@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -37,6 +38,11 @@ def required(values: flags.FlagValues, *names: str) -> None:
     for name in names:
         if not values[name].value:
             raise flags.Error(f"--{name} is missing")
+
+
+def folders(names: Sequence[str]) -> list[Path]:
+    """Folders that a flag names."""
+    return [Path(name).expanduser() for name in names]
 
 
 def checkpoint_flags(values: flags.FlagValues) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import flags
 
-from forec_jax.commands.arguments import checkpoint_flags, config_flag, parse, required, resolve_config
+from forec_jax.commands.arguments import checkpoint_flags, config_flag, folders, parse, required, resolve_config
 
 
 def visualize(argv: Sequence[str]) -> int:
@@ -33,10 +33,7 @@ def visualize(argv: Sequence[str]) -> int:
         raise flags.Error("--images or --correlate is missing: say what to show, or over which split to measure")
     from forec_jax.experiment.figures import correlate_runs, load_runs, visualize_runs
 
-    runs, out = (
-        load_runs([Path(w).expanduser() for w in values.workdir.split(",")], values.checkpoint),
-        Path(values.out).expanduser(),
-    )
+    runs, out = load_runs(folders(values.workdir.split(",")), values.checkpoint), Path(values.out).expanduser()
     if values.images:
         options = {"network": values.network, "class_name": values["class"].value, "count": values.k}
         print(f"{visualize_runs(runs, values.images, out, **options)} sheets in {out}")
@@ -50,10 +47,7 @@ def visualize_classes(values: flags.FlagValues) -> int:
     """Shows how alike the features of the classes are and, on images, which queries and keys ReCo draws."""
     from forec_jax.experiment.figures import load_runs, query_runs, relate_runs
 
-    runs, out = (
-        load_runs([Path(w).expanduser() for w in values.workdir.split(",")], values.checkpoint),
-        Path(values.out).expanduser(),
-    )
+    runs, out = load_runs(folders(values.workdir.split(",")), values.checkpoint), Path(values.out).expanduser()
     if values.images:
         print(f"{query_runs(runs, values.images, out, values['class'].value)} sheets in {out / 'queries'}")
     for name, found in relate_runs(runs, out).items():
@@ -89,7 +83,6 @@ def labels(argv: Sequence[str]) -> int:
     own = [c.data.partial] if c.data.partial else []
     shares = own if values.partial is None else values.partial
     c.data.partial = ""  # the sheets show the whole masks too
-    print(
-        f"{show_labels(build_training_data(c), shares, Path(values.out).expanduser(), values.count)} sheets in {values.out}"
-    )
+    count = show_labels(build_training_data(c), shares, Path(values.out).expanduser(), values.count)
+    print(f"{count} sheets in {values.out}")
     return 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import flags
 
-from forec_jax.commands.arguments import checkpoint_flags, parse, required
+from forec_jax.commands.arguments import checkpoint_flags, folders, parse, required
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -70,15 +70,8 @@ def table(argv: Sequence[str]) -> int:
     from forec_jax.experiment.use import compare_runs
 
     print(f"\nmIoU (%) of the {values.network}, {values.checkpoint} checkpoint\n")
-    print(
-        compare_runs(
-            [Path(w).expanduser() for w in values.workdirs],
-            values.splits,
-            values.network,
-            values.checkpoint,
-            values.data_root,
-        )
-    )
+    which = values.splits, values.network, values.checkpoint, values.data_root
+    print(compare_runs(folders(values.workdirs), *which))
     return 0
 
 

@@ -83,8 +83,8 @@ def _check_turn(mask: Image.Image, file: str, photo: Photo, follow: Follow) -> N
         drawn = {"file": "before it is turned", "display": "as viewers show it"}[fits]
         raise DataError(
             f"{file}: the mask is {mask.width}x{mask.height}, as is its photograph {drawn}: that has an orientation tag "
-            f'({photo.orientation}). If all masks were drawn so, set data.folder.masks_follow="{fits}"; otherwise turn this mask, '
-            "or take the tag out of the photograph"
+            f'({photo.orientation}). If all masks were drawn so, set data.folder.masks_follow="{fits}"; '
+            "otherwise turn this mask, or take the tag out of the photograph"
         )
 
 

@@ -48,5 +48,5 @@ _INTRODUCTION = """# Options
 
 Made by `forec-jax options --markdown > docs/options.md`; do not edit it by hand.
 
-Each is set by `--config.KEY=VALUE`. The options of a method, data set, encoder or decoder exist where it is used, and nowhere
-else: `forec-jax options --config=FILE:VARIANT` lists those that apply to a config, with its values."""
+Each is set by `--config.KEY=VALUE`. The options of a method, data set, encoder or decoder exist where it is used, and
+nowhere else: `forec-jax options --config=FILE:VARIANT` lists those that apply to a config, with its values."""
