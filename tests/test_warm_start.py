@@ -1,0 +1,88 @@
+"""What lets a run be gone on with: from its weights, at another place, by an error that says so."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from forec_jax import cli
+from forec_jax.config import load_config
+from forec_jax.experiment import build
+from forec_jax.experiment.load import load_run, with_root
+from forec_jax.experiment.run import check_rows, with_absolute_paths
+from forec_jax.options import OptionError
+
+TINY = {
+    "steps": 1,
+    "evaluate_every": 1,
+    "checkpoint_every": 1,
+    "data.shapes.size": 48,
+    "data.crop": 33,
+    "data.labelled": "8:0",
+    "eval.split": "tune",
+    "eval.bucket": 64,
+    "eval.pictures": 0,
+    "model.resnet.width": 0.125,
+    "model.deeplab.channels": 8,
+    "model.deeplab.low_level_channels": 4,
+}
+
+
+def train(workdir, *options):
+    given = [f"--config.{key}={value}" for key, value in TINY.items()]
+    return cli.run(["train", "--config=configs/shapes.py:supervised", f"--workdir={workdir}", *given, *options])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("warm") / "run"
+    assert train(workdir) == 0
+    return workdir
+
+
+def test_a_training_starts_from_the_teacher_of_another_run(trained):
+    c = load_config("configs/shapes.py:forec", {**TINY, "model.weights": str(trained)})
+    run = load_run(trained, "last")
+    params = build.build_method(c, run.labels).init(jax.random.key(5))[0]["student"]
+    teacher = run.state.teacher["student"].params
+    for part in ("encoder", "segmentation"):
+        jax.tree.map(np.testing.assert_array_equal, params[part], jax.device_get(teacher[part]))
+    assert "reconstruction" in params  # new heads start from random values
+
+
+def test_a_run_of_another_encoder_is_no_start(trained):
+    c = load_config("configs/shapes.py:supervised", {**TINY, "model.weights": str(trained), "model.resnet.width": 0.25})
+    with pytest.raises(OptionError, match=r"model\.weights=.*a run of another encoder"):
+        build.build_method(c, load_run(trained, "last").labels)
+
+
+def test_a_finished_run_says_its_score_and_how_to_go_on(trained, capsys, caplog):
+    assert train(trained) == 0
+    last = json.loads((trained / "summary.json").read_text())["last"]["miou"]
+    assert f"last {100 * last:.2f} % (step 1)" in capsys.readouterr().out
+    assert f"--config.model.weights={trained}" in caplog.text
+    assert train(trained, "--config.optim.lr=0.5") == 2
+    assert f"start another --workdir with --config.model.weights={trained}" in capsys.readouterr().err
+
+
+def test_what_a_run_stores_of_files_holds_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    c = load_config("configs/folder.py:forec", {"data.root": "photos", "data.prepared": "~/packed"})
+    c = with_absolute_paths(c.copy_and_resolve_references())
+    assert (c.data.root, c.data.prepared) == (str(tmp_path / "photos"), str(tmp_path / "home" / "packed"))
+
+
+def test_a_moved_data_set_is_found_where_it_is_said_to_be(trained, tmp_path):
+    run = load_run(trained, "last")
+    assert with_root(run, None).config.data.root == ""
+    assert with_root(run, str(tmp_path)).config.data.root == str(tmp_path)
+
+
+def test_rows_that_a_method_needs_are_asked_for_with_the_way_out():
+    c = load_config("configs/shapes.py:mean_teacher", {"batch.unlabelled": 0})
+    with pytest.raises(OptionError, match=r"mean_teacher' needs unlabelled rows.*variant supervised"):
+        check_rows(c)
+    c.data.partial = "1px"
+    check_rows(c)
