@@ -42,9 +42,8 @@ _TINY: Options = {
     "data.crop": 33,
     "model.encoder": "resnet18",
     "model.width": 0.125,
-    "model.decoder.channels": 8,
-    "model.decoder.low_level_channels": 4,
 }
+_DEEPLAB: Options = {"model.decoder.channels": 8, "model.decoder.low_level_channels": 4}
 _LABELLED: Options = {"batch.labelled": 2, "data.labelled": "8:0"}
 _BOTH: Options = {**_LABELLED, "batch.unlabelled": 2, "method.threshold": 0.0}
 _RECONSTRUCTION: Options = {"auxiliary.reconstruction.threshold": 0.0}
@@ -120,6 +119,8 @@ def build_case(case: str, folder: Path) -> Built:
     """All objects of a case, as `build_training` makes them, but for one device whatever the machine has."""
     file, _, name = case.partition(":")
     options = {**_TINY, **CASES[case]}
+    if options["model.encoder"] != "unet":
+        options |= _DEEPLAB
     if name.startswith("wsss"):
         if not (folder / "config.json").exists():
             two_steps(CLASSIFIER, folder)
