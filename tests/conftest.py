@@ -12,9 +12,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from forec_jax.contracts import HeadOutput, HeadSpec, Network, Variables
+from forec_jax.training import first_state
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -49,3 +52,55 @@ def toy_network(heads=(HeadSpec("segmentation", 3),), normalise=True, channels=T
 @pytest.fixture
 def make_toy_network():
     return toy_network
+
+
+def weak(part):
+    """The images of a part of a batch as they are."""
+    return part.image / np.float32(255)
+
+
+def strong(part):
+    """The same images with the colour change of `Witness`."""
+    return np.clip(weak(part) + 0.25, 0, 1)
+
+
+class Witness:
+    """A toy network, a colour change that shows, and an auxiliary task; notes what the networks and the task are shown."""
+
+    head = HeadSpec("witness", 1)
+    weak, strong = staticmethod(weak), staticmethod(strong)
+
+    def __init__(self):
+        self.student, self.teacher, self.targets = [], [], []
+        plain = toy_network((HeadSpec("segmentation", 3), self.head))
+
+        def encode(variables, image, *, valid=None, train, rng):
+            (self.student if train else self.teacher).append(image)
+            return plain.encode(variables, image, valid=valid, train=train, rng=rng)
+
+        self.network = plain._replace(encode=encode)
+
+    @staticmethod
+    def colour(key, image, valid):
+        """A quarter brighter."""
+        return jnp.clip(image + 0.25, 0, 1)
+
+    def loss(self, outputs, views, key):
+        """As a task: no loss."""
+        self.targets.append(views.image)
+        return {}, {}
+
+    def watch(self, method, batch):
+        """Takes the loss of a batch once."""
+
+        def shown(batch):
+            state = first_state(method, optax.sgd(0.1), seed=0)
+            method.loss(state.params, state, batch, jax.random.key(0))
+            return self.student, self.teacher, self.targets
+
+        self.student, self.teacher, self.targets = jax.jit(shown)(batch)
+
+
+@pytest.fixture
+def witness():
+    return Witness()

@@ -24,7 +24,7 @@ from forec_jax.config import check_options, chosen, load_config
 from forec_jax.contracts import TrainState
 from forec_jax.experiment import build, sources
 from forec_jax.experiment.load import guide_of
-from forec_jax.experiment.run import Built
+from forec_jax.experiment.run import Built, val_of
 from forec_jax.experiment.workdir import begin
 from forec_jax.parallel import make_mesh, shard_batch
 from forec_jax.training import Checkpoints, compile_step, create_state, state_sharding
@@ -42,12 +42,12 @@ _TINY: Options = {
     "data.crop": 33,
     "model.encoder": "resnet18",
     "model.width": 0.125,
-    "model.decoder.channels": 8,
-    "model.decoder.low_level_channels": 4,
 }
+_DEEPLAB: Options = {"model.decoder.channels": 8, "model.decoder.low_level_channels": 4}
 _LABELLED: Options = {"batch.labelled": 2, "data.labelled": "8:0"}
 _BOTH: Options = {**_LABELLED, "batch.unlabelled": 2, "method.threshold": 0.0}
 _RECONSTRUCTION: Options = {"auxiliary.reconstruction.threshold": 0.0}
+_OHEM: Options = {"method.supervised_loss": "ohem", "method.ohem_threshold": 0.15, "method.ohem_min_kept": 64}
 _FOREGROUND: Options = {"auxiliary.foreground_segmentation.threshold": 0.0}
 _RECO: Options = {
     "auxiliary.reco.channels": 8,
@@ -62,12 +62,7 @@ _TAGS: Options = {"batch.tagged": 4}
 CLASSIFIER = "tags:classifier"
 CASES: dict[str, Options] = {
     "shapes:supervised": _LABELLED,
-    "shapes:supervised ohem": {
-        **_LABELLED,
-        "method.supervised_loss": "ohem",
-        "method.ohem_threshold": 0.15,
-        "method.ohem_min_kept": 64,
-    },
+    "shapes:supervised ohem": {**_LABELLED, **_OHEM},
     "shapes:mean_teacher": _BOTH,
     "shapes:forec": {**_BOTH, **_RECONSTRUCTION},
     "shapes:ps_mt": _PS_MT,
@@ -80,18 +75,13 @@ CASES: dict[str, Options] = {
     "shapes:reconstruction": _BOTH,
     "shapes:reconstruction_only": _BOTH,
     "shapes:foreground_segmentation": {**_BOTH, **_FOREGROUND},
-    "shapes:reco": {**_BOTH, **_RECO},
     "shapes:reco_forec": {**_BOTH, **_RECO, **_RECONSTRUCTION},
-    "shapes:reco_paper": {**_BOTH, **_RECO},
-    "shapes:eta": {**_BOTH, "method.threshold": 0.3},
     "shapes:partial_1px": _PARTIAL,
-    "shapes:forec+other_lambdas": {**_BOTH, **_RECONSTRUCTION},
     "shapes:forec+u2pl_model": {**_BOTH, **_RECONSTRUCTION},
     "shapes:forec+share_aspp": {**_BOTH, **_RECONSTRUCTION},
     "shapes:small": {**_BOTH, "model.encoder": "mobilenet_v2", "model.width": 0.25},
     CLASSIFIER: _TAGS,
     "tags:wsss": _TAGS,
-    "tags:wsss+no_reconstruction": _TAGS,
     "tags:wsss+size_penalty": _TAGS,
     "tags:wsss unet": {**_TAGS, "model.encoder": "unet"},
 }
@@ -124,6 +114,8 @@ def build_case(case: str, folder: Path) -> Built:
     """All objects of a case, as `build_training` makes them, but for one device whatever the machine has."""
     file, _, name = case.partition(":")
     options = {**_TINY, **CASES[case]}
+    if options["model.encoder"] != "unet":
+        options |= _DEEPLAB
     if name.startswith("wsss"):
         if not (folder / "config.json").exists():
             two_steps(CLASSIFIER, folder)
@@ -140,7 +132,7 @@ def build_case(case: str, folder: Path) -> Built:
 def keep(built: Built, state: TrainState, folder: Path) -> None:
     """Writes a state to a work directory from which it can be loaded."""
     folder.mkdir(parents=True, exist_ok=True)
-    begin(folder, built.config, built.data.dataset.labels, built.data.split)
+    begin(folder, built.config, built.data.dataset.labels, built.data.split, val_of(built.data))
     checkpoints = Checkpoints(folder / "checkpoints")
     checkpoints.save_last(state, 2)
     checkpoints.close()

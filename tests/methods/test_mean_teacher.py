@@ -283,3 +283,28 @@ def test_methods_say_which_part_of_the_batch_they_miss(make_toy_network):
 def test_interleave_alternates_equal_parts_and_appends_others():
     np.testing.assert_array_equal(interleave(jnp.array([0, 1]), jnp.array([10, 11])), [0, 10, 1, 11])
     np.testing.assert_array_equal(interleave(jnp.array([0, 1]), jnp.array([10])), [0, 1, 10])
+
+
+def test_the_teacher_is_shown_weak_views_the_student_strong_ones_and_tasks_aim_at_weak_ones(witness):
+    method = MeanTeacher(witness.network, witness.colour, NoMixing(), auxiliary=(Auxiliary(1.0, witness),))
+    batch = make_batch()
+    witness.watch(method, batch)
+    np.testing.assert_allclose(witness.teacher, [witness.weak(batch.unlabelled)], rtol=1e-6)
+    np.testing.assert_allclose(witness.student, [interleave(*map(witness.strong, batch[:2]))], rtol=1e-6)
+    np.testing.assert_allclose(witness.targets, [interleave(*map(witness.weak, batch[:2]))], rtol=1e-6)
+
+
+def test_the_teacher_completes_partial_labels_from_the_weak_view(witness):
+    method = MeanTeacher(witness.network, witness.colour, NoMixing(), partial_labels=True)
+    batch = partly_labelled(make_batch())
+    witness.watch(method, batch)
+    np.testing.assert_allclose(witness.teacher, [witness.weak(batch.labelled)], rtol=1e-6)
+    np.testing.assert_allclose(witness.student, [witness.strong(batch.labelled)], rtol=1e-6)
+
+
+def test_supervised_training_shows_strong_views_and_tasks_aim_at_weak_ones(witness):
+    method = Supervised(witness.network, witness.colour, NoMixing(), auxiliary=(Auxiliary(1.0, witness),))
+    batch = make_batch()
+    witness.watch(method, batch)
+    np.testing.assert_allclose(witness.student, [witness.strong(batch.labelled)], rtol=1e-6)
+    np.testing.assert_allclose(witness.targets, [witness.weak(batch.labelled)], rtol=1e-6)

@@ -10,6 +10,7 @@ from forec_jax.augment import NoMixing
 from forec_jax.contracts import UNLABELLED, Batch, HeadSpec, Labelled, Unlabelled, Variables, Views
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, PsMt
 from forec_jax.methods.parts.vat import adversarial_perturbation
+from forec_jax.methods.parts.views import interleave
 from forec_jax.methods.ps_mt import TEACHERS
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state, first_state, objective, train_step
@@ -205,3 +206,12 @@ def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network):
     state, metrics = run(2, 4)
     assert int(state.step) == 3
     assert metrics["kept"] == one[1]["kept"]
+
+
+def test_the_teachers_are_shown_weak_views_the_student_strong_ones_and_tasks_aim_at_weak_ones(witness):
+    method = PsMt(witness.network, witness.colour, NoMixing(), auxiliary=(Auxiliary(1.0, witness),), epoch=3)
+    batch = make_batch()
+    witness.watch(method, batch)
+    np.testing.assert_allclose(witness.teacher, [witness.weak(batch.unlabelled)] * len(TEACHERS), rtol=1e-6)
+    np.testing.assert_allclose(witness.student, [interleave(*map(witness.strong, batch[:2]))], rtol=1e-6)
+    np.testing.assert_allclose(witness.targets, [interleave(*map(witness.weak, batch[:2]))], rtol=1e-6)

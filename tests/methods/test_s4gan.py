@@ -10,7 +10,7 @@ from forec_jax.augment import CutOut, NoMixing
 from forec_jax.contracts import IGNORE, UNLABELLED, Batch, HeadSpec, Labelled, Unlabelled, Variables, Views
 from forec_jax.losses import discrimination
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, S4Gan
-from forec_jax.methods.parts.views import self_labelled
+from forec_jax.methods.parts.views import interleave, self_labelled
 from forec_jax.methods.s4gan import shown_once, shown_twice
 from forec_jax.models import discriminator_network
 from forec_jax.parallel import make_mesh, replicated, shard_batch
@@ -256,3 +256,14 @@ def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network, partial):
     for name in ("discriminator_real_loss", "discriminator_fake_loss", "unsupervised_loss"):
         assert whole[name] > 0
         assert parts[name] == pytest.approx(whole[name], rel=1e-4)
+
+
+def test_the_student_is_shown_strong_views_and_tasks_aim_at_weak_ones(witness):
+    critic = discriminator_network(CLASSES, channels=2, dropout=0.0)
+    method = S4Gan(
+        witness.network, witness.colour, NoMixing(), auxiliary=(Auxiliary(1.0, witness),), discriminator=critic
+    )
+    batch = make_batch()
+    witness.watch(method, batch)
+    np.testing.assert_allclose(witness.student, [interleave(*map(witness.strong, batch[:2]))], rtol=1e-6)
+    np.testing.assert_allclose(witness.targets, [interleave(*map(witness.weak, batch[:2]))], rtol=1e-6)
