@@ -1,0 +1,91 @@
+"""FixMatch for segmentation: the student labels itself (Sohn et al., NeurIPS 2020; Yang et al., UniMatch, CVPR 2023)."""
+
+import dataclasses
+
+import jax
+
+from forec_jax.contracts import Array, Aux, Batch, PyTree, Terms, TrainState, Variables
+from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
+from forec_jax.methods.parts.ema import SemiSupervised
+from forec_jax.methods.parts.heads import (
+    SEGMENTATION,
+    STUDENT,
+    auxiliary_terms,
+    class_probabilities,
+    head_names,
+    run_heads,
+)
+from forec_jax.methods.parts.ramp import ramp_up
+from forec_jax.methods.parts.teacher import teacher_statistics
+from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms, unsupervised_terms
+from forec_jax.methods.parts.views import taught_views
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """None of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FixMatch(SemiSupervised):
+    """L = supervised_weight * L_s + unsupervised_weight * ramp * L_u + auxiliary terms.
+
+    As MeanTeacher, but the student itself, as it is before the step and in inference mode, labels the weak view. The
+    teacher is its EMA, to score beside it, and teaches nothing.
+    """
+
+    def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
+        """The loss terms; see the class."""
+        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
+            raise ValueError("fixmatch needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
+        view_key, dropout_key, task_key = jax.random.split(key, 3)
+        student = Variables(params[STUDENT], state.batch_stats[STUDENT])
+        labelling = jax.lax.stop_gradient(student)
+        image, views = taught_views(
+            lambda image: class_probabilities(self.network, labelling, image),
+            batch.labelled,
+            batch.unlabelled,
+            view_key,
+            colour=self.colour,
+            mixing=self.mixing,
+            labelled_mixing=self.labelled_mixing,
+            partial_labels=self.partial_labels,
+        )
+        outputs, stats = run_heads(
+            self.network, student, image, head_names(self.auxiliary), train=True, rng=dropout_key
+        )
+        logits = outputs[SEGMENTATION].output
+        terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
+        unsupervised, metrics = unsupervised_terms(
+            logits,
+            views,
+            threshold=self.threshold,
+            normaliser=self.normaliser,
+            weight=self.unsupervised_weight * ramp_up(state.step, self.ramp),
+        )
+        task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
+        teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
+        aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, state.memory, metrics | task_metrics)
+        return terms | unsupervised | task_terms, aux
+
+
+def build(o: Options, p: Parts) -> FixMatch:
+    """The method from its parts."""
+    return semi_supervised(FixMatch, p, o)
+
+
+ENTRY = MethodEntry(
+    "fixmatch",
+    Options,
+    (SupervisedOptions, PseudoLabelOptions),
+    build,
+    published={  # UniMatch's baseline: half of each loss, CutMix of every second unlabelled row
+        "method.threshold": 0.95,
+        "method.supervised_weight": 0.5,
+        "method.unsupervised_weight": 0.5,
+        "method.normaliser": "valid",
+        "augment.mixing": "cutmix",
+        "augment.mixing_probability": 0.5,
+        "augment.mix_labelled": False,
+    },
+)
