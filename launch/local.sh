@@ -69,7 +69,10 @@ look_for_stopped() { # a stopped process answers nobody; one that goes on in tim
 kill_the_rest() { # with their groups: data workers go too
     local rest="${!pids[*]}" pid
     fail 137 "process ${rest// /, } of $processes did not end"
-    for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
+    for pid in "${pids[@]}"; do
+        disown "$pid" || true # or the shell's own word on its end could come after the last line
+        kill -KILL -- "-$pid" 2>/dev/null || true
+    done
     reason+="; killed after $grace seconds: process ${rest// /, }"
     pids=()    # not waited for: a process that hangs in a disk's driver does not even die
 }

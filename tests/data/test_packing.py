@@ -63,7 +63,7 @@ def test_masks_drawn_on_the_unturned_photograph_are_turned_where_that_is_said(lo
     stored = picture(0)[1]
     save_turned(folder, 6, 24, 32, stored)
     with pytest.raises(
-        DataError, match=r'the mask is 32x24, as is .*orientation tag \(6\).*set data\.masks_follow="file"'
+        DataError, match=r'the mask is 32x24, as is .*orientation tag \(6\).*set data\.folder\.masks_follow="file"'
     ):
         load()
     found = example(load(masks_follow="file"), "p0")
@@ -71,7 +71,7 @@ def test_masks_drawn_on_the_unturned_photograph_are_turned_where_that_is_said(lo
     np.testing.assert_allclose(found.image[..., 0].astype(int), np.rot90(stored, -1) * 80 + 10, atol=12)
     save(folder / "masks" / "p0.png", np.rot90(stored, -1))
     np.testing.assert_array_equal(example(load(), "p0").label, np.rot90(stored, -1))
-    with pytest.raises(DataError, match=r'as viewers show it: .*set data\.masks_follow="display"'):
+    with pytest.raises(DataError, match=r'as viewers show it: .*set data\.folder\.masks_follow="display"'):
         load(masks_follow="file")
 
 
@@ -87,7 +87,7 @@ def test_a_turn_that_the_size_does_not_tell_is_named(load, folder, caplog, orien
 
 
 def test_masks_follow_the_display_or_the_file(load):
-    with pytest.raises(DataError, match=r"data\.masks_follow='up' must be 'display' or 'file'"):
+    with pytest.raises(DataError, match=r"data\.folder\.masks_follow='up' must be 'display' or 'file'"):
         load(masks_follow="up")
 
 
@@ -188,6 +188,10 @@ def test_frames_of_a_scene_are_on_one_side(load, folder, caplog):
     assert sides[1]
     assert sides[0].isdisjoint(sides[1])
     assert "without masks are of val's groups and not trained on" in caplog.text
+    again = load(val_groups="folder", val_fraction=0.5, val_ids=data.source("val").ids)  # as a resumed run has it
+    assert [again.source(split).ids for split in ("train", "val")] == [
+        data.source(split).ids for split in ("train", "val")
+    ]
 
 
 def test_what_is_stored_is_the_label_and_not_the_mask(load, folder):

@@ -165,6 +165,8 @@ def _splits(base: Path, by_id: dict[str, Entry], how: _Val) -> dict[str, tuple[s
     beside: frozenset[str] = frozenset()
     if how.ids is not None:
         val = _stored_val(base, by_id, how.ids)
+        if not (base / "val.txt").is_file():  # drawn, by groups
+            beside = _of_their_groups(by_id, val, group_rule(how.groups))
     elif (base / "val.txt").is_file():
         val = _masked(base / "val.txt", by_id)
     elif (base / "train.txt").is_file():
