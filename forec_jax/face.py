@@ -10,11 +10,11 @@ from PIL import Image
 
 from forec_jax.config import load_config
 from forec_jax.data import Example
-from forec_jax.evaluation import read_image
+from forec_jax.evaluation import read_photo
 from forec_jax.experiment import build
 from forec_jax.experiment.load import Run, load_run
 from forec_jax.experiment.run import run_training
-from forec_jax.experiment.use import as_trained, nearest, predict_run
+from forec_jax.experiment.use import Photo, as_trained, nearest, predict_run
 
 
 class Prediction(NamedTuple):
@@ -46,13 +46,20 @@ class Model:
 
         Raises DataError for a file that cannot be read, ValueError for an array of another type or shape.
         """
-        pixels = _pixels(image)
-        example = as_trained(self._run, Example("image", pixels))
-        (((seen,), padded),) = self._buckets.batches([example])
+        photo = self._photo(image)
+        ((_, padded),) = self._buckets.batches([photo.example])
         probabilities = np.asarray(self._predict(self._variables, padded.image, padded.valid))[0]
-        height, width = seen.image.shape[:2]
-        full = nearest(probabilities[:height, :width], (pixels.shape[0], pixels.shape[1]))
+        height, width = photo.example.image.shape[:2]
+        full = nearest(probabilities[:height, :width], photo.size)
         return Prediction(full.argmax(-1).astype(np.uint8), full, full.max(-1))
+
+    def _photo(self, image: str | Path | Image.Image | np.ndarray) -> Photo:
+        """The image as the run sees it; a file is read as `predict_folder` reads it."""
+        if isinstance(image, str | Path):
+            read = read_photo(Path(image), self._run.config.data.longest_side)
+            return Photo(Example("image", read.pixels), read.size)
+        pixels = _pixels(image)
+        return Photo(as_trained(self._run, Example("image", pixels)), (pixels.shape[0], pixels.shape[1]))
 
     def predict_folder(self, images: str | Path, out: str | Path) -> int:
         """Writes index PNGs and overlays of every image of a folder to `out`; returns their number."""
@@ -85,9 +92,7 @@ def train(config: str, workdir: str | Path, options: Mapping[str, Any] | None = 
     return run_training(load_config(config, options or {}), Path(workdir))
 
 
-def _pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
+def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:

@@ -64,6 +64,11 @@ def option(default: Any, meaning: str, rule: Rule | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"meaning": meaning, "rule": rule})
 
 
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Of what has none of its own."""
+
+
 class Option(NamedTuple):
     """What is known about one option."""
 

@@ -44,8 +44,9 @@ def use_plugin(path: str) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-        for entry in _entries(path, module):
-            _add(path, entry)
+        found = [_named(path, entry) for entry in _entries(path, module)]
+        for known, named in found:  # all of them, or none where one cannot be used
+            known.update(named)
     except BaseException:
         del sys.modules[name]  # mended, it may be tried again
         raise
@@ -58,7 +59,8 @@ def _entries(path: str, module: Any) -> tuple[Any, ...]:
     return tuple(entries)
 
 
-def _add(path: str, entry: Any) -> None:
+def _named(path: str, entry: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The list that an entry belongs to, and what it adds there."""
     if isinstance(entry, EncoderEntry):
         named: dict[str, Any] = dict.fromkeys(entry.variants, entry)
         known: dict[str, Any] = ENCODERS
@@ -68,4 +70,4 @@ def _add(path: str, entry: Any) -> None:
         raise OptionError(f"plugin={path}: ENTRIES holds a {type(entry).__name__}, which is no entry (docs/extend.md)")
     if taken := sorted(named.keys() & known.keys()):
         raise OptionError(f"plugin={path}: the name {taken[0]!r} is taken; choose another")
-    known.update(named)
+    return known, named

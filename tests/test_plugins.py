@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from forec_jax.methods.tasks import TASKS
 from forec_jax.options import OptionError
 from forec_jax.plugins import use_plugin
 
@@ -80,3 +81,15 @@ def test_a_file_that_brings_nothing_usable_is_named(tmp_path, text, message):
         file.write_text(text)
     with pytest.raises(OptionError, match=rf"plugin=.*mine\.py: .*{message}"):
         use_plugin(str(file))
+
+
+def test_of_a_file_with_one_entry_that_cannot_be_used_none_is_listed(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from forec_jax.methods.entry import TaskEntry, TaskOptions\n"
+        "ENTRIES = (TaskEntry('edges', TaskOptions, None, {}), TaskEntry('reco', TaskOptions, None, {}))"
+    )
+    for _ in range(2):  # the second time says the same
+        with pytest.raises(OptionError, match="the name 'reco' is taken"):
+            use_plugin(str(file))
+    assert "edges" not in TASKS

@@ -9,7 +9,7 @@ import pytest
 from forec_jax import cli
 from forec_jax.config import load_config
 from forec_jax.experiment import build
-from forec_jax.experiment.load import load_run, with_root
+from forec_jax.experiment.load import load_run
 from forec_jax.experiment.run import check_rows, with_absolute_paths
 from forec_jax.options import OptionError
 
@@ -75,9 +75,8 @@ def test_what_a_run_stores_of_files_holds_from_any_folder(monkeypatch, tmp_path)
 
 
 def test_a_moved_data_set_is_found_where_it_is_said_to_be(trained, tmp_path):
-    run = load_run(trained, "last")
-    assert with_root(run, None).config.data.root == ""
-    assert with_root(run, str(tmp_path)).config.data.root == str(tmp_path)
+    assert load_run(trained, "last").config.data.root == ""
+    assert load_run(trained, "last", str(tmp_path)).config.data.root == str(tmp_path)
 
 
 def test_rows_that_a_method_needs_are_asked_for_with_the_way_out():

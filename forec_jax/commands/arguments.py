@@ -48,10 +48,14 @@ def folders(names: Sequence[str]) -> list[Path]:
 def checkpoint_flags(values: flags.FlagValues) -> None:
     """The flags that choose a stored model."""
     flags.DEFINE_string("workdir", None, "work directory of a training run", flag_values=values)
-    root = "where its data set lies now, if it was moved (data.root)"
-    flags.DEFINE_string("data_root", None, root, flag_values=values)
     flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "which network", flag_values=values)
     flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
+
+
+def root_flag(values: flags.FlagValues) -> None:
+    """The flag of the commands that read a stored model's data set."""
+    moved = "where the data set lies now, if it was moved (data.root)"
+    flags.DEFINE_string("data_root", None, moved, flag_values=values)
 
 
 def exit_code(stopped_by: int | None) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from forec_jax.commands.arguments import checkpoint_flags, config_flag, parse, required, resolve_config
+from forec_jax.commands.arguments import checkpoint_flags, config_flag, parse, required, resolve_config, root_flag
 from forec_jax.config import defaults
 from forec_jax.data.datasets import DATASETS
 
@@ -32,6 +32,7 @@ def bridge(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         checkpoint_flags(values)
+        root_flag(values)
         flags.DEFINE_string("out", None, "new folder for the data set", flag_values=values)
         mask_flags(values)
 
@@ -40,7 +41,7 @@ def bridge(argv: Sequence[str]) -> int:
     from forec_jax.experiment.label import write_masks
     from forec_jax.experiment.load import load_run
 
-    run = load_run(Path(values.workdir).expanduser(), values.checkpoint)
+    run = load_run(Path(values.workdir).expanduser(), values.checkpoint, values.data_root)
     written = write_masks(run, Path(values.out).expanduser(), network=values.network, **mask_options(values))
     print(f"{values.out}: {written.found} masks from tags, {written.true} true ones, {written.without} images without")
     print(f"train on it by --config=configs/folder.py:forec --config.data.root={values.out}")
@@ -59,6 +60,7 @@ def label(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         checkpoint_flags(values)
+        root_flag(values)
         flags.DEFINE_string("out", None, "new folder for the data set", flag_values=values)
         flags.DEFINE_float("keep", 1.0, "share of the images that get masks", 0, 1, flag_values=values)
         flags.DEFINE_float("confidence", 0.0, "pixels below it are void; 0: none is", 0, 1, flag_values=values)
@@ -72,7 +74,7 @@ def label(argv: Sequence[str]) -> int:
     from forec_jax.experiment.load import load_run
 
     workdir = Path(values.workdir).expanduser()
-    run = load_run(workdir, values.checkpoint)
+    run = load_run(workdir, values.checkpoint, values.data_root)
     written = write_labels(
         run,
         Path(values.out).expanduser(),

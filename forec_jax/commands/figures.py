@@ -2,10 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from forec_jax.commands.arguments import checkpoint_flags, config_flag, folders, parse, required, resolve_config
+from forec_jax.commands.arguments import (
+    checkpoint_flags,
+    config_flag,
+    folders,
+    parse,
+    required,
+    resolve_config,
+    root_flag,
+)
+
+if TYPE_CHECKING:
+    from forec_jax.experiment.load import Run
 
 
 def visualize(argv: Sequence[str]) -> int:
@@ -17,6 +29,7 @@ def visualize(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         checkpoint_flags(values)
+        root_flag(values)
         what = "images: predictions and latent images; classes: how alike the classes' features are, and ReCo's queries"
         flags.DEFINE_enum("what", "images", ["images", "classes"], what, flag_values=values)
         flags.DEFINE_string("images", None, "an image, a folder, or ids of the evaluation split", flag_values=values)
@@ -31,9 +44,9 @@ def visualize(argv: Sequence[str]) -> int:
         return visualize_classes(values)
     if not values.images and not values.correlate:
         raise flags.Error("--images or --correlate is missing: say what to show, or over which split to measure")
-    from forec_jax.experiment.figures import correlate_runs, load_runs, visualize_runs
+    from forec_jax.experiment.figures import correlate_runs, visualize_runs
 
-    runs, out = load_runs(folders(values.workdir.split(",")), values.checkpoint), Path(values.out).expanduser()
+    runs, out = runs_of(values), Path(values.out).expanduser()
     if values.images:
         options = {"network": values.network, "class_name": values["class"].value, "count": values.k}
         print(f"{visualize_runs(runs, values.images, out, **options)} sheets in {out}")
@@ -43,11 +56,18 @@ def visualize(argv: Sequence[str]) -> int:
     return 0
 
 
+def runs_of(values: flags.FlagValues) -> "dict[str, Run]":
+    """The models that --workdir names."""
+    from forec_jax.experiment.figures import load_runs
+
+    return load_runs(folders(values.workdir.split(",")), values.checkpoint, values.data_root)
+
+
 def visualize_classes(values: flags.FlagValues) -> int:
     """Shows how alike the features of the classes are and, on images, which queries and keys ReCo draws."""
-    from forec_jax.experiment.figures import load_runs, query_runs, relate_runs
+    from forec_jax.experiment.figures import query_runs, relate_runs
 
-    runs, out = load_runs(folders(values.workdir.split(",")), values.checkpoint), Path(values.out).expanduser()
+    runs, out = runs_of(values), Path(values.out).expanduser()
     if values.images:
         print(f"{query_runs(runs, values.images, out, values['class'].value)} sheets in {out / 'queries'}")
     for name, found in relate_runs(runs, out).items():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import flags
 
-from forec_jax.commands.arguments import checkpoint_flags, folders, parse, required
+from forec_jax.commands.arguments import checkpoint_flags, folders, parse, required, root_flag
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -16,15 +16,16 @@ def evaluate(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         checkpoint_flags(values)
+        root_flag(values)
         flags.DEFINE_string("split", "val", "which split of the run's data set", flag_values=values)
 
     values = parse(argv, define, evaluate.__doc__)
     required(values, "workdir")
     from forec_jax.evaluation.metrics import format_iou
-    from forec_jax.experiment.load import load_run, with_root
+    from forec_jax.experiment.load import load_run
     from forec_jax.experiment.use import evaluate_run
 
-    run = with_root(load_run(Path(values.workdir).expanduser(), values.checkpoint), values.data_root)
+    run = load_run(Path(values.workdir).expanduser(), values.checkpoint, values.data_root)
     evaluation = evaluate_run(run, values.split, values.network)
     print(format_iou(evaluation.confusion, run.labels.classes))
     network = values.network if run.state.teacher else "student"
@@ -62,6 +63,7 @@ def table(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         checkpoint_flags(values)
+        root_flag(values)
         flags.DEFINE_list("workdirs", None, "work directories of training runs", flag_values=values)
         flags.DEFINE_list("splits", "val", "splits of the runs' data set", flag_values=values)
 
@@ -83,6 +85,7 @@ def threshold(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         checkpoint_flags(values)
+        root_flag(values)
         flags.DEFINE_string("split", "tune", "split whose masks it is chosen on", flag_values=values)
 
     values = parse(argv, define, threshold.__doc__)
@@ -90,7 +93,9 @@ def threshold(argv: Sequence[str]) -> int:
     from forec_jax.experiment.load import choose_threshold, load_run
 
     workdir = Path(values.workdir).expanduser()
-    chosen = choose_threshold(load_run(workdir, values.checkpoint), workdir, values.split, values.network)
+    chosen = choose_threshold(
+        load_run(workdir, values.checkpoint, values.data_root), workdir, values.split, values.network
+    )
     for value, miou in chosen["miou"].items():
         print(f"{value}  {100 * miou:5.2f}{'  *' if float(value) == round(chosen['threshold'], 2) else ''}")
     print(f"threshold {chosen['threshold']:.2f}, chosen on the {chosen['masks']} masks of {values.split}")

@@ -116,11 +116,6 @@ class DataEntry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NoOptions:
-    """Of a data set that has none of its own."""
-
-
-@dataclass(frozen=True)
 class Subset:
     """Some examples of a source, in the order of `indices`."""
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from forec_jax.augment import MixingOptions, Photometric, mixing_of, photometric
-from forec_jax.config import decoder_name, method_entry
+from forec_jax.config import RunOptions, decoder_name, method_entry
 from forec_jax.contracts import HeadSpec, Method, Network, TrainState, Variables
 from forec_jax.data import Labels
 from forec_jax.evaluation import Buckets, EvaluationOptions, Evaluator, Predicts, SlidingWindow
@@ -59,7 +59,14 @@ def build_method(
     """
     entry = method_entry(c)
     parts = build_parts(c, labels, (*build_auxiliary(c, labels, mesh), *more), guide)
-    return entry.build(from_config(entry.options, c.method[entry.name], f"method.{entry.name}"), parts)
+    return entry.build(method_options(c), parts)
+
+
+def method_options(c: ConfigDict) -> Any:
+    """The own options of the config's method."""
+    entry = method_entry(c)
+    options: Any = from_config(entry.options, c.method[entry.name], f"method.{entry.name}")
+    return options
 
 
 def build_parts(
@@ -101,7 +108,7 @@ def build_colour(c: ConfigDict) -> Colour:
 
 def compute_dtype(c: ConfigDict) -> Any:
     """The dtype of activations."""
-    return jnp.dtype(choose("compute_dtype", c.compute_dtype, ("float32", "bfloat16")))
+    return jnp.dtype(from_config(RunOptions, c, "").compute_dtype)
 
 
 def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
@@ -119,37 +126,40 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
 
 
 def with_weights(network: Network, m: ModelOptions, encoder: EncoderEntry, options: Any, seed: int) -> Network:
-    """The network that starts from the weights of model.weights. Raises OptionError where they do not fit."""
-    if (Path(m.weights).expanduser() / "config.json").is_file():
-        from forec_jax.experiment.load import run_weights  # reading a run builds its network
+    """The network that starts from the weights of model.weights. Raises OptionError where they do not fit.
 
-        return _starting_from(network, m, run_weights(Path(m.weights).expanduser()), seed)
-    if encoder.weights is None:
+    What does not fit of the segmentation's head is named in the log.
+    """
+    run = Path(m.weights).expanduser()
+    from_run = (run / "config.json").is_file()
+    if not from_run and encoder.weights is None:
         raise OptionError(
             f"model.weights={m.weights!r}: model.encoder={m.encoder!r} starts from random weights; leave it empty"
         )
     try:
-        stored = encoder.weights(m.weights, m.encoder, options)
+        stored = _of_run(run) if from_run else encoder.weights(m.weights, m.encoder, options)  # type: ignore[misc]
         weights = fitting_weights(stored, jax.eval_shape(network.init, jax.random.key(seed)))
     except WeightsError as error:
-        forms = [
-            f"model.{encoder.name}.{key}={vars(options)[key]!r}" for key in ("stem", "width") if key in vars(options)
-        ]
-        published = (
-            "" if vars(options).get("width", 1) == 1 else f"; published weights need model.{encoder.name}.width=1"
-        )
-        chosen = ", ".join((f"model.encoder={m.encoder!r}", *forms))
-        raise OptionError(f"model.weights={m.weights!r} with {chosen}: {error}{published}") from error
+        why = f", a run of another encoder: {error}" if from_run else _misfit(m, encoder, options, error)
+        raise OptionError(f"model.weights={m.weights!r}{why}") from error
     return network._replace(init=functools.partial(pretrained_init, network, weights))
 
 
-def _starting_from(network: Network, m: ModelOptions, stored: Variables, seed: int) -> Network:
-    """The network that starts from another run's; what does not fit of its head is named in the log."""
-    try:
-        weights = fitting_weights(stored, jax.eval_shape(network.init, jax.random.key(seed)))
-    except WeightsError as error:
-        raise OptionError(f"model.weights={m.weights!r}, a run of another encoder: {error}") from error
-    return network._replace(init=functools.partial(pretrained_init, network, weights))
+def _of_run(workdir: Path) -> Variables:
+    from forec_jax.experiment.load import run_weights  # reading a run builds its network
+
+    return run_weights(workdir)
+
+
+def _misfit(m: ModelOptions, encoder: EncoderEntry, options: Any, error: WeightsError) -> str:
+    """What matters for whether published weights fit, in words."""
+    prefix, form = (
+        f"model.{encoder.name}",
+        {key: vars(options)[key] for key in ("stem", "width") if key in vars(options)},
+    )
+    chosen = ", ".join((f"model.encoder={m.encoder!r}", *(f"{prefix}.{key}={value!r}" for key, value in form.items())))
+    published = "" if form.get("width", 1) == 1 else f"; published weights need {prefix}.width=1"
+    return f" with {chosen}: {error}{published}"
 
 
 def pretrained_init(network: Network, weights: Variables, key: jax.Array) -> Variables:
@@ -160,7 +170,7 @@ def pretrained_init(network: Network, weights: Variables, key: jax.Array) -> Var
 def with_epoch(c: ConfigDict, steps: int) -> ConfigDict:
     """The config with the options of its method that follow from an epoch of so many steps; often as it is."""
     entry = method_entry(c)
-    changes = entry.of_epoch(from_config(entry.options, c.method[entry.name], f"method.{entry.name}"), steps)
+    changes = entry.of_epoch(method_options(c), steps)
     if not changes or not steps:
         return c
     resolved = c.copy_and_resolve_references()
@@ -170,18 +180,18 @@ def with_epoch(c: ConfigDict, steps: int) -> ConfigDict:
 
 def build_optimizer(c: ConfigDict) -> optax.GradientTransformation:
     """The optimiser with its schedule; some networks have one to themselves, with the same decay over time."""
-    o, entry = from_config(OptimizerOptions, c.optim, "optim"), method_entry(c)
+    o = from_config(OptimizerOptions, c.optim, "optim")
 
     def decayed(peak: float) -> optax.Schedule:
         return poly_schedule(peak, c.steps, o.poly_power, warmup=0)
 
-    own = entry.optimizers(from_config(entry.options, c.method[entry.name], f"method.{entry.name}"), decayed)
+    own = method_entry(c).optimizers(method_options(c), decayed)
     return with_own_optimizers(make_optimizer(o, c.steps), own)
 
 
 def build_guard(c: ConfigDict) -> Callable[[Step], Step]:
     """What on_nan puts around the step: nothing, as the loop stops by itself, or what drops an update."""
-    return drop_not_finite if choose("on_nan", c.on_nan, ("stop", "skip")) == "skip" else lambda step: step
+    return drop_not_finite if from_config(RunOptions, c, "").on_nan == "skip" else lambda step: step
 
 
 def build_schedule(c: ConfigDict) -> Schedule:

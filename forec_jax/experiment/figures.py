@@ -32,10 +32,13 @@ from forec_jax.visualize import (
 )
 
 
-def load_runs(workdirs: Sequence[Path], checkpoint: str) -> dict[str, Run]:
-    """The models of several work directories by their folders' names, or by their paths where two names are the same."""
+def load_runs(workdirs: Sequence[Path], checkpoint: str, root: str | None = None) -> dict[str, Run]:
+    """The models of several work directories by their folders' names, or by their paths where two names are the same.
+
+    `root` is where their data set lies now, if it was moved.
+    """
     unique = len({workdir.name for workdir in workdirs}) == len(workdirs)
-    return {workdir.name if unique else str(workdir): load_run(workdir, checkpoint) for workdir in workdirs}
+    return {workdir.name if unique else str(workdir): load_run(workdir, checkpoint, root) for workdir in workdirs}
 
 
 def visualize_runs(

@@ -23,15 +23,15 @@ from forec_jax.data import (
     resolve_split,
     select,
 )
-from forec_jax.evaluation import Buckets, mean_iou
+from forec_jax.evaluation import mean_iou
 from forec_jax.experiment import build, sources
 from forec_jax.experiment.load import Run, load_run, palette_of
 from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.files import write_json
 from forec_jax.visualize import save_index_png
 
-Rank = Callable[[Path, Mapping[str, float]], Mapping[str, float]]
-"""(folder with the found masks, their mean confidences) -> a score for each image, the larger the better."""
+Rank = Callable[[Path, Source, Mapping[str, float]], Mapping[str, float]]
+"""(folder with the found masks, their images, their mean confidences) -> a score for each image, the larger the better."""
 
 
 class Written(NamedTuple):
@@ -43,7 +43,7 @@ class Written(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A mask from an image's tags."""
+    """A mask that a model found."""
 
     example: Example
     label: np.ndarray  # u8[H,W], IGNORE where unsure
@@ -54,7 +54,8 @@ class Labelling(NamedTuple):
     """Which images of a run's pool get which masks."""
 
     true: Source  # have their true masks
-    found: Callable[[], Iterator[Found]]  # the masks that the model finds for the others
+    others: Source
+    found: Callable[[], Iterator[Found]]  # the masks that the model finds for these
     strata: Mapping[str, int]  # images that may be compared have the same number, by id
     splits: Mapping[str, Source]  # for the lists: train, val and further ones
 
@@ -107,7 +108,7 @@ def write_folder(run: Run, folder: Path, labelling: Labelling, keep: float, rank
         save_mask(folder, found.example.id, found.label, run.labels)
         confidences[found.example.id] = found.confidence
     write_json(folder / "confidences.json", confidences)
-    kept = surest(rank(folder, confidences), labelling.strata, keep)
+    kept = surest(rank(folder, labelling.others, confidences), labelling.strata, keep)
     for name in confidences.keys() - kept:
         mask_file(folder, name).unlink()
     scored = [source for split, source in labelling.splits.items() if split != "train"]
@@ -120,20 +121,19 @@ def write_folder(run: Run, folder: Path, labelling: Labelling, keep: float, rank
     return Written(len(kept), len(labelling.true), len(confidences) - len(kept))
 
 
-def by_confidence(folder: Path, confidences: Mapping[str, float]) -> Mapping[str, float]:
+def by_confidence(folder: Path, images: Source, confidences: Mapping[str, float]) -> Mapping[str, float]:
     """Ranks images by the mean confidence of their pixels."""
-    del folder
+    del folder, images
     return confidences
 
 
 def by_agreement(earlier: Sequence[Run], network: str, flips: bool) -> Rank:
     """Ranks images by how well earlier checkpoints agree with their masks: the mean IoU (ST++, section 3.2)."""
 
-    def rank(folder: Path, confidences: Mapping[str, float]) -> Mapping[str, float]:
+    def rank(folder: Path, images: Source, confidences: Mapping[str, float]) -> Mapping[str, float]:
         scores = dict.fromkeys(confidences, 0.0)
         for run in earlier:
-            source = select(unlabelled_of(run), sorted(confidences))
-            for found in predicted(run, source, network, 0.0, flips):
+            for found in predicted(run, images, network, 0.0, flips):
                 with Image.open(mask_file(folder, found.example.id)) as mask:
                     matrix = pair_counts(np.asarray(mask), found.label, len(run.labels.classes))
                 scores[found.example.id] += mean_iou(matrix)
@@ -175,6 +175,7 @@ def from_tags(run: Run, network: str, confidence: float, labelled: str) -> Label
     further = {name: source for name, source in data.dataset.sources.items() if name.startswith("val_")}
     return Labelling(
         true,
+        others,
         lambda: masks_from_tags(run, tagged, network, confidence),
         strata,
         {"train": pool, "val": data.validation, **further},
@@ -182,30 +183,25 @@ def from_tags(run: Run, network: str, confidence: float, labelled: str) -> Label
 
 
 def from_predictions(run: Run, network: str, confidence: float, flips: bool) -> Labelling:
-    """The labelling of a run that was trained with masks."""
-    data = sources.build_training_data(run.config, run.val_ids)
-    if data.labelled is None:
-        raise WorkdirError(f"a run of {run.config.method.name} has no labelled images; its masks come from tags")
-    unlabelled = unlabelled_of(run)
-    train = select(data.dataset.source(run.config.data.pool), [*data.labelled.ids, *unlabelled.ids])
-    return Labelling(
-        data.labelled,
-        lambda: predicted(run, unlabelled, network, confidence, flips),
-        dict.fromkeys(unlabelled.ids, 0),
-        {"train": train, "val": data.validation},
-    )
-
-
-def unlabelled_of(run: Run) -> Source:
-    """The images of a run's pool that it saw without labels, or, of supervised training, would see."""
+    """The labelling of a run that was trained with masks; of supervised training, too, by the images beside the labelled."""
     c = run.config.copy_and_resolve_references()
     c.batch.unlabelled = max(c.batch.unlabelled, 1)
-    unlabelled = sources.build_training_data(c, run.val_ids).unlabelled
+    data = sources.build_training_data(c, run.val_ids)
+    labelled, unlabelled = data.labelled, data.unlabelled
+    if labelled is None:
+        raise WorkdirError(f"a run of {run.config.method.name} has no labelled images; its masks come from tags")
     if not unlabelled:
         raise WorkdirError(
             "every image of the run's pool is labelled (data.labelled, data.unlabelled): nothing is left"
         )
-    return unlabelled
+    train = select(data.dataset.source(run.config.data.pool), [*labelled.ids, *unlabelled.ids])
+    return Labelling(
+        labelled,
+        unlabelled,
+        lambda: predicted(run, unlabelled, network, confidence, flips),
+        dict.fromkeys(unlabelled.ids, 0),
+        {"train": train, "val": data.validation},
+    )
 
 
 def predicted(run: Run, images: Source, network: str, confidence: float, flips: bool) -> Iterator[Found]:
@@ -289,7 +285,7 @@ def masks_from_tags(run: Run, tagged: WithTags, network: str, confidence: float)
         probabilities = method.at_threshold(scores, method.mask_threshold)
         return probabilities.argmax(-1).astype(jnp.uint8), probabilities.max(-1)
 
-    buckets = Buckets(run.config.eval.bucket, run.config.eval.batch)
+    buckets = build.build_buckets(run.config, run.method, run.config.eval.batch)
     for examples, padded in buckets.batches(evaluation_examples(tagged)):
         tags = np.zeros((buckets.batch, tagged.num_classes), np.float32)
         tags[: len(examples)] = np.stack([example.tags for example in examples if example.tags is not None])

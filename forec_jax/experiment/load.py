@@ -20,7 +20,7 @@ from forec_jax.experiment import build, sources
 from forec_jax.experiment.workdir import WorkdirError, damage_named, read_config, read_labels, stored_val
 from forec_jax.files import write_json
 from forec_jax.methods.entry import Guide
-from forec_jax.options import choose, from_config
+from forec_jax.options import choose
 from forec_jax.parallel import make_mesh, replicated
 from forec_jax.training import Checkpoints, abstract_state
 
@@ -45,10 +45,10 @@ class Run(NamedTuple):
         return sources.build_dataset(self.config, self.val_ids)
 
 
-def load_run(workdir: Path, checkpoint: str | int) -> Run:
+def load_run(workdir: Path, checkpoint: str | int, root: str | None = None) -> Run:
     """The model of a work directory; `checkpoint` is "last", "best", or the step of a milestone.
 
-    Raises WorkdirError where there is none.
+    `root` is where its data set lies now, if it was moved. Raises WorkdirError where there is no such checkpoint.
     """
     if not isinstance(checkpoint, int):
         choose("--checkpoint", checkpoint, ("last", "best"))
@@ -56,6 +56,8 @@ def load_run(workdir: Path, checkpoint: str | int) -> Run:
     if not stored.exists():
         raise WorkdirError(f"--workdir={workdir} holds no run (no config.json); train one there first")
     c = read_config(stored)
+    if root is not None:
+        c.data.root = str(Path(root).expanduser().absolute())
     labels = read_labels(workdir / "labels.json")
     mesh = make_mesh()
     method = with_chosen_threshold(stored_method(c, labels, workdir), workdir)
@@ -68,13 +70,6 @@ def load_run(workdir: Path, checkpoint: str | int) -> Run:
         remedy = "choose --checkpoint=best" if best else "train longer"
         raise WorkdirError(f"--workdir={workdir} holds no {checkpoint} checkpoint yet; {remedy}")
     return Run(c, labels, method, state, mesh, stored_val(workdir))
-
-
-def with_root(run: Run, root: str | None) -> Run:
-    """The run with its data set at another place; as it is where `root` is None."""
-    if root is not None:
-        run.config.data.root = str(Path(root).expanduser().absolute())
-    return run
 
 
 def restored(checkpoints: Checkpoints, checkpoint: str | int, abstract: TrainState) -> TrainState | None:
@@ -108,8 +103,7 @@ def stored_method(c: ConfigDict, labels: Labels, workdir: Path) -> Method:
 
 def guides(c: ConfigDict) -> dict[str, str]:
     """The work directories of the runs that a config's method learns from, by role."""
-    entry = method_entry(c)
-    named = entry.guides(from_config(entry.options, c.method[entry.name], f"method.{entry.name}"))
+    named = method_entry(c).guides(build.method_options(c))
     return {role: workdir for role, workdir in named.items() if workdir}
 
 

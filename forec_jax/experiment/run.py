@@ -121,7 +121,7 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
         log.info("%s is finished: %d steps. %s", workdir, first_step, places.GO_ON.format(workdir=workdir))
     with Interruption() as interruption:
         try:
-            state, stopped_by = train_built(built, state, pictures, checkpoints, reporter, interruption)
+            state, stopped_by = train_built(built, state, first_step, pictures, checkpoints, reporter, interruption)
         except BaseException:
             if jax.process_count() == 1:  # of several, one that is gone would be waited for
                 close_after_error(checkpoints)
@@ -149,6 +149,7 @@ def val_of(data: sources.TrainingData) -> tuple[str, ...]:
 def train_built(
     built: Built,
     state: TrainState,
+    first_step: int,
     pictures: Panel,
     checkpoints: Checkpoints,
     reporter: Reporter,
@@ -156,7 +157,6 @@ def train_built(
 ) -> tuple[TrainState, int | None]:
     """Runs the loop from `state` on; returns the last state and the signal that ended it, if any."""
     c, mesh = built.config, built.mesh
-    first_step = int(jax.device_get(state.step))
     evaluator = build.build_evaluator(c, built.method, built.data.dataset.labels, mesh)
     return train(
         state,

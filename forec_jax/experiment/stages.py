@@ -24,7 +24,7 @@ OPTIONS = "chain.json"
 """In the work directory: what was asked for beside the stages' configs."""
 
 
-class Training(NamedTuple):
+class TrainingStage(NamedTuple):
     """A stage that trains."""
 
     name: str  # of its work directory
@@ -33,7 +33,7 @@ class Training(NamedTuple):
     finish: Callable[[Path], None] = lambda workdir: None  # what is done in its work directory afterwards, each time
 
 
-class Labelling(NamedTuple):
+class LabellingStage(NamedTuple):
     """A stage that writes a data set."""
 
     name: str  # of its folder
@@ -41,11 +41,11 @@ class Labelling(NamedTuple):
     write: Callable[[Run, Path], Any]
 
 
-def run_stages(stages: Sequence[Training | Labelling], workdir: Path) -> int | None:
+def run_stages(stages: Sequence[TrainingStage | LabellingStage], workdir: Path) -> int | None:
     """Does one stage after another, and leaves what is done as it is; returns the signal that ended one, if any."""
     for stage in stages:
         folder = workdir / stage.name
-        if isinstance(stage, Labelling):
+        if isinstance(stage, LabellingStage):
             if not folder.exists():
                 stage.write(load_run(workdir / stage.run, "last"), folder)
             continue
@@ -79,10 +79,10 @@ def run_chain(configs: Mapping[str, ConfigDict], workdir: Path, *, split: str, m
 
     guided = {"method.wsss_rec.classifier": "classifier"}
     stages = (
-        Training("classifier", configs["classifier"], finish=threshold),
-        Training("wsss", configs["wsss"], guided, threshold),
-        Labelling("masks", "wsss", lambda run, folder: write_masks(run, folder, network="teacher", **masks)),
-        Training("segmenter", configs["segmenter"], {"data.root": "masks"}),
+        TrainingStage("classifier", configs["classifier"], finish=threshold),
+        TrainingStage("wsss", configs["wsss"], guided, threshold),
+        LabellingStage("masks", "wsss", lambda run, folder: write_masks(run, folder, network="teacher", **masks)),
+        TrainingStage("segmenter", configs["segmenter"], {"data.root": "masks"}),
     )
     return run_stages(stages, workdir)
 

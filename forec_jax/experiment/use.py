@@ -12,7 +12,7 @@ from forec_jax.data import DataError, Example, shrink
 from forec_jax.data.remarks import Remarks
 from forec_jax.evaluation import Evaluation, Predictor, image_files, read_photo
 from forec_jax.experiment import build
-from forec_jax.experiment.load import Run, load_run, palette_of, with_root
+from forec_jax.experiment.load import Run, load_run, palette_of
 from forec_jax.progress import progress_bar
 from forec_jax.visualize import overlay, save_index_png
 
@@ -33,7 +33,7 @@ def compare_runs(
     width = max(len(workdir.name) for workdir in workdirs)
     lines = [" " * width + "".join(f"{split:>20}" for split in splits)]
     for workdir in workdirs:
-        run = with_root(load_run(workdir, checkpoint), root)
+        run = load_run(workdir, checkpoint, root)
         scores = (evaluate_run(run, split, network).miou for split in splits)
         lines.append(f"{workdir.name:<{width}}" + "".join(f"{100 * score:20.2f}" for score in scores))
     return "\n".join(lines)

@@ -19,11 +19,7 @@ from forec_jax.methods.parts.ramp import ramp_up
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms, unsupervised_terms
 from forec_jax.methods.parts.views import taught_views
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """None of its own."""
+from forec_jax.options import NoOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +65,14 @@ class FixMatch(SemiSupervised):
         return terms | unsupervised | task_terms, aux
 
 
-def build(o: Options, p: Parts) -> FixMatch:
+def build(o: NoOptions, p: Parts) -> FixMatch:
     """The method from its parts."""
     return semi_supervised(FixMatch, p, o)
 
 
 ENTRY = MethodEntry(
     "fixmatch",
-    Options,
+    NoOptions,
     (SupervisedOptions, PseudoLabelOptions),
     build,
     published={  # UniMatch's baseline: half of each loss, CutMix of every second unlabelled row

@@ -19,11 +19,7 @@ from forec_jax.methods.parts.ramp import ramp_up
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms, unsupervised_terms
 from forec_jax.methods.parts.views import taught_views
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """None of its own."""
+from forec_jax.options import NoOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +79,9 @@ class MeanTeacher(SemiSupervised):
         )
 
 
-def build(o: Options, p: Parts) -> MeanTeacher:
+def build(o: NoOptions, p: Parts) -> MeanTeacher:
     """The method from its parts."""
     return semi_supervised(MeanTeacher, p, o)
 
 
-ENTRY = MethodEntry("mean_teacher", Options, (SupervisedOptions, PseudoLabelOptions), build)
+ENTRY = MethodEntry("mean_teacher", NoOptions, (SupervisedOptions, PseudoLabelOptions), build)

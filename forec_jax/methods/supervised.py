@@ -12,12 +12,7 @@ from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, auxiliary_terms
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import SupervisedOptions, supervised_loss, supervised_terms
 from forec_jax.methods.parts.views import labelled_rows, student_input
-from forec_jax.options import taken
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """None of its own."""
+from forec_jax.options import NoOptions, taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +41,7 @@ class Supervised(WithLabels):
         return terms | task_terms, Aux({STUDENT: stats}, {STUDENT: teacher_stats}, state.memory, metrics)
 
 
-def build(_: Options, p: Parts) -> Supervised:
+def build(_: NoOptions, p: Parts) -> Supervised:
     """The method from its parts. Rows with partial labels are mixed where asked alone: no teacher completes them."""
     mixing = p.mixing if p.mix_labelled else NoMixing()
     shared = p.shared(SupervisedOptions)
@@ -56,7 +51,7 @@ def build(_: Options, p: Parts) -> Supervised:
 
 ENTRY = MethodEntry(
     "supervised",
-    Options,
+    NoOptions,
     (SupervisedOptions,),
     build,
     published={"batch.unlabelled": 0},

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from forec_jax.contracts import RGB, HeadOutput, HeadSpec, Network, PyTree, Variables
 from forec_jax.models.layers import draw_variables
-from forec_jax.options import SHARE, option
+from forec_jax.options import ABOVE_0, SHARE, one_of, option
 
 Array = jax.Array
 
@@ -30,6 +30,15 @@ class Form(NamedTuple):
 
     momentum: float = 0.9  # of BatchNorm's running statistics: the share of the old ones that a step keeps
     dtype: Any = jnp.float32  # of activations; normalisation, resizing and outputs are float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class DilatedOptions:
+    """The form of an encoder that dilates beyond its output stride."""
+
+    width: float = option(1.0, "multiplies the channels; 1 is the published network", ABOVE_0)
+    output_stride: int = option(16, "image pixels between neighbours of the last map", one_of(8, 16, 32))
+    remat: bool = option(False, "keep less for the backward pass and compute it again (docs/scaling.md)")
 
 
 class Encoder(NamedTuple):

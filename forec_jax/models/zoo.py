@@ -33,7 +33,7 @@ def deeplab_network(
       share_aspp: let all heads read one ASPP.
       bn_momentum: share of the old running statistics that a step keeps (flax's convention; PyTorch's 0.1 is 0.9).
       compute_dtype: of activations, float32 or bfloat16.
-      **options: of the encoder, such as width, stem, output_stride (`ResNetOptions`, `MobileNetV2Options`).
+      **options: of the encoder, such as width, stem, output_stride (`ResNetOptions`, `DilatedOptions`).
     """
     if encoder not in ENCODERS:
         raise ValueError(f"unknown encoder {encoder!r}; one of {', '.join(ENCODERS)}")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from forec_jax.data.decode import MaskRule
 from forec_jax.data.prepared import Entry, PreparedSource, Records, index_by_id, maskless, prepare
-from forec_jax.data.source import DataEntry, DataError, Dataset, Labels, NoOptions, dataset_of, select
+from forec_jax.data.source import DataEntry, DataError, Dataset, Labels, dataset_of, select
+from forec_jax.options import NoOptions
 
 PALETTE = {
     "road": (128, 64, 128),

@@ -6,8 +6,9 @@ from pathlib import Path
 from forec_jax.data.datasets.voc import voc_palette
 from forec_jax.data.decode import MaskRule
 from forec_jax.data.prepared import Entry, PreparedSource, Records, maskless, prepare
-from forec_jax.data.source import DataEntry, DataError, Dataset, Labels, NoOptions, dataset_of, select
+from forec_jax.data.source import DataEntry, DataError, Dataset, Labels, dataset_of, select
 from forec_jax.data.splits import draw, read_list
+from forec_jax.options import NoOptions
 
 CLASSES = (
     "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter",

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from forec_jax.data.decode import MaskRule
 from forec_jax.data.prepared import Entry, PreparedSource, Records, maskless, prepare
-from forec_jax.data.source import RGB, DataEntry, DataError, Dataset, Labels, NoOptions, dataset_of, select
+from forec_jax.data.source import RGB, DataEntry, DataError, Dataset, Labels, dataset_of, select
 from forec_jax.data.splits import read_list
+from forec_jax.options import NoOptions
 
 CLASSES = (
     "background",

@@ -1,6 +1,5 @@
 """MobileNetV2 (Sandler et al., CVPR 2018) as a dilated encoder, compatible with TF-slim's weights."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,8 +9,7 @@ from flax import linen as nn
 from forec_jax.contracts import Variables
 from forec_jax.models.conv import Padding
 from forec_jax.models.layers import ConvNorm
-from forec_jax.models.network import Encoder, EncoderEntry, Form
-from forec_jax.options import ABOVE_0, one_of, option
+from forec_jax.models.network import DilatedOptions, Encoder, EncoderEntry, Form
 
 Array = jax.Array
 
@@ -21,15 +19,6 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 _LOW_LEVEL_STAGE = 1
 _EPSILON = 1e-3
 _HALF = (0.5, 0.5, 0.5)
-
-
-@dataclass(frozen=True)
-class MobileNetV2Options:
-    """The form of a MobileNetV2."""
-
-    width: float = option(1.0, "multiplies the channels; 1 is the published network", ABOVE_0)
-    output_stride: int = option(16, "image pixels between neighbours of the last map", one_of(8, 16, 32))
-    remat: bool = option(False, "keep less for the backward pass and compute it again (docs/scaling.md)")
 
 
 def scaled_channels(published: int, width: float) -> int:
@@ -133,7 +122,7 @@ class MobileNetV2(nn.Module):
         return low, x
 
 
-def build(variant: str, o: MobileNetV2Options, form: Form) -> Encoder:
+def build(variant: str, o: DilatedOptions, form: Form) -> Encoder:
     """A MobileNetV2 as an encoder."""
     del variant  # there is one
 
@@ -143,11 +132,11 @@ def build(variant: str, o: MobileNetV2Options, form: Form) -> Encoder:
     return Encoder(module, _HALF, _HALF, gives="low_high")
 
 
-def weights(source: str, variant: str, o: MobileNetV2Options) -> Variables:
+def weights(source: str, variant: str, o: DilatedOptions) -> Variables:
     """TF-slim's weights; see `load_weights`."""
     from forec_jax.models.pretrained import load_weights  # lays out whole networks, of which this is a part
 
     return load_weights(source, variant, width=o.width)
 
 
-ENTRY = EncoderEntry("mobilenet_v2", ("mobilenet_v2",), MobileNetV2Options, build, decoder="deeplab", weights=weights)
+ENTRY = EncoderEntry("mobilenet_v2", ("mobilenet_v2",), DilatedOptions, build, decoder="deeplab", weights=weights)

@@ -9,8 +9,8 @@ from flax import linen as nn
 
 from forec_jax.contracts import IMAGENET_MEAN, IMAGENET_STD, Variables
 from forec_jax.models.layers import ConvNorm, average_pool, keep_valid, max_pool
-from forec_jax.models.network import Encoder, EncoderEntry, Form
-from forec_jax.options import ABOVE_0, must_be, one_of, option
+from forec_jax.models.network import DilatedOptions, Encoder, EncoderEntry, Form
+from forec_jax.options import must_be, option
 
 Array = jax.Array
 
@@ -34,15 +34,12 @@ _EXPANSION = {"basic": 1, "bottleneck": 4}
 THREE_RATES = must_be("three whole numbers, such as (1, 2, 4)", lambda rates: len(rates) == 3 and min(rates) >= 1)
 
 
-@dataclass(frozen=True)
-class ResNetOptions:
+@dataclass(frozen=True, kw_only=True)
+class ResNetOptions(DilatedOptions):
     """The form of a ResNet."""
 
     stem: Literal["7x7", "deep", "d"] = option("7x7", "7x7, deep (three 3x3), or d (ResNet-D, timm's resnet50d)")
-    width: float = option(1.0, "multiplies the channels; 1 is the published network", ABOVE_0)
-    output_stride: int = option(16, "image pixels between neighbours of the last map", one_of(8, 16, 32))
     multi_grid: tuple[int, ...] = option((1, 1, 1), "dilation factors of the last stage's blocks", THREE_RATES)
-    remat: bool = option(False, "keep less for the backward pass and compute it again (docs/scaling.md)")
 
 
 class _Block(nn.Module):
