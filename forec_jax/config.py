@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from forec_jax.augment import MixingOptions, Photometric
+from forec_jax.augment import ColourOptions, MixingOptions, Photometric
 from forec_jax.data.datasets import DATASETS
 from forec_jax.data.partial import PartialOptions
 from forec_jax.data.pipeline import BatchOptions, ReadingOptions
+from forec_jax.data.pseudo import PseudoOptions
 from forec_jax.data.source import DatasetOptions
 from forec_jax.data.splits import SplitOptions
 from forec_jax.data.tags import TagOptions
@@ -72,12 +73,13 @@ FIXED: Blocks = {
         DatasetOptions,
         SplitOptions,
         PartialOptions,
+        PseudoOptions,
         TagOptions,
         Geometry,
         ReadingOptions,
     ),
     "model": (ModelOptions,),
-    "augment": (Photometric, MixingOptions),
+    "augment": (Photometric, ColourOptions, MixingOptions),
     "ema": (EmaOptions,),
     "optim": (OptimizerOptions,),
     "mesh": (MeshOptions,),

@@ -53,12 +53,23 @@ class Tagged(NamedTuple):
     skipped: Array  # i32[b], unreadable entries passed over to fill this row
 
 
+class Pseudo(NamedTuple):
+    """Rows with stored masks that a model predicted (`forec-jax label`)."""
+
+    image: Array  # u8[b,H,W,3]
+    label: Array  # i32[b,H,W], IGNORE in the padding and where the model was too unsure
+    confidence: Array  # u8[b,H,W], the model's, in 255ths; 255 where it was not stored
+    valid: Array  # bool[b,H,W], False in the padding
+    skipped: Array  # i32[b], unreadable entries passed over to fill this row
+
+
 class Batch(NamedTuple):
-    """Any of the three parts; a part that a method does not ask for is None."""
+    """Any of the four parts; a part that a method does not ask for is None."""
 
     labelled: Labelled | None = None
     unlabelled: Unlabelled | None = None
     tagged: Tagged | None = None
+    pseudo: Pseudo | None = None
 
 
 class Variables(NamedTuple):
@@ -155,7 +166,9 @@ class TrainState(NamedTuple):
     batch_stats: dict[str, PyTree]  # by network name
     teacher: dict[str, Variables]  # by network name, float32; empty when the method has none
     opt_state: PyTree
-    memory: PyTree  # the method's own: queues, a fixed classifier
+    memory: (
+        PyTree  # the method's own (a fixed classifier) and its tasks', by their heads' names; no gradient flows into it
+    )
 
 
 class AuxiliaryTask(Protocol):
@@ -166,8 +179,15 @@ class AuxiliaryTask(Protocol):
         """What the network must grow for it; never part of an exported model."""
         ...
 
-    def loss(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> tuple[Terms, Metrics]:
-        """The task's loss terms; `outputs` by head name, `segmentation` among them."""
+    @property
+    def memory(self) -> PyTree:
+        """What it remembers from step to step, at first: a fixed tree of arrays; () for nothing."""
+        ...
+
+    def loss(
+        self, outputs: Mapping[str, HeadOutput], views: Views, key: Array, memory: PyTree
+    ) -> tuple[Terms, Metrics, PyTree]:
+        """The task's loss terms, its metrics, and what it remembers now; `outputs` by head, `segmentation` among them."""
         ...
 
 

@@ -67,7 +67,7 @@ def strong(part):
 class Witness:
     """A toy network, a colour change that shows, and an auxiliary task; notes what the networks and the task are shown."""
 
-    head = HeadSpec("witness", 1)
+    head, memory = HeadSpec("witness", 1), ()
     weak, strong = staticmethod(weak), staticmethod(strong)
 
     def __init__(self):
@@ -85,10 +85,10 @@ class Witness:
         """A quarter brighter."""
         return jnp.clip(image + 0.25, 0, 1)
 
-    def loss(self, outputs, views, key):
+    def loss(self, outputs, views, key, memory):
         """As a task: no loss."""
         self.targets.append(views.image)
-        return {}, {}
+        return {}, {}, memory
 
     def watch(self, method, batch):
         """Takes the loss of a batch once."""

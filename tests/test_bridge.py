@@ -8,7 +8,7 @@ from forec_jax.config import load_config
 from forec_jax.contracts import TrainState
 from forec_jax.data import DataError, folder_dataset, shapes_dataset
 from forec_jax.experiment import build, sources
-from forec_jax.experiment.label import surest, write_masks
+from forec_jax.experiment.label import Labelling, only_from_tags, surest, write_labels
 from forec_jax.experiment.load import Run, choose_threshold
 from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.methods import WsssRec
@@ -34,8 +34,8 @@ def run(make_toy_network, monkeypatch):
 
 
 def test_masks_from_tags_become_a_data_set(run, tmp_path):
-    options = {"network": "student", "keep": 0.5, "confidence": 0.3, "labelled": "4:0"}
-    written = write_masks(run, tmp_path / "masks", **options)
+    how = Labelling(network="student", keep=0.5, confidence=0.3, labelled="4:0")
+    written = write_labels(run, tmp_path / "masks", how)
     assert (written.true, written.found + written.without) == (4, 16)
     assert abs(written.found - written.without) <= 3  # half of the images of each number of tags
     dataset = folder_dataset(tmp_path / "masks", tmp_path / "prepared")
@@ -82,13 +82,13 @@ def test_images_without_the_tag_do_not_take_all_the_places():
 def test_nothing_is_overwritten(run, tmp_path):
     (tmp_path / "file.txt").write_text("mine")
     with pytest.raises(DataError, match="is not an empty folder"):
-        write_masks(run, tmp_path, network="student", keep=0.5, confidence=0.5, labelled="")
+        write_labels(run, tmp_path, Labelling(network="student"))
 
 
 def test_a_run_with_labels_has_no_such_masks(run, tmp_path):
     other = run._replace(method=object())
     other.config.method.name = "supervised"
     with pytest.raises(WorkdirError, match="a run of supervised makes no masks from tags"):
-        write_masks(other, tmp_path / "out", network="student", keep=0.5, confidence=0.5, labelled="")
+        only_from_tags(other)
     with pytest.raises(WorkdirError, match="supervised, which has no mask threshold"):
         choose_threshold(other, tmp_path, "tune", "student")

@@ -1,5 +1,7 @@
 """A run's predictions as labels for another training."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ from forec_jax.config import load_config
 from forec_jax.contracts import IGNORE
 from forec_jax.data import DataError, folder_dataset, shapes_dataset
 from forec_jax.experiment import sources
-from forec_jax.experiment.label import mirrored, pair_counts, rank_of, surest, write_labels
+from forec_jax.experiment.label import Labelling, mirrored, pair_counts, surest, write_labels
 from forec_jax.experiment.load import load_run
 from forec_jax.experiment.run import run_training
 from forec_jax.experiment.workdir import WorkdirError
+from forec_jax.options import OptionError
+from forec_jax.visualize import save_index_png
 
 SIZE = 48
 OPTIONS = {
@@ -53,8 +57,8 @@ def test_a_milestone_is_kept_and_the_last_state_is_another(trained):
 @pytest.mark.parametrize(("rank", "flips"), [("confidence", False), ("agreement", True)])
 def test_the_unlabelled_images_get_the_masks_that_the_run_predicts(trained, tmp_path, rank, flips):
     run, out = load_run(trained, "last"), tmp_path / "labelled"
-    how = rank_of(rank, run, trained, "teacher", flips)
-    written = write_labels(run, out, network="teacher", keep=0.5, confidence=0.0, rank=how, flips=flips)
+    how = Labelling(keep=0.5, rank=rank, flips=flips)
+    written = write_labels(run, out, how)
     assert written == (8, 8, 8)  # half of 16 predicted, 8 true, 8 without
     dataset = folder_dataset(out, tmp_path / "prepared")
     pool, truth = dataset.source("train"), shapes_dataset(size=SIZE).source("train")
@@ -66,24 +70,41 @@ def test_the_unlabelled_images_get_the_masks_that_the_run_predicts(trained, tmp_
         if name in data.labelled.ids:
             np.testing.assert_array_equal(pool[index].label, image.label)
     with pytest.raises(DataError, match="exists and is not an empty folder"):
-        write_labels(run, out, network="teacher", keep=0.5, confidence=0.0, rank=how, flips=flips)
+        write_labels(run, out, how)
+
+
+def test_a_second_training_takes_the_stored_masks_beside_the_true_ones(trained, tmp_path):
+    folder, second = tmp_path / "labelled", tmp_path / "second"
+    written = write_labels(load_run(trained, "last"), folder, Labelling(keep=0.5, pixel_confidence=True))
+    options = {**OPTIONS, "milestones": (), "data.pseudo": str(folder), "batch.labelled": 8, "batch.pseudo": 8}
+    c = load_config("configs/shapes.py:st", options)
+    assert run_training(c, second) is None
+    summary = json.loads((second / "summary.json").read_text())
+    assert (summary["split"]["labelled"], summary["split"]["pseudo"]) == (8, written.found)
+    some = next((folder / "masks").glob("*.png"))
+    save_index_png(some, np.zeros((SIZE, SIZE), np.uint8), shapes_dataset(size=SIZE).palette)
+    with pytest.raises(WorkdirError, match=r"holds a run on other images than those of data\.pseudo="):
+        run_training(load_config("configs/shapes.py:st", options), second)
+    with pytest.raises(OptionError, match=r"set data\.pseudo to a folder"):
+        run_training(load_config("configs/shapes.py:st", {**options, "data.pseudo": ""}), tmp_path / "third")
 
 
 def test_pixels_below_the_confidence_are_void(trained, tmp_path):
     run = load_run(trained, "last")
-    how = rank_of("confidence", run, trained, "teacher", False)
-    write_labels(run, tmp_path / "out", network="teacher", keep=1.0, confidence=1.1, rank=how, flips=False)
+    write_labels(run, tmp_path / "out", Labelling(confidence=1.1))
     dataset = folder_dataset(tmp_path / "out", tmp_path / "prepared")
     labelled = sources.build_training_data(run.config).labelled.ids
     pool = dataset.source("train")
     assert all((pool[i].label == IGNORE).all() for i, name in enumerate(pool.ids) if name not in labelled)
 
 
-def test_without_milestones_there_is_no_agreement(trained):
+def test_without_milestones_there_is_no_agreement_and_true_masks_are_the_runs_own(trained, tmp_path):
     run = load_run(trained, "last")
     run.config.milestones = ()
     with pytest.raises(WorkdirError, match=r"has no earlier milestones; train with --config\.milestones"):
-        rank_of("agreement", run, trained, "teacher", False)
+        write_labels(run, tmp_path / "out", Labelling(rank="agreement"))
+    with pytest.raises(WorkdirError, match="--labelled is for masks from tags"):
+        write_labels(run, tmp_path / "out", Labelling(labelled="4:0"))
 
 
 def test_the_command_says_what_it_wrote(trained, tmp_path, capsys):

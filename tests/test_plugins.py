@@ -50,6 +50,7 @@ def test_a_method_a_task_a_data_set_and_an_encoder_of_ones_own_are_trained_and_e
     steps = [event for event in events if event["event"] == "train"]
     assert [event["step"] for event in steps] == [1, 2, 3, 4]
     assert {"supervised_loss", "unsupervised_loss", "brightness_loss"} <= steps[-1].keys()
+    assert [event["brightness_seen"] for event in steps] == [4, 8, 12, 16]  # what a task remembers
     assert steps[-1]["brightness_loss"] < steps[0]["brightness_loss"]
     stored = json.loads((run / "config.json").read_text())
     assert stored["plugin"] == str(PLUGIN)

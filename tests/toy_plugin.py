@@ -1,6 +1,7 @@
 """A method, an auxiliary task, a data set and an encoder of one's own, as a user brings them: --config.plugin=this file."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +47,9 @@ class SelfTraining(SemiSupervised, SelfOptions):
         views = views._replace(confidence=views.confidence * self.trust)
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         own, metrics = unsupervised_terms(logits, views, threshold=0.0, normaliser="valid", weight=1.0)
-        tasks, more = auxiliary_terms(self.auxiliary, outputs, views, task_key)
+        tasks, more, memory = auxiliary_terms(self.auxiliary, outputs, views, task_key, state.memory)
         teacher_stats = {STUDENT: state.teacher[STUDENT].batch_stats}
-        return terms | own | tasks, Aux({STUDENT: stats}, teacher_stats, state.memory, metrics | more)
+        return terms | own | tasks, Aux({STUDENT: stats}, teacher_stats, memory, metrics | more)
 
 
 METHOD = MethodEntry(
@@ -62,15 +63,17 @@ METHOD = MethodEntry(
 
 @dataclasses.dataclass(frozen=True)
 class Brightness:
-    """A head that says how bright each pixel is."""
+    """A head that says how bright each pixel is; it counts the images that it has seen."""
 
     head: HeadSpec = HeadSpec("brightness", 1)
+    memory: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"seen": 0.0})
 
-    def loss(self, outputs, views, key):
+    def loss(self, outputs, views, key, memory):
         """The mean squared error over valid pixels."""
         error = (outputs["brightness"].output[..., 0] - views.image.mean(-1)) ** 2
         mean = Mean(jnp.sum(jnp.where(views.valid, error, 0.0)), jnp.sum(views.valid, dtype=jnp.float32))
-        return {"brightness_loss": Term(mean, 1.0)}, {}
+        seen = memory["seen"] + views.valid.shape[0]
+        return {"brightness_loss": Term(mean, 1.0)}, {"brightness_seen": Mean(seen, jnp.ones(()))}, {"seen": seen}
 
 
 TASK = TaskEntry("brightness", TaskOptions, lambda o, p: Brightness(), {"brightness": {}})

@@ -15,6 +15,7 @@ from forec_jax.augment.mixing import (
     mixing_of,
 )
 from forec_jax.augment.photometric import (
+    ColourOptions,
     Photometric,
     adjust_brightness,
     adjust_contrast,
@@ -30,6 +31,7 @@ __all__ = [
     "BetaBox",
     "Box",
     "ClassMix",
+    "ColourOptions",
     "CutMix",
     "CutOut",
     "HalfAreaBox",

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from forec_jax.contracts import IGNORE, IMAGENET_MEAN, Array
+from forec_jax.contracts import IGNORE, IMAGENET_MEAN, Array, PyTree
 from forec_jax.options import SHARE, option
 
 
@@ -25,6 +25,7 @@ class Rows(NamedTuple):
     confidence: Array  # f32[B,H,W] in [0,1]
     is_ground_truth: Array  # bool[B,H,W]
     valid: Array  # bool[B,H,W]: neither padding nor cut out
+    extra: PyTree = ()  # arrays [B,H,W,...] that a method adds: mixed like the rest, and left as they are by CutOut
 
 
 Mixing = Callable[[Array, Rows], Rows]
@@ -243,11 +244,11 @@ def _coin(key: Array, probability: float, rows: int) -> Array:
 
 
 def _partner(rows: Rows) -> Rows:
-    return Rows(*(jnp.roll(x, -1, axis=0) for x in rows))
+    return jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), rows)
 
 
 def _paste(mask: Array, rows: Rows, partner: Rows) -> Rows:
-    return Rows(*(_select(mask, theirs, own) for own, theirs in zip(rows, partner, strict=True)))
+    return jax.tree.map(lambda own, theirs: _select(mask, theirs, own), rows, partner)
 
 
 def _select(mask: Array, inside: Array, outside: Array) -> Array:

@@ -41,6 +41,13 @@ class Photometric:
         return cls(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)
 
 
+@dataclass(frozen=True)
+class ColourOptions:
+    """Whose colours change."""
+
+    colour_labelled: bool = option(True, "of labelled rows as well; False: of the others alone (UniMatch, ST++)")
+
+
 def photometric(key: Array, image: Array, options: Photometric, valid: Array | None = None) -> Array:
     """Colour jitter, then grayscale, then blur, each drawn per image.
 

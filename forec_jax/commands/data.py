@@ -11,82 +11,90 @@ from forec_jax.config import defaults
 from forec_jax.data.datasets import DATASETS
 
 
-def mask_flags(values: flags.FlagValues) -> None:
-    """The flags that say how masks from tags become labels."""
-    flags.DEFINE_float("keep", 0.5, "share of the images, the surest, that get masks", 0, 1, flag_values=values)
+def mask_flags(values: flags.FlagValues, keep: float) -> None:
+    """The flags that say which masks of a run become labels; `keep` is the share's default."""
+    flags.DEFINE_float("keep", keep, "share of the images, the surest, that get masks", 0, 1, flag_values=values)
     flags.DEFINE_float("confidence", 0.0, "pixels below it are void; 0: none is", 0, 1, flag_values=values)
-    labelled = "images with their true masks: a list file, or <count>:<seed>; by default none"
+    labelled = "masks from tags: images with their true masks, a list file or <count>:<seed>; by default none"
     flags.DEFINE_string("labelled", "", labelled, flag_values=values)
 
 
 def mask_options(values: flags.FlagValues) -> dict[str, Any]:
-    """What `mask_flags` said, as `write_masks` takes it."""
+    """What `mask_flags` said, as a `Labelling` takes it."""
     return {"keep": values.keep, "confidence": values.confidence, "labelled": values.labelled}
 
 
+def out_flags(values: flags.FlagValues) -> None:
+    """Which run labels, and where to."""
+    checkpoint_flags(values)
+    root_flag(values)
+    flags.DEFINE_string("out", None, "new folder for the data set", flag_values=values)
+
+
 def bridge(argv: Sequence[str]) -> int:
-    """Writes masks from tags as a data set that other methods train on (docs/data.md).
+    """Writes masks from tags as a data set that other methods train on: `label` with --keep=0.5 (docs/data.md).
 
     forec-jax bridge --workdir=runs/wsss --out=masks --keep=0.5
     """
 
     def define(values: flags.FlagValues) -> None:
-        checkpoint_flags(values)
-        root_flag(values)
-        flags.DEFINE_string("out", None, "new folder for the data set", flag_values=values)
-        mask_flags(values)
+        out_flags(values)
+        mask_flags(values, 0.5)
 
     values = parse(argv, define, bridge.__doc__)
     required(values, "workdir", "out")
-    from forec_jax.experiment.label import write_masks
-    from forec_jax.experiment.load import load_run
+    from forec_jax.experiment.label import Labelling, only_from_tags, write_labels
 
-    run = load_run(Path(values.workdir).expanduser(), values.checkpoint, values.data_root)
-    written = write_masks(run, Path(values.out).expanduser(), network=values.network, **mask_options(values))
+    run = only_from_tags(_run_of(values))
+    out = Path(values.out).expanduser()
+    written = write_labels(run, out, Labelling(network=values.network, **mask_options(values)))
     print(f"{values.out}: {written.found} masks from tags, {written.true} true ones, {written.without} images without")
     print(f"train on it by --config=configs/folder.py:forec --config.data.root={values.out}")
     return 0
 
 
 def label(argv: Sequence[str]) -> int:
-    """Writes the images of a run with labels as a data set: its unlabelled images get the masks that it predicts.
+    """Writes a run's images as a data set: those without labels get the masks that it finds.
 
     forec-jax label --workdir=runs/forec --out=labelled --confidence=0.9 --keep=0.5
     forec-jax train --config=configs/folder.py:supervised --config.data.root=labelled --workdir=runs/second
 
     The share --keep of them, the surest, have masks; pixels less sure than --confidence are void. --rank=agreement ranks by
-    how well the run's milestones (--config.milestones when it was trained) agree with its last state (ST++).
+    how well the run's milestones (--config.milestones when it was trained) agree with its last state (ST++). A method that
+    takes stored masks beside true ones reads them by --config.data.pseudo=labelled (the variant st).
     """
 
     def define(values: flags.FlagValues) -> None:
-        checkpoint_flags(values)
-        root_flag(values)
-        flags.DEFINE_string("out", None, "new folder for the data set", flag_values=values)
-        flags.DEFINE_float("keep", 1.0, "share of the images that get masks", 0, 1, flag_values=values)
-        flags.DEFINE_float("confidence", 0.0, "pixels below it are void; 0: none is", 0, 1, flag_values=values)
+        out_flags(values)
+        mask_flags(values, 1.0)
         ranks = ["confidence", "agreement"]
         flags.DEFINE_enum("rank", "confidence", ranks, "by what images are ranked", flag_values=values)
         flags.DEFINE_bool("flips", False, "predict the mirrored image as well, and take the mean", flag_values=values)
+        stored = "write each pixel's confidence as well, which data.pseudo reads"
+        flags.DEFINE_bool("pixel_confidence", False, stored, flag_values=values)
 
     values = parse(argv, define, label.__doc__)
     required(values, "workdir", "out")
-    from forec_jax.experiment.label import rank_of, write_labels
-    from forec_jax.experiment.load import load_run
+    from forec_jax.experiment.label import Labelling, write_labels
 
-    workdir = Path(values.workdir).expanduser()
-    run = load_run(workdir, values.checkpoint, values.data_root)
-    written = write_labels(
-        run,
-        Path(values.out).expanduser(),
+    how = Labelling(
         network=values.network,
-        keep=values.keep,
-        confidence=values.confidence,
-        rank=rank_of(values.rank, run, workdir, values.network, values.flips),
+        rank=values.rank,
         flips=values.flips,
+        pixel_confidence=values.pixel_confidence,
+        **mask_options(values),
     )
+    written = write_labels(_run_of(values), Path(values.out).expanduser(), how)
     print(f"{values.out}: {written.found} predicted masks, {written.true} true ones, {written.without} images without")
     print(f"train on it by --config=configs/folder.py:supervised --config.data.root={values.out}")
     return 0
+
+
+def _run_of(values: flags.FlagValues) -> Any:
+    """The run that `checkpoint_flags` names."""
+    from forec_jax.experiment.load import load_run
+
+    return load_run(Path(values.workdir).expanduser(), values.checkpoint, values.data_root)
 
 
 def prepare(argv: Sequence[str]) -> int:

@@ -126,7 +126,7 @@ def chain(argv: Sequence[str]) -> int:
             config_flags.DEFINE_config_file(stage, file, "a stage's options", flag_values=values, sys_argv=list(argv))
         flags.DEFINE_string("workdir", None, "where everything of the stages goes", flag_values=values)
         flags.DEFINE_string("split", "tune", "split whose masks the thresholds are chosen on", flag_values=values)
-        mask_flags(values)
+        mask_flags(values, 0.5)
 
     values = parse(argv, define, chain.__doc__)
     required(values, "config", "workdir")

@@ -10,6 +10,7 @@ from forec_jax.data.datasets.sunrgbd import sunrgbd_dataset
 from forec_jax.data.datasets.voc import voc_dataset
 from forec_jax.data.partial import PartialLabels, parse_partial
 from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batches
+from forec_jax.data.pseudo import WithPseudoLabels, content_sha256, with_pseudo_labels
 from forec_jax.data.shrink import shrink, with_longest_side
 from forec_jax.data.source import (
     DataEntry,
@@ -48,6 +49,7 @@ __all__ = [
     "Split",
     "Subset",
     "Tags",
+    "WithPseudoLabels",
     "WithTags",
     "balanced",
     "batch_ids",
@@ -57,6 +59,7 @@ __all__ = [
     "class_coverage",
     "classes_in_images",
     "classes_not_shown",
+    "content_sha256",
     "evaluation_examples",
     "folder_dataset",
     "folder_splits",
@@ -75,4 +78,5 @@ __all__ = [
     "train_batches",
     "voc_dataset",
     "with_longest_side",
+    "with_pseudo_labels",
 ]

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from grain.experimental import ZipMapDataset
 
-from forec_jax.contracts import Batch, Labelled, Tagged, Unlabelled
+from forec_jax.contracts import IGNORE, Batch, Labelled, Pseudo, Tagged, Unlabelled
 from forec_jax.data.source import DataError, Example, Source
 from forec_jax.data.transforms import Cropped, Geometry
 from forec_jax.options import at_least, option
@@ -28,7 +28,7 @@ from forec_jax.options import at_least, option
 OnCorrupt = Literal["raise", "skip"]
 T = TypeVar("T")
 
-_PARTS = ("labelled", "unlabelled", "tagged")  # the order fixes each stream's seed
+_PARTS = ("labelled", "unlabelled", "tagged", "pseudo")  # the order fixes each stream's seed: a new part is the last
 _STEPS = 2**40  # streams must have one length to be zipped; more steps than any run has
 _OPEN: WeakSet[Generator[Any, None, None]] = WeakSet()  # iterators that have not ended
 
@@ -40,6 +40,7 @@ class BatchOptions:
     labelled: int = option(8, "labelled rows a step, over all devices", at_least(0))
     unlabelled: int = option(8, "unlabelled rows a step, over all devices; 0 for none", at_least(0))
     tagged: int = option(0, "rows with image-level tags a step, over all devices (configs/tags.py)", at_least(0))
+    pseudo: int = option(0, "rows with the masks of data.pseudo a step, over all devices", at_least(0))
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class _Read:
             raise DataError(f"{example.id} has no mask; add one, or move it to the unlabelled part")
         if self.part == "tagged" and example.tags is None:
             raise DataError(f"{example.id} has no tags; wrap the tagged source in WithTags")
-        return _Row(self.geometry(example.image, example.label, rng), example.tags, skipped)
+        return _Row(self.geometry(example.image, example.label, rng, example.confidence), example.tags, skipped)
 
     def _example(self, index: int) -> tuple[Example, int]:
         """The example, or the next readable one, and how many were passed over."""
@@ -91,9 +92,11 @@ def train_batches(
     labelled: Source | None,
     unlabelled: Source | None = None,
     tagged: Source | None = None,
+    pseudo: Source | None = None,
     batch_labelled: int,
     batch_unlabelled: int = 0,
     batch_tagged: int = 0,
+    batch_pseudo: int = 0,
     geometry: Geometry,
     seed: int,
     start_step: int = 0,
@@ -106,13 +109,14 @@ def train_batches(
     """Batches `start_step`, `start_step + 1`, ... without end, as NumPy arrays.
 
     Batch sizes are global; the iterator gives the `process_index`-th of `process_count` contiguous blocks of rows and
-    decodes no others. A stream of size 0 is None in the batch. `tagged` is a `WithTags`. Masks are never opened for the
-    unlabelled stream. `workers` processes decode (0: `threads` threads of this process do, by default one a core and at
-    most 8); a script that sets it needs `if __name__ == "__main__":`, as the processes import it. With
-    on_corrupt="skip" an unreadable example is replaced by the next readable one of its source and counted in `skipped`;
-    otherwise its DataError is raised. Raises DataError where sizes and sources do not fit together.
+    decodes no others. A stream of size 0 is None in the batch. `tagged` is a `WithTags`, `pseudo` a `WithPseudoLabels`.
+    Masks are never opened for the unlabelled stream. `workers` processes decode (0: `threads` threads of this process do,
+    by default one a core and at most 8); a script that sets it needs `if __name__ == "__main__":`, as the processes import
+    it. With on_corrupt="skip" an unreadable example is replaced by the next readable one of its source and counted in
+    `skipped`; otherwise its DataError is raised. Raises DataError where sizes and sources do not fit together.
     """
-    streams = _streams(labelled, unlabelled, tagged, (batch_labelled, batch_unlabelled, batch_tagged), seed)
+    sources = (labelled, unlabelled, tagged, pseudo)
+    streams = _streams(sources, (batch_labelled, batch_unlabelled, batch_tagged, batch_pseudo), seed)
     rows = []
     for stream in streams:
         elements = stream.order().random_map(_Read(stream.part, stream.source, geometry, on_corrupt))
@@ -127,9 +131,11 @@ def batch_ids(
     labelled: Source | None,
     unlabelled: Source | None = None,
     tagged: Source | None = None,
+    pseudo: Source | None = None,
     batch_labelled: int,
     batch_unlabelled: int = 0,
     batch_tagged: int = 0,
+    batch_pseudo: int = 0,
     seed: int,
     step: int,
 ) -> dict[str, tuple[str, ...]]:
@@ -137,7 +143,8 @@ def batch_ids(
 
     With on_corrupt="skip" a row marked `skipped` shows a later example than the one named here.
     """
-    streams = _streams(labelled, unlabelled, tagged, (batch_labelled, batch_unlabelled, batch_tagged), seed)
+    sources = (labelled, unlabelled, tagged, pseudo)
+    streams = _streams(sources, (batch_labelled, batch_unlabelled, batch_tagged, batch_pseudo), seed)
     ids = {}
     for stream in streams:
         order, names = stream.order(), stream.source.ids
@@ -173,11 +180,10 @@ class _Stream(NamedTuple):
         return range(process_index * share, (process_index + 1) * share)
 
 
-def _streams(
-    labelled: Source | None, unlabelled: Source | None, tagged: Source | None, sizes: Sequence[int], seed: int
-) -> list[_Stream]:
-    """The streams that the batch has, each with a seed of its own."""
-    sources = (labelled, None if unlabelled is None else unlabelled.without_labels(), tagged)
+def _streams(given: Sequence[Source | None], sizes: Sequence[int], seed: int) -> list[_Stream]:
+    """The streams that the batch has, each with a seed of its own; sources and sizes are in the order of the parts."""
+    labelled, unlabelled, *others = given
+    sources = (labelled, None if unlabelled is None else unlabelled.without_labels(), *others)
     seeds = np.random.SeedSequence(seed).generate_state(len(_PARTS), np.uint32)
     streams = []
     for part, source, size, stream_seed in zip(_PARTS, sources, sizes, seeds, strict=True):
@@ -210,7 +216,7 @@ class _Collate:
         return Batch(**parts)
 
 
-def _stack(part: str, rows: Sequence[_Row]) -> Labelled | Unlabelled | Tagged:
+def _stack(part: str, rows: Sequence[_Row]) -> Labelled | Unlabelled | Tagged | Pseudo:
     image: Any = np.stack([row.view.image for row in rows])
     valid: Any = np.stack([row.view.valid for row in rows])
     skipped: Any = np.array([row.skipped for row in rows], np.int32)
@@ -220,6 +226,10 @@ def _stack(part: str, rows: Sequence[_Row]) -> Labelled | Unlabelled | Tagged:
         tags: Any = np.stack([row.tags for row in rows if row.tags is not None])
         return Tagged(image, valid, tags, skipped)
     label: Any = np.stack([row.view.label for row in rows if row.view.label is not None], dtype=np.int32)
+    if part == "pseudo":
+        confidence: Any = np.stack([row.view.confidence for row in rows if row.view.confidence is not None])
+        label = np.where(valid, label, IGNORE)
+        return Pseudo(image, label, confidence, valid, skipped)
     return Labelled(image, label, valid, skipped)
 
 

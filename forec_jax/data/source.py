@@ -44,6 +44,7 @@ class Example(NamedTuple):
     image: np.ndarray  # u8[H,W,3]
     label: np.ndarray | None = None  # u8[H,W], 255 where void; None where masks are absent or must not be seen
     tags: np.ndarray | None = None  # f32[K], 1 where the class is in the image; only from `WithTags`
+    confidence: np.ndarray | None = None  # u8[H,W], of the label, in 255ths; only from `WithPseudoLabels`
 
 
 class Source(Protocol):

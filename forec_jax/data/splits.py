@@ -44,6 +44,8 @@ class Split(NamedTuple):
     unlabelled: tuple[str, ...]
     sha256: str  # of the labelled ids, sorted and joined by newlines: equal lists have equal sums whatever their format
     tagged: tuple[str, ...] = ()  # with image-level tags instead of masks; the sum is theirs where nothing is labelled
+    pseudo: tuple[str, ...] = ()  # with a model's masks (data.pseudo)
+    pseudo_sha256: str = ""  # of these masks
 
 
 def resolve_split(

@@ -22,6 +22,7 @@ class Cropped(NamedTuple):
     image: np.ndarray  # u8[crop,crop,3]
     label: np.ndarray | None  # u8[crop,crop], IGNORE where void, `pad_label` in the padding
     valid: np.ndarray  # bool[crop,crop], False in the padding
+    confidence: np.ndarray | None = None  # u8[crop,crop], 0 in the padding
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,22 @@ class Geometry:
         if self.half_below_one and not self.scale[0] < 1 < self.scale[1]:
             raise DataError(f"half_below_one needs 1 inside the scale range, which is {self.scale}")
 
-    def __call__(self, image: np.ndarray, label: np.ndarray | None, rng: np.random.Generator) -> Cropped:
-        """A random view of image u8[H,W,3] and label u8[H,W] (or None)."""
+    def __call__(
+        self,
+        image: np.ndarray,
+        label: np.ndarray | None,
+        rng: np.random.Generator,
+        confidence: np.ndarray | None = None,
+    ) -> Cropped:
+        """A random view of image u8[H,W,3], label u8[H,W] and the label's confidence u8[H,W] (either may be None)."""
         factor = self._factor(rng)
         window = self._window(image.shape[0], image.shape[1], factor, rng)
         window = window._replace(mirrored=self.flip and rng.random() < 0.5)
         pixels = window.cut(image, Image.Resampling.BILINEAR)
-        labels = None if label is None else window.cut(label, Image.Resampling.NEAREST)
-        return self._pad(pixels, labels)
+        labels, sure = (
+            None if part is None else window.cut(part, Image.Resampling.NEAREST) for part in (label, confidence)
+        )
+        return self._pad(pixels, labels, sure)
 
     def _factor(self, rng: np.random.Generator) -> float:
         low, high = self.scale
@@ -70,20 +79,24 @@ class Geometry:
         sx, sy = width / scaled_w, height / scaled_h
         return _Window((out_w, out_h), (left * sx, top * sy, (left + out_w) * sx, (top + out_h) * sy))
 
-    def _pad(self, pixels: np.ndarray, labels: np.ndarray | None) -> Cropped:
+    def _pad(self, pixels: np.ndarray, labels: np.ndarray | None, confidence: np.ndarray | None) -> Cropped:
         height, width = pixels.shape[:2]
         if (height, width) == (self.crop, self.crop):  # nothing to pad: the batch takes its copy from these
-            return Cropped(pixels, labels, np.ones((self.crop, self.crop), bool))
+            return Cropped(pixels, labels, np.ones((self.crop, self.crop), bool), confidence)
         image = np.empty((self.crop, self.crop, 3), np.uint8)
         image[:] = PAD_COLOUR
         image[:height, :width] = pixels
         valid = np.zeros((self.crop, self.crop), bool)
         valid[:height, :width] = True
-        if labels is None:
-            return Cropped(image, None, valid)
-        label = np.full((self.crop, self.crop), self.pad_label, np.uint8)
-        label[:height, :width] = labels
-        return Cropped(image, label, valid)
+        return Cropped(image, self._padded(labels, self.pad_label), valid, self._padded(confidence, 0))
+
+    def _padded(self, pixels: np.ndarray | None, value: int) -> np.ndarray | None:
+        """u8[crop,crop] that holds u8[h,w] at its top left, and `value` elsewhere."""
+        if pixels is None:
+            return None
+        padded = np.full((self.crop, self.crop), value, np.uint8)
+        padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+        return padded
 
 
 class _Window(NamedTuple):

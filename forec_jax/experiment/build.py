@@ -11,9 +11,9 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from forec_jax.augment import MixingOptions, Photometric, mixing_of, photometric
+from forec_jax.augment import ColourOptions, MixingOptions, Photometric, mixing_of, photometric
 from forec_jax.config import RunOptions, decoder_name, method_entry
-from forec_jax.contracts import HeadSpec, Method, Network, TrainState, Variables
+from forec_jax.contracts import Batch, HeadSpec, Method, Network, TrainState, Variables
 from forec_jax.data import Labels
 from forec_jax.evaluation import Buckets, EvaluationOptions, Evaluator, Predicts, SlidingWindow
 from forec_jax.evaluation.evaluate import Mode
@@ -79,6 +79,7 @@ def build_parts(
         network=functools.partial(build_network, c),
         auxiliary=auxiliary,
         colour=build_colour(c),
+        colour_labelled=from_config(ColourOptions, c.augment, "augment").colour_labelled,
         mixing=mixing_of(mixing, len(labels.classes)),
         mix_labelled=mixing.mix_labelled,
         ema=from_config(EmaOptions, c.ema, "ema"),
@@ -202,7 +203,7 @@ def build_schedule(c: ConfigDict) -> Schedule:
 def build_mesh(c: ConfigDict) -> Mesh:
     """The device mesh; checks that the batch spreads evenly over it."""
     mesh = make_mesh(c.mesh.fsdp)
-    for key in ("labelled", "unlabelled", "tagged"):
+    for key in Batch._fields:
         rows = global_batch(mesh, c.batch[key], f"batch.{key}")
         if rows // mesh.size % c.accumulate:
             raise OptionError(

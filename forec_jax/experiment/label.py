@@ -1,8 +1,10 @@
-"""Masks that a model finds, written as a data set with labels: from image tags, or for the unlabelled images of a run."""
+"""Masks that a run finds, written as a data set: for its unlabelled images, or from image tags."""
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from forec_jax.data import (
     resolve_split,
     select,
 )
+from forec_jax.data.pseudo import CONFIDENCE, MASKS
 from forec_jax.evaluation import mean_iou
 from forec_jax.experiment import build, sources
 from forec_jax.experiment.load import Run, load_run, palette_of
@@ -32,6 +35,9 @@ from forec_jax.visualize import save_index_png
 
 Rank = Callable[[Path, Source, Mapping[str, float]], Mapping[str, float]]
 """(folder with the found masks, their images, their mean confidences) -> a score for each image, the larger the better."""
+
+Probabilities = Callable[[dict[str, Variables], Array, Array, Array], Array]
+"""(variables, unit images f32[B,H,W,3], valid, tags f32[B,K]) -> class probabilities f32[B,H,W,K]."""
 
 
 class Written(NamedTuple):
@@ -47,94 +53,92 @@ class Found(NamedTuple):
 
     example: Example
     label: np.ndarray  # u8[H,W], IGNORE where unsure
-    confidence: float  # the mean over the image's pixels, in [0, 1]
+    confidence: np.ndarray  # f32[H,W] in [0, 1]
 
 
-class Labelling(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Labelling:
+    """How a run labels images."""
+
+    network: str = "teacher"
+    keep: float = 1.0  # the share of the images that get masks, the first by rank
+    confidence: float = 0.0  # less sure pixels are void
+    rank: str = "confidence"  # the mean over an image's pixels, or "agreement" of milestones (see `_by_agreement`)
+    flips: bool = False  # the mean with the mirrored image's prediction
+    labelled: str = ""  # from tags: images with their true masks, a list file or "<count>:<seed>"; "" for none
+    pixel_confidence: bool = False  # store each pixel's confidence as well, for data.pseudo
+
+
+class _Images(NamedTuple):
     """Which images of a run's pool get which masks."""
 
     true: Source  # have their true masks
-    others: Source
-    found: Callable[[], Iterator[Found]]  # the masks that the model finds for these
+    others: Source  # get those that the run finds
     strata: Mapping[str, int]  # images that may be compared have the same number, by id
     splits: Mapping[str, Source]  # for the lists: train, val and further ones
 
 
-def write_masks(run: Run, out: Path, *, network: str, keep: float, confidence: float, labelled: str) -> Written:
-    """Writes the run's pool as a folder data set `out`: images, masks from tags, and the evaluation split with true masks.
+def write_labels(run: Run, out: Path, how: Labelling) -> Written:
+    """Writes a run's training images as a folder data set: the labelled ones with their true masks, the others with those
+    that the run finds, void where it is less sure than `how.confidence`; and the images that it was scored on.
 
-    A mask holds classes of the image's tags only, and void where the model is less sure than `confidence`. The share
-    `keep` of the images, the surest ones (see `surest`), have masks; the others can be used without labels. Images
-    that `labelled` names (a list file or "<count>:<seed>"; "" for none) have their true masks. The folder appears complete
-    or not at all. Raises WorkdirError for a run without masks from tags, DataError where `out` is there already.
+    A run from tags labels its whole pool but for `how.labelled`; a mask then holds classes of the image's tags only. The
+    folder appears complete or not at all. Raises WorkdirError where nothing is left to label, or milestones are asked for
+    and missing; DataError where `out` is there already, or cannot be written.
     """
-    method_from_tags(run)
-    return write_whole(run, out, lambda: from_tags(run, network, confidence, labelled), keep, by_confidence)
-
-
-def write_labels(
-    run: Run, out: Path, *, network: str, keep: float, confidence: float, rank: Rank, flips: bool
-) -> Written:
-    """Writes the images that a run was trained on as a folder data set: its labelled ones with their true masks, the others
-    with those that it predicts, void where it is less sure than `confidence`.
-
-    The share `keep` of the others, the first by `rank`, have masks. `flips`: the mean with the mirrored image's prediction.
-    The folder appears complete or not at all. Raises WorkdirError for a run without unlabelled images, DataError where
-    `out` is there already.
-    """
-    return write_whole(run, out, lambda: from_predictions(run, network, confidence, flips), keep, rank)
-
-
-def write_whole(run: Run, out: Path, labelling: Callable[[], Labelling], keep: float, rank: Rank) -> Written:
-    """Writes the data set beside `out` first. Raises DataError where that is there already, or cannot be written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is not an empty folder; choose another --out, or move it away")
+    images, rank = _images_of(run, how), _rank_of(run, how)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
             unfinished = Path(temporary) / out.name
-            written = write_folder(run, unfinished, labelling(), keep, rank)
+            written = _write_folder(run, unfinished, images, how, rank)
             unfinished.rename(out)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error}); set --out to a folder with room") from error
     return written
 
 
-def write_folder(run: Run, folder: Path, labelling: Labelling, keep: float, rank: Rank) -> Written:
-    """Writes a labelling into a new folder."""
+def _write_folder(run: Run, folder: Path, images: _Images, how: Labelling, rank: Rank) -> Written:
+    """Writes masks, images and lists into a new folder."""
     confidences: dict[str, float] = {}
-    for found in labelling.found():
-        save_image(folder, found.example)
-        save_mask(folder, found.example.id, found.label, run.labels)
-        confidences[found.example.id] = found.confidence
+    for found in _found_masks(run, images.others, how):
+        name = found.example.id
+        _save_image(folder, found.example)
+        _save_mask(folder, name, found.label, run.labels)
+        if how.pixel_confidence:
+            _save_png(folder / CONFIDENCE / f"{name}.png", np.round(found.confidence * 255).astype(np.uint8))
+        confidences[name] = float(found.confidence.mean())
     write_json(folder / "confidences.json", confidences)
-    kept = surest(rank(folder, labelling.others, confidences), labelling.strata, keep)
+    kept = surest(rank(folder, images.others, confidences), images.strata, how.keep)
     for name in confidences.keys() - kept:
-        mask_file(folder, name).unlink()
-    scored = [source for split, source in labelling.splits.items() if split != "train"]
-    for source in (labelling.true, *scored):
+        _mask_file(folder, name).unlink()
+    scored = [source for split, source in images.splits.items() if split != "train"]
+    for source in (images.true, *scored):
         for example in evaluation_examples(source):
-            save_image(folder, example)
+            _save_image(folder, example)
             if example.label is not None:
-                save_mask(folder, example.id, example.label, run.labels)
-    write_lists(folder, run.labels, labelling.splits)
-    return Written(len(kept), len(labelling.true), len(confidences) - len(kept))
+                _save_mask(folder, example.id, example.label, run.labels)
+    _write_lists(folder, run.labels, images.splits)
+    return Written(len(kept), len(images.true), len(confidences) - len(kept))
 
 
-def by_confidence(folder: Path, images: Source, confidences: Mapping[str, float]) -> Mapping[str, float]:
+def _by_confidence(folder: Path, images: Source, confidences: Mapping[str, float]) -> Mapping[str, float]:
     """Ranks images by the mean confidence of their pixels."""
     del folder, images
     return confidences
 
 
-def by_agreement(earlier: Sequence[Run], network: str, flips: bool) -> Rank:
+def _by_agreement(earlier: Sequence[Run], how: Labelling) -> Rank:
     """Ranks images by how well earlier checkpoints agree with their masks: the mean IoU (ST++, section 3.2)."""
+    sure = dataclasses.replace(how, confidence=0.0)
 
     def rank(folder: Path, images: Source, confidences: Mapping[str, float]) -> Mapping[str, float]:
         scores = dict.fromkeys(confidences, 0.0)
         for run in earlier:
-            for found in predicted(run, images, network, 0.0, flips):
-                with Image.open(mask_file(folder, found.example.id)) as mask:
+            for found in _found_masks(run, images, sure):
+                with Image.open(_mask_file(folder, found.example.id)) as mask:
                     matrix = pair_counts(np.asarray(mask), found.label, len(run.labels.classes))
                 scores[found.example.id] += mean_iou(matrix)
         return scores
@@ -142,16 +146,16 @@ def by_agreement(earlier: Sequence[Run], network: str, flips: bool) -> Rank:
     return rank
 
 
-def rank_of(name: str, run: Run, workdir: Path, network: str, flips: bool) -> Rank:
-    """The ranking of that name. Raises WorkdirError for "agreement" of a run without milestones."""
-    if name == "confidence":
-        return by_confidence
+def _rank_of(run: Run, how: Labelling) -> Rank:
+    """The ranking that is asked for. Raises WorkdirError for "agreement" of a run without milestones."""
+    if how.rank == "confidence":
+        return _by_confidence
     steps = [step for step in run.config.milestones if step < int(run.state.step)]
     if not steps:
         raise WorkdirError(
-            f"--rank=agreement: {workdir} has no earlier milestones; train with --config.milestones='(STEP,STEP)'"
+            f"--rank=agreement: {run.workdir} has no earlier milestones; train with --config.milestones='(STEP,STEP)'"
         )
-    return by_agreement([load_run(workdir, step) for step in steps], network, flips)
+    return _by_agreement([load_run(run.workdir, step) for step in steps], how)
 
 
 def pair_counts(one: np.ndarray, other: np.ndarray, classes: int) -> np.ndarray:
@@ -161,10 +165,28 @@ def pair_counts(one: np.ndarray, other: np.ndarray, classes: int) -> np.ndarray:
     return counts.reshape(classes, classes)
 
 
-def from_tags(run: Run, network: str, confidence: float, labelled: str) -> Labelling:
-    """The labelling of a run that finds masks from tags."""
+def only_from_tags(run: Run) -> Run:
+    """The run; raises WorkdirError for one that makes no masks from tags."""
+    if isinstance(run.method, Thresholded):
+        return run
+    raise WorkdirError(
+        f"a run of {run.config.method.name} makes no masks from tags; take one of configs/tags.py, or forec-jax label"
+    )
+
+
+def _images_of(run: Run, how: Labelling) -> _Images:
+    """Which images the run labels."""
+    if isinstance(run.method, Thresholded):
+        return _from_tags(run, how.labelled)
+    if how.labelled:
+        raise WorkdirError("--labelled is for masks from tags; this run has labelled images of its own: leave it out")
+    return _from_labels(run)
+
+
+def _from_tags(run: Run, labelled: str) -> _Images:
+    """The images of a run that finds masks from tags. Images with other numbers of tags cannot be compared."""
     data = sources.build_training_data(run.config, run.val_ids)
-    assert data.tagged is not None, "a run of method_from_tags has tagged images"
+    assert data.tagged is not None, "a run that finds masks from tags has tagged images"
     pool = data.dataset.source(run.config.data.pool)
     true = true_masks(pool, data.dataset.maskless, labelled, len(run.labels.classes))
     has_true = frozenset(true.ids)
@@ -173,57 +195,59 @@ def from_tags(run: Run, network: str, confidence: float, labelled: str) -> Label
     background, tags = frozenset(run.labels.background_classes), tagged.tags or {}
     strata = {name: len(frozenset(tags[name]) - background) for name in others.ids}
     further = {name: source for name, source in data.dataset.sources.items() if name.startswith("val_")}
-    return Labelling(
-        true,
-        others,
-        lambda: masks_from_tags(run, tagged, network, confidence),
-        strata,
-        {"train": pool, "val": data.validation, **further},
-    )
+    return _Images(true, tagged, strata, {"train": pool, "val": data.validation, **further})
 
 
-def from_predictions(run: Run, network: str, confidence: float, flips: bool) -> Labelling:
-    """The labelling of a run that was trained with masks; of supervised training, too, by the images beside the labelled."""
+def _from_labels(run: Run) -> _Images:
+    """The images of a run that was trained with masks; of supervised training, too, those beside the labelled."""
     c = run.config.copy_and_resolve_references()
     c.batch.unlabelled = max(c.batch.unlabelled, 1)
     data = sources.build_training_data(c, run.val_ids)
     labelled, unlabelled = data.labelled, data.unlabelled
     if labelled is None:
-        raise WorkdirError(f"a run of {run.config.method.name} has no labelled images; its masks come from tags")
+        raise WorkdirError(f"a run of {run.config.method.name} has neither labelled images nor masks from tags")
     if not unlabelled:
         raise WorkdirError(
             "every image of the run's pool is labelled (data.labelled, data.unlabelled): nothing is left"
         )
     train = select(data.dataset.source(run.config.data.pool), [*labelled.ids, *unlabelled.ids])
-    return Labelling(
-        labelled,
-        unlabelled,
-        lambda: predicted(run, unlabelled, network, confidence, flips),
-        dict.fromkeys(unlabelled.ids, 0),
-        {"train": train, "val": data.validation},
-    )
+    same = dict.fromkeys(unlabelled.ids, 0)
+    return _Images(labelled, unlabelled, same, {"train": train, "val": data.validation})
 
 
-def predicted(run: Run, images: Source, network: str, confidence: float, flips: bool) -> Iterator[Found]:
-    """The masks that a run predicts, in the order in which shape buckets fill; less sure pixels are IGNORE."""
-    predicts = build.build_predicts(run.config, run.method)
-    variables = jax.device_get(build.network_variables(run.state, network))
+def _probabilities_of(run: Run) -> Probabilities:
+    """What the run says of images: of the classes among their tags alone, if it finds masks from tags."""
+    method = run.method
+    if isinstance(method, Thresholded):
+        return lambda variables, image, valid, tags: method.at_threshold(
+            method.scores(variables, image, valid, tags), method.mask_threshold
+        )
+    predicts = build.build_predicts(run.config, method)
+    return lambda variables, image, valid, tags: predicts.predict(variables, image, valid)
+
+
+def _found_masks(run: Run, images: Source, how: Labelling) -> Iterator[Found]:
+    """The masks that a run finds, in the order in which shape buckets fill; less sure pixels are IGNORE."""
+    predict = _probabilities_of(run)
+    variables = jax.device_get(build.network_variables(run.state, how.network))
 
     @jax.jit
-    def winner(variables: dict[str, Variables], image: Array, valid: Array) -> tuple[Array, Array]:
+    def winner(variables: dict[str, Variables], image: Array, valid: Array, tags: Array) -> tuple[Array, Array]:
         unit = image.astype(jnp.float32) / 255.0
-        probabilities = predicts.predict(variables, unit, valid)
-        if flips:
-            probabilities = (
-                probabilities + mirrored(predicts.predict(variables, mirrored(unit, valid), valid), valid)
-            ) / 2
+        probabilities = predict(variables, unit, valid, tags)
+        if how.flips:
+            turned = predict(variables, mirrored(unit, valid), valid, tags)
+            probabilities = (probabilities + mirrored(turned, valid)) / 2
         return probabilities.argmax(-1).astype(jnp.uint8), probabilities.max(-1)
 
     buckets = build.build_buckets(run.config, run.method, run.config.eval.batch)
+    tags = np.zeros((buckets.batch, len(run.labels.classes)), np.float32)
     for examples, padded in buckets.batches(evaluation_examples(images)):
-        labels, sure = map(np.asarray, winner(variables, padded.image, padded.valid))
+        for row, example in enumerate(examples):
+            tags[row] = 0 if example.tags is None else example.tags
+        labels, sure = map(np.asarray, winner(variables, padded.image, padded.valid, tags))
         for example, label, certainty in zip(examples, labels, sure, strict=False):
-            yield found_mask(example, label, certainty, confidence)
+            yield _found_mask(example, label, certainty, how.confidence)
 
 
 def mirrored(rows: Array, valid: Array) -> Array:
@@ -234,12 +258,12 @@ def mirrored(rows: Array, valid: Array) -> Array:
     return jnp.take_along_axis(rows, source[:, None, :, None], axis=2)
 
 
-def found_mask(example: Example, label: np.ndarray, certainty: np.ndarray, confidence: float) -> Found:
+def _found_mask(example: Example, label: np.ndarray, certainty: np.ndarray, confidence: float) -> Found:
     """A mask cut to its image, IGNORE where the model is less sure than `confidence`."""
     height, width = example.image.shape[:2]
     inside = certainty[:height, :width]
     mask = np.where(inside >= confidence, label[:height, :width], IGNORE).astype(np.uint8)
-    return Found(example, mask, float(inside.mean()))
+    return Found(example, mask, inside)
 
 
 def surest(confidences: Mapping[str, float], numbers: Mapping[str, int], keep: float) -> frozenset[str]:
@@ -252,13 +276,6 @@ def surest(confidences: Mapping[str, float], numbers: Mapping[str, int], keep: f
         surest_first = sorted((n for n in confidences if numbers[n] == number), key=lambda name: -confidences[name])
         kept += surest_first[: round(keep * len(surest_first))]
     return frozenset(kept)
-
-
-def method_from_tags(run: Run) -> Thresholded:
-    """The run's method; raises WorkdirError for one that makes no masks from tags."""
-    if isinstance(run.method, Thresholded):
-        return run.method
-    raise WorkdirError(f"a run of {run.config.method.name} makes no masks from tags; take one of configs/tags.py")
 
 
 def true_masks(pool: Source, maskless: frozenset[str], labelled: str, classes: int) -> Source:
@@ -274,46 +291,30 @@ def true_masks(pool: Source, maskless: frozenset[str], labelled: str, classes: i
     return select(pool, split.labelled)
 
 
-def masks_from_tags(run: Run, tagged: WithTags, network: str, confidence: float) -> Iterator[Found]:
-    """The masks of tagged images, in the order in which shape buckets fill; less sure pixels are IGNORE."""
-    method = method_from_tags(run)
-    variables = jax.device_get(build.network_variables(run.state, network))
-
-    @jax.jit
-    def winner(variables: Mapping[str, Variables], image: Array, valid: Array, tags: Array) -> tuple[Array, Array]:
-        scores = method.scores(dict(variables), image.astype(jnp.float32) / 255.0, valid, tags)
-        probabilities = method.at_threshold(scores, method.mask_threshold)
-        return probabilities.argmax(-1).astype(jnp.uint8), probabilities.max(-1)
-
-    buckets = build.build_buckets(run.config, run.method, run.config.eval.batch)
-    for examples, padded in buckets.batches(evaluation_examples(tagged)):
-        tags = np.zeros((buckets.batch, tagged.num_classes), np.float32)
-        tags[: len(examples)] = np.stack([example.tags for example in examples if example.tags is not None])
-        labels, sure = map(np.asarray, winner(variables, padded.image, padded.valid, tags))
-        for example, label, certainty in zip(examples, labels, sure, strict=False):
-            yield found_mask(example, label, certainty, confidence)
-
-
-def mask_file(folder: Path, name: str) -> Path:
+def _mask_file(folder: Path, name: str) -> Path:
     """Where an image's mask lies."""
-    return folder / "masks" / f"{name}.png"
+    return folder / MASKS / f"{name}.png"
 
 
-def save_image(folder: Path, example: Example) -> None:
+def _save_image(folder: Path, example: Example) -> None:
     """Writes an example's image without loss."""
-    file = folder / "images" / f"{example.id}.png"
+    _save_png(folder / "images" / f"{example.id}.png", example.image)
+
+
+def _save_png(file: Path, pixels: np.ndarray) -> None:
+    """Writes u8[H,W] or u8[H,W,3] as a PNG."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(example.image).save(file)
+    Image.fromarray(pixels).save(file)
 
 
-def save_mask(folder: Path, name: str, label: np.ndarray, labels: Labels) -> None:
+def _save_mask(folder: Path, name: str, label: np.ndarray, labels: Labels) -> None:
     """Writes a mask of class indices."""
-    file = mask_file(folder, name)
+    file = _mask_file(folder, name)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_index_png(file, label, palette_of(labels))
 
 
-def write_lists(folder: Path, labels: Labels, splits: Mapping[str, Source]) -> None:
+def _write_lists(folder: Path, labels: Labels, splits: Mapping[str, Source]) -> None:
     """Writes the class file and the splits' lists."""
     background = labels.classes[labels.background_classes[0]]
     lines = (f"names = {json.dumps(labels.classes)}", f"background = {json.dumps(background)}", f"void = {IGNORE}")

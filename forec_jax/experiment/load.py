@@ -39,6 +39,7 @@ class Run(NamedTuple):
     state: TrainState
     mesh: Mesh
     val_ids: tuple[str, ...] | None = None  # of its validation images; None: as the data set says
+    workdir: Path = Path()
 
     def dataset(self) -> Dataset:
         """The data set that it was trained on."""
@@ -69,7 +70,7 @@ def load_run(workdir: Path, checkpoint: str | int, root: str | None = None) -> R
         best = checkpoint == "last" and any((workdir / "checkpoints" / "best").glob("step_*"))
         remedy = "choose --checkpoint=best" if best else "train longer"
         raise WorkdirError(f"--workdir={workdir} holds no {checkpoint} checkpoint yet; {remedy}")
-    return Run(c, labels, method, state, mesh, stored_val(workdir))
+    return Run(c, labels, method, state, mesh, stored_val(workdir), workdir)
 
 
 def restored(checkpoints: Checkpoints, checkpoint: str | int, abstract: TrainState) -> TrainState | None:

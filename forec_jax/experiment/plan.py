@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from forec_jax.config import check_options
-from forec_jax.contracts import Batch, Labelled, Method, Tagged, TrainState, Unlabelled
+from forec_jax.contracts import Batch, Labelled, Method, Pseudo, Tagged, TrainState, Unlabelled
 from forec_jax.experiment import build
 from forec_jax.experiment.load import guide_of
 from forec_jax.experiment.sources import planned_labels
@@ -70,8 +70,8 @@ def plan_training(c: ConfigDict) -> Plan:
     return Plan(
         devices=f"{mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
         parameters={part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for part, tree in parts.items()},
-        images=c.batch.labelled + c.batch.unlabelled + c.batch.tagged,
-        pooled=c.batch.unlabelled or c.batch.tagged or c.batch.labelled,
+        images=sum(c.batch.values()),
+        pooled=c.batch.unlabelled or c.batch.tagged or c.batch.pseudo or c.batch.labelled,
         flops=float(cost.get("flops", math.nan)),
         state_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -108,26 +108,25 @@ def planned_method(c: ConfigDict, mesh: Mesh) -> Method:
 def abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:
     """The shapes and shardings of a config's batch."""
 
-    def leaf(dtype: Any, rows: int, *shape: int) -> Any:
+    def leaf(rows: int, dtype: Any, shape: tuple[int, ...]) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_sharding(mesh))
 
-    side, rows, more = c.data.crop, c.batch.labelled, c.batch.unlabelled
-    labelled = Labelled(
-        leaf(jnp.uint8, rows, side, side, 3),
-        leaf(jnp.int32, rows, side, side),
-        leaf(jnp.bool, rows, side, side),
-        leaf(jnp.int32, rows),
-    )
-    unlabelled = Unlabelled(
-        leaf(jnp.uint8, more, side, side, 3), leaf(jnp.bool, more, side, side), leaf(jnp.int32, more)
-    )
-    tagged = Tagged(
-        leaf(jnp.uint8, c.batch.tagged, side, side, 3),
-        leaf(jnp.bool, c.batch.tagged, side, side),
-        leaf(jnp.float32, c.batch.tagged, len(planned_labels(c).classes)),
-        leaf(jnp.int32, c.batch.tagged),
-    )
-    return Batch(labelled if rows else None, unlabelled if more else None, tagged if c.batch.tagged else None)
+    square = (c.data.crop, c.data.crop)
+    of_row: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "image": (jnp.uint8, (*square, 3)),
+        "label": (jnp.int32, square),
+        "valid": (jnp.bool, square),
+        "confidence": (jnp.uint8, square),
+        "tags": (jnp.float32, (len(planned_labels(c).classes),)),
+        "skipped": (jnp.int32, ()),
+    }
+    kinds: dict[str, Any] = {"labelled": Labelled, "unlabelled": Unlabelled, "tagged": Tagged, "pseudo": Pseudo}
+    parts = {
+        part: kind(*(leaf(c.batch[part], *of_row[field]) for field in kind._fields))
+        for part, kind in kinds.items()
+        if c.batch[part]
+    }
+    return Batch(**parts)
 
 
 def collective_bytes(program: str) -> dict[str, int]:

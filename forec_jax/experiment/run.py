@@ -110,7 +110,7 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
         workdir,
         steps=built.config.steps,
         first_step=first_step,
-        images_per_step=sum(built.streams.rows),
+        images_per_step=sum(built.streams.rows.values()),
         classes=built.data.dataset.classes,
         threshold=getattr(built.method, "threshold", None),
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from forec_jax.data import (
     Source,
     Split,
     Tags,
+    WithPseudoLabels,
     WithTags,
     balanced,
     batch_ids,
@@ -24,6 +25,7 @@ from forec_jax.data import (
     class_coverage,
     classes_in_images,
     classes_not_shown,
+    content_sha256,
     one_against_rest,
     parse_partial,
     read_tags,
@@ -35,6 +37,7 @@ from forec_jax.data import (
     tags_of_masks,
     train_batches,
     with_longest_side,
+    with_pseudo_labels,
 )
 from forec_jax.data.datasets import DATASETS
 from forec_jax.data.pipeline import ReadingOptions
@@ -57,6 +60,7 @@ class TrainingData(NamedTuple):
     unlabelled: Source | None
     validation: Source
     tagged: WithTags | None = None
+    pseudo: WithPseudoLabels | None = None
 
 
 def data_entry(c: ConfigDict) -> DataEntry:
@@ -141,7 +145,21 @@ def build_training_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -
     if len(validation) <= SMALL_VAL and (absent := classes_not_shown(validation, dataset.classes, on_corrupt)):
         log.warning("no image of %s shows: %s. Their IoU says nothing", c.eval.split, ", ".join(absent))
     unlabelled = select(pool, split.unlabelled).without_labels() if c.batch.unlabelled else None
-    return TrainingData(dataset, split, with_partial_labels(labelled, c.data.partial), unlabelled, validation)
+    pseudo = build_pseudo(c, dataset, split)
+    if pseudo is not None:
+        split = split._replace(pseudo=tuple(pseudo.ids), pseudo_sha256=content_sha256(pseudo))
+    partial = with_partial_labels(labelled, c.data.partial)
+    return TrainingData(dataset, split, partial, unlabelled, validation, pseudo=pseudo)
+
+
+def build_pseudo(c: ConfigDict, dataset: Dataset, split: Split) -> WithPseudoLabels | None:
+    """The images with a model's masks, where the batch has rows of them. Raises OptionError where none are named."""
+    if not c.batch.pseudo:
+        return None
+    if not c.data.pseudo:
+        raise OptionError("batch.pseudo needs masks: set data.pseudo to a folder that forec-jax label wrote")
+    others = evaluation_ids(dataset, c.data.pool) | set(split.labelled)
+    return with_pseudo_labels(dataset.source(c.data.pool), Path(c.data.pseudo).expanduser(), dataset.classes, others)
 
 
 def with_partial_labels(labelled: Source, partial: str) -> Source:
@@ -213,7 +231,7 @@ class Streams(NamedTuple):
     """Which examples a batch holds, and how they are read."""
 
     data: TrainingData
-    rows: tuple[int, int, int]  # labelled, unlabelled and tagged, of the global batch
+    rows: Mapping[str, int]  # of the global batch, by part
     geometry: Geometry
     reading: ReadingOptions
     seed: int
@@ -235,21 +253,13 @@ class Streams(NamedTuple):
         return batch_ids(**self._which(), step=step)
 
     def _which(self) -> dict[str, Any]:
-        labelled, unlabelled, tagged = self.rows
-        return {
-            "labelled": self.data.labelled,
-            "unlabelled": self.data.unlabelled,
-            "tagged": self.data.tagged,
-            "batch_labelled": labelled,
-            "batch_unlabelled": unlabelled,
-            "batch_tagged": tagged,
-            "seed": self.seed,
-        }
+        sources = {part: getattr(self.data, part) for part in self.rows}
+        return {**sources, **{f"batch_{part}": size for part, size in self.rows.items()}, "seed": self.seed}
 
 
 def build_streams(c: ConfigDict, data: TrainingData) -> Streams:
     """The streams of a training."""
-    rows = (c.batch.labelled, c.batch.unlabelled, c.batch.tagged)
+    rows = {part: c.batch[part] for part in Batch._fields}
     reading = from_config(ReadingOptions, c.data, "data")
     return Streams(data, rows, from_config(Geometry, c.data, "data"), reading, c.seed)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from forec_jax.experiment import build, sources
-from forec_jax.experiment.label import true_masks, write_masks
+from forec_jax.experiment.label import Labelling, true_masks, write_labels
 from forec_jax.experiment.load import THRESHOLD, Run, choose_threshold, load_run
 from forec_jax.experiment.run import run_training
 from forec_jax.experiment.workdir import WorkdirError, make_workdir
@@ -65,7 +65,7 @@ def run_chain(configs: Mapping[str, ConfigDict], workdir: Path, *, split: str, m
       configs: by the names of STAGES; what one stage takes from another is filled in here.
       workdir: holds a folder for each stage, and `masks`.
       split: whose masks the thresholds are chosen on.
-      masks: how masks become labels: `keep`, `confidence` and `labelled` of `write_masks`.
+      masks: how masks become labels: `keep`, `confidence` and `labelled` of a `Labelling`.
 
     Raises, before the first stage, what would only show after hours of it: a split that is not there, true masks that
     cannot be had, devices that do not fit; WorkdirError where `workdir` was begun with another `split` or other `masks`.
@@ -81,7 +81,7 @@ def run_chain(configs: Mapping[str, ConfigDict], workdir: Path, *, split: str, m
     stages = (
         TrainingStage("classifier", configs["classifier"], finish=threshold),
         TrainingStage("wsss", configs["wsss"], guided, threshold),
-        LabellingStage("masks", "wsss", lambda run, folder: write_masks(run, folder, network="teacher", **masks)),
+        LabellingStage("masks", "wsss", lambda run, folder: write_labels(run, folder, Labelling(**masks))),
         TrainingStage("segmenter", configs["segmenter"], {"data.root": "masks"}),
     )
     return run_stages(stages, workdir)

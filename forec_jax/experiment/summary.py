@@ -78,6 +78,8 @@ def split_content(data: TrainingData) -> dict[str, Any]:
         "labelled": len(split.labelled),
         "unlabelled": len(split.unlabelled),
         "tagged": len(split.tagged),
+        "pseudo": len(split.pseudo),
+        "pseudo_sha256": split.pseudo_sha256,
     }
 
 

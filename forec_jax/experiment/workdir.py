@@ -72,8 +72,8 @@ def begin(workdir: Path, c: ConfigDict, labels: Labels, split: Split, val_ids: S
 
 
 def image_sums(split: Split) -> dict[str, str]:
-    """The SHA-256 of the images that are trained on, by the part of the split; where tags are learned from, of those."""
-    return {"labelled": split.sha256, "unlabelled": list_sha256(split.unlabelled)}
+    """The SHA-256 of the images that are trained on, by the part of the split; of pseudo, that of its masks."""
+    return {"labelled": split.sha256, "unlabelled": list_sha256(split.unlabelled), "pseudo": split.pseudo_sha256}
 
 
 @contextmanager
@@ -153,7 +153,9 @@ def check_same_images(split: Split, c: ConfigDict, workdir: Path) -> None:
         return
     with damage_named(stored, "remove it if the lists of images are as they were"):
         before = json.loads(stored.read_text(encoding="utf-8"))
-        changed = [f"data.{part}={c.data[part]!r}" for part, sums in image_sums(split).items() if before[part] != sums]
+        changed = [
+            f"data.{part}={c.data[part]!r}" for part, sums in image_sums(split).items() if before.get(part, "") != sums
+        ]
     if changed:
         raise WorkdirError(
             f"--workdir={workdir} holds a run on other images than those of {' and '.join(changed)} now; put the list "

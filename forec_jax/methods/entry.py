@@ -38,6 +38,7 @@ class Parts:
     network: Callable[[tuple[HeadSpec, ...]], Network]  # heads -> the network that model.* describes
     auxiliary: tuple[Auxiliary, ...]
     colour: Colour
+    colour_labelled: bool  # whether labelled rows change theirs as well
     mixing: Mixing
     mix_labelled: bool  # whether labelled rows are mixed as well
     ema: EmaOptions
@@ -69,7 +70,13 @@ def semi_supervised(kind: type[M], p: Parts, own: Any, **more: Any) -> M:
     """A method with pseudo-labels from its parts and its `own` options; `more` are fields that no option gives."""
     pseudo, supervised = p.shared(PseudoLabelOptions), p.shared(SupervisedOptions)
     blocks = own, dataclasses.replace(pseudo, ramp=p.in_steps(pseudo.ramp)), supervised, p.ema
-    given = {"labelled_mixing": p.labelled_mixing, "partial_labels": p.partial, **taken(kind, *blocks), **more}
+    given = {
+        "colour_labelled": p.colour_labelled or p.partial,  # a teacher completes partial labels: changed as the others
+        "labelled_mixing": p.labelled_mixing,
+        "partial_labels": p.partial,
+        **taken(kind, *blocks),
+        **more,
+    }
     return kind(p.network(p.heads), p.colour, p.mixing, p.auxiliary, supervised_loss(supervised), **given)
 
 

@@ -43,6 +43,7 @@ class FixMatch(SemiSupervised):
             batch.unlabelled,
             view_key,
             colour=self.colour,
+            labelled_colour=self.labelled_colour,
             mixing=self.mixing,
             labelled_mixing=self.labelled_mixing,
             partial_labels=self.partial_labels,
@@ -59,9 +60,9 @@ class FixMatch(SemiSupervised):
             normaliser=self.normaliser,
             weight=self.unsupervised_weight * ramp_up(state.step, self.ramp),
         )
-        task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
+        task_terms, task_metrics, memory = auxiliary_terms(self.auxiliary, outputs, views, task_key, state.memory)
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
-        aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, state.memory, metrics | task_metrics)
+        aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, memory, metrics | task_metrics)
         return terms | unsupervised | task_terms, aux
 
 
@@ -83,5 +84,6 @@ ENTRY = MethodEntry(
         "augment.mixing": "cutmix",
         "augment.mixing_probability": 0.5,
         "augment.mix_labelled": False,
+        "augment.colour_labelled": False,
     },
 )

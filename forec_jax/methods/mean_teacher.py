@@ -57,10 +57,10 @@ class MeanTeacher(SemiSupervised):
             normaliser=self.normaliser,
             weight=self.unsupervised_weight * ramp_up(state.step, self.ramp),
         )
-        task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
+        task_terms, task_metrics, memory = auxiliary_terms(self.auxiliary, outputs, views, task_key, state.memory)
 
         teacher_stats = teacher_statistics(self.network, teacher, image, dropout_key, self.bn_mode)
-        aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, state.memory, metrics | task_metrics)
+        aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, memory, metrics | task_metrics)
         return terms | unsupervised | task_terms, aux
 
     def views(
@@ -73,6 +73,7 @@ class MeanTeacher(SemiSupervised):
             unlabelled,
             key,
             colour=self.colour,
+            labelled_colour=self.labelled_colour,
             mixing=self.mixing,
             labelled_mixing=self.labelled_mixing,
             partial_labels=self.partial_labels,

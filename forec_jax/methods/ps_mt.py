@@ -44,9 +44,9 @@ class PsMt(SemiSupervised, Options):
 
     def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
         """The first params, batch_stats, teachers and memory."""
-        student = self.network.init(key)
-        teachers = {name: first_teacher(student) for name in TEACHERS}
-        return {STUDENT: student.params}, {STUDENT: student.batch_stats}, teachers, {}
+        params, batch_stats, _, memory = super().init(key)
+        student = Variables(params[STUDENT], batch_stats[STUDENT])
+        return params, batch_stats, {name: first_teacher(student) for name in TEACHERS}, memory
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
@@ -73,15 +73,13 @@ class PsMt(SemiSupervised, Options):
             weight=self.unsupervised_weight * ramp_up(state.step - self.warmup, self.ramp),
             pixel_weight=views.confidence,
         )
-        task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
+        task_terms, task_metrics, memory = auxiliary_terms(self.auxiliary, outputs, views, task_key, state.memory)
 
         teacher_stats = {
             name: teacher_statistics(self.network, teacher, image, dropout_key, self.bn_mode)
             for name, teacher in state.teacher.items()
         }
-        return terms | unsupervised | task_terms, Aux(
-            {STUDENT: stats}, teacher_stats, state.memory, metrics | task_metrics
-        )
+        return terms | unsupervised | task_terms, Aux({STUDENT: stats}, teacher_stats, memory, metrics | task_metrics)
 
     def views(
         self, teachers: dict[str, Variables], labelled: Labelled, unlabelled: Unlabelled | None, key: Array
@@ -93,6 +91,7 @@ class PsMt(SemiSupervised, Options):
             unlabelled,
             key,
             colour=self.colour,
+            labelled_colour=self.labelled_colour,
             mixing=self.mixing,
             labelled_mixing=self.labelled_mixing,
             partial_labels=self.partial_labels,

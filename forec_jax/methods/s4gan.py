@@ -29,7 +29,7 @@ from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, auxiliary_terms, head_names, run_heads
 from forec_jax.methods.parts.ramp import ramp_up
-from forec_jax.methods.parts.teacher import first_teacher, teacher_statistics
+from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import (
     PseudoLabelOptions,
     SupervisedOptions,
@@ -97,13 +97,13 @@ class S4Gan(SemiSupervised, FeatureMatching):
 
     def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
         """The first params, batch_stats, teacher and memory."""
-        student = self.network.init(key)
+        params, batch_stats, teacher, memory = super().init(key)
         discriminator = self.discriminator.init(jax.random.fold_in(key, 1))
         return (
-            {STUDENT: student.params, DISCRIMINATOR: discriminator.params},
-            {STUDENT: student.batch_stats, DISCRIMINATOR: discriminator.batch_stats},
-            {STUDENT: first_teacher(student)},
-            {},
+            params | {DISCRIMINATOR: discriminator.params},
+            batch_stats | {DISCRIMINATOR: discriminator.batch_stats},
+            teacher,
+            memory,
         )
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
@@ -144,17 +144,17 @@ class S4Gan(SemiSupervised, FeatureMatching):
             "discriminator_fake_loss": Term(fake, 0.5),
         }
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
-        task_terms, task_metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
+        task_terms, task_metrics, memory = auxiliary_terms(self.auxiliary, outputs, views, task_key, state.memory)
 
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
         new_stats = {STUDENT: stats, DISCRIMINATOR: state.batch_stats[DISCRIMINATOR]}
         terms |= unsupervised | adversarial | task_terms
-        return terms, Aux(new_stats, {STUDENT: teacher_stats}, state.memory, metrics | task_metrics)
+        return terms, Aux(new_stats, {STUDENT: teacher_stats}, memory, metrics | task_metrics)
 
     def views(self, labelled: Labelled, unlabelled: Unlabelled | None, key: Array) -> tuple[Array, Views]:
         """The student's images and what is known of them before it has seen them."""
         colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
-        rows = self.labelled_mixing(mixing_l, labelled_rows(colour_l, labelled, self.colour))
+        rows = self.labelled_mixing(mixing_l, labelled_rows(colour_l, labelled, self.labelled_colour))
         if unlabelled is None:
             return student_input(rows, None)
         return student_input(rows, self.mixing(mixing_u, unlabelled_rows(colour_u, unlabelled, self.colour)))

@@ -27,7 +27,7 @@ class Supervised(WithLabels):
         if batch.labelled is None:
             raise ValueError("supervised training needs labelled rows: set batch.labelled above 0")
         colour_key, mixing_key, dropout_key, task_key = jax.random.split(key, 4)
-        labelled = self.mixing(mixing_key, labelled_rows(colour_key, batch.labelled, self.colour))
+        labelled = self.mixing(mixing_key, labelled_rows(colour_key, batch.labelled, self.labelled_colour))
         image, views = student_input(labelled, None)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
@@ -36,9 +36,9 @@ class Supervised(WithLabels):
         )
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
-        task_terms, metrics = auxiliary_terms(self.auxiliary, outputs, views, task_key)
+        task_terms, metrics, memory = auxiliary_terms(self.auxiliary, outputs, views, task_key, state.memory)
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
-        return terms | task_terms, Aux({STUDENT: stats}, {STUDENT: teacher_stats}, state.memory, metrics)
+        return terms | task_terms, Aux({STUDENT: stats}, {STUDENT: teacher_stats}, memory, metrics)
 
 
 def build(_: NoOptions, p: Parts) -> Supervised:
@@ -46,7 +46,8 @@ def build(_: NoOptions, p: Parts) -> Supervised:
     mixing = p.mixing if p.mix_labelled else NoMixing()
     shared = p.shared(SupervisedOptions)
     options = taken(Supervised, shared, p.ema)
-    return Supervised(p.network(p.heads), p.colour, mixing, p.auxiliary, supervised_loss(shared), **options)
+    loss = supervised_loss(shared)
+    return Supervised(p.network(p.heads), p.colour, mixing, p.auxiliary, loss, p.colour_labelled, **options)
 
 
 ENTRY = MethodEntry(

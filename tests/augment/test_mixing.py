@@ -59,13 +59,23 @@ def assert_same(one: Rows, other: Rows) -> None:
 def test_shapes_dtypes_and_repeatability(mixing):
     rows = random_rows()
     mixed = compiled(mixing)(KEY, rows)
-    assert [(x.shape, x.dtype) for x in mixed] == [(x.shape, x.dtype) for x in rows]
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), mixed) == jax.tree.map(lambda x: (x.shape, x.dtype), rows)
     assert_same(mixed, compiled(mixing)(KEY, rows))
 
 
 @pytest.mark.parametrize("mixing", [NoMixing(), CutMix(0.0)], ids=str)
 def test_probability_zero_changes_valid_rows_in_nothing(mixing):
     assert_same(compiled(mixing)(KEY, numbered()), numbered())
+
+
+@pytest.mark.parametrize("mixing", [CutMix(1.0), ClassMix(K)], ids=str)
+def test_what_a_method_adds_to_the_rows_is_mixed_with_the_same_boxes(mixing):
+    rows = random_rows()
+    extra = {"teacher": rows.clean[..., 0], "scores": jnp.stack([rows.strong[..., 0]] * 5, -1)}
+    mixed = compiled(mixing)(KEY, rows._replace(extra=extra))
+    assert (mixed.clean != rows.clean).any()
+    np.testing.assert_array_equal(mixed.extra["teacher"], mixed.clean[..., 0])
+    np.testing.assert_array_equal(mixed.extra["scores"][..., 4], mixed.strong[..., 0])
 
 
 @pytest.mark.parametrize("mixing", MIXINGS, ids=str)

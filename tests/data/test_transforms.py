@@ -114,3 +114,11 @@ def test_a_sliver_of_an_image():
 def test_bad_options(options, message):
     with pytest.raises(DataError, match=message):
         Geometry(**options)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_labels_confidence_goes_the_same_way_and_is_0_in_the_padding(seed):
+    image, label = coded(50, 40)
+    out = Geometry(65, (0.5, 1.5))(image, label, rng(seed), confidence=label * 7)
+    assert 0 < out.valid.sum() < out.valid.size
+    np.testing.assert_array_equal(out.confidence, np.where(out.valid, out.label * 7, 0))

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from forec_jax.config import defaults, method_entry
-from forec_jax.contracts import IGNORE, Batch, Labelled, Tagged, Unlabelled, Variables
+from forec_jax.contracts import IGNORE, Batch, Labelled, Pseudo, Tagged, Unlabelled, Variables
 from forec_jax.data.source import Labels
 from forec_jax.experiment import build
 from forec_jax.methods import METHODS, TagClassifier
@@ -91,6 +91,7 @@ def batch_for(variant):
         "labelled": Labelled(images[0], label, valid, none),
         "unlabelled": Unlabelled(images[1], valid, none),
         "tagged": Tagged(images[2], valid, tags, none),
+        "pseudo": Pseudo(images[2], label, np.full(shape, 204, np.uint8), valid, none),
     }
     return Batch(**{name: parts[name] for name in METHODS[variant.split("+")[0]].needs})
 

@@ -294,6 +294,14 @@ def test_the_teacher_is_shown_weak_views_the_student_strong_ones_and_tasks_aim_a
     np.testing.assert_allclose(witness.targets, [interleave(*map(witness.weak, batch[:2]))], rtol=1e-6)
 
 
+def test_labelled_rows_keep_their_colours_where_asked(witness):
+    method = MeanTeacher(witness.network, witness.colour, NoMixing(), colour_labelled=False)
+    batch = make_batch()
+    witness.watch(method, batch)
+    seen = interleave(witness.weak(batch.labelled), witness.strong(batch.unlabelled))
+    np.testing.assert_allclose(witness.student, [seen], rtol=1e-6)
+
+
 def test_the_teacher_completes_partial_labels_from_the_weak_view(witness):
     method = MeanTeacher(witness.network, witness.colour, NoMixing(), partial_labels=True)
     batch = partly_labelled(make_batch())

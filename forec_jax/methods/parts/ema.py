@@ -5,10 +5,10 @@ import dataclasses
 from forec_jax.augment import Mixing, NoMixing
 from forec_jax.contracts import Array, Network, PyTree, TrainState, Variables
 from forec_jax.losses import mean_cross_entropy
-from forec_jax.methods.parts.heads import STUDENT, Auxiliary, class_probabilities
+from forec_jax.methods.parts.heads import STUDENT, Auxiliary, class_probabilities, first_memory
 from forec_jax.methods.parts.teacher import EmaOptions, ema_of_student, first_teacher
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedLoss, SupervisedWeight
-from forec_jax.methods.parts.views import Colour
+from forec_jax.methods.parts.views import Colour, unchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,17 @@ class WithLabels(EmaMethod, SupervisedWeight):
     mixing: Mixing
     auxiliary: tuple[Auxiliary, ...] = ()
     supervised_loss: SupervisedLoss = mean_cross_entropy
+    colour_labelled: bool = True  # whether labelled rows change their colours as well
+
+    @property
+    def labelled_colour(self) -> Colour:
+        """The change of colours of labelled rows."""
+        return self.colour if self.colour_labelled else unchanged
+
+    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+        """The first params, batch_stats, teacher and memory: the auxiliary tasks'."""
+        params, batch_stats, teacher, _ = super().init(key)
+        return params, batch_stats, teacher, first_memory(self.auxiliary)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,19 +61,35 @@ def class_probabilities(network: Network, variables: Variables, image: Array, va
     return jax.nn.softmax(head.output.astype(jnp.float32), axis=-1)
 
 
+def first_memory(auxiliary: tuple[Auxiliary, ...]) -> dict[str, PyTree]:
+    """What the tasks that remember something remember at first, by their heads' names; arrays of their own."""
+    remembering = {task.head.name: task.memory for _, task in auxiliary if jax.tree.leaves(task.memory)}
+    return jax.tree.map(
+        lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype), remembering
+    )  # of the type that a step gives
+
+
 def auxiliary_terms(
-    auxiliary: tuple[Auxiliary, ...], outputs: Mapping[str, HeadOutput], views: Views, key: Array
-) -> tuple[Terms, Metrics]:
-    """Every auxiliary task's terms, each times its task's weight."""
+    auxiliary: tuple[Auxiliary, ...],
+    outputs: Mapping[str, HeadOutput],
+    views: Views,
+    key: Array,
+    memory: Mapping[str, PyTree],
+) -> tuple[Terms, Metrics, dict[str, PyTree]]:
+    """Every auxiliary task's terms, each times its task's weight; metrics; and the memory with what they remember now."""
     terms: Terms = {}
     metrics: Metrics = {}
+    remembered = dict(memory)
     for weight, task in auxiliary:
         # By name, so that another task beside it does not change a task's draws.
-        task_key = jax.random.fold_in(key, zlib.crc32(task.head.name.encode()))
-        task_terms, task_metrics = task.loss(outputs, views, task_key)
-        terms |= {name: Term(term.mean, weight * term.weight) for name, term in task_terms.items()}
+        name = task.head.name
+        task_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        task_terms, task_metrics, now = task.loss(outputs, views, task_key, memory.get(name, task.memory))
+        terms |= {term: Term(mean, weight * share) for term, (mean, share) in task_terms.items()}
         metrics |= task_metrics
-    return terms, metrics
+        if name in memory:
+            remembered[name] = jax.lax.stop_gradient(now)
+    return terms, metrics, remembered
 
 
 def head_names(auxiliary: tuple[Auxiliary, ...]) -> tuple[str, ...]:

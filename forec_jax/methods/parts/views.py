@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from forec_jax.augment import Mixing, Rows
-from forec_jax.contracts import IGNORE, UNLABELLED, Array, Labelled, Unlabelled, Views
+from forec_jax.contracts import IGNORE, UNLABELLED, Array, Labelled, Pseudo, Unlabelled, Views
 
 PSEUDO_LABELS = "pseudo_labels"
 """Name of the values that are worth keeping where a forward pass is recomputed: they took one of the teacher's."""
@@ -18,6 +18,12 @@ Colour = Callable[[Array, Array, Array], Array]  # (key, image f32[B,H,W,3] in [
 def unit_image(image: Array) -> Array:
     """u8[...] in [0, 255] to f32[...] in [0, 1]."""
     return image.astype(jnp.float32) / 255.0
+
+
+def unchanged(key: Array, image: Array, valid: Array) -> Array:
+    """A change of colours that changes nothing."""
+    del key, valid
+    return image
 
 
 def labelled_rows(key: Array, part: Labelled, colour: Colour) -> Rows:
@@ -58,6 +64,19 @@ def pseudo_labelled_rows(key: Array, part: Unlabelled, probabilities: Array, col
     )
 
 
+def stored_rows(key: Array, part: Pseudo, colour: Colour) -> Rows:
+    """Rows labelled by the stored masks of a model."""
+    clean = unit_image(part.image)
+    return Rows(
+        clean=clean,
+        strong=colour(key, clean, part.valid),
+        label=part.label,
+        confidence=jnp.where(part.label == IGNORE, 0.0, part.confidence.astype(jnp.float32) / 255.0),
+        is_ground_truth=jnp.zeros(part.valid.shape, bool),
+        valid=part.valid,
+    )
+
+
 def taught_views(
     teach: Callable[[Array], Array],
     labelled: Labelled,
@@ -65,6 +84,7 @@ def taught_views(
     key: Array,
     *,
     colour: Colour,
+    labelled_colour: Colour,
     mixing: Mixing,
     labelled_mixing: Mixing,
     partial_labels: bool,
@@ -76,16 +96,17 @@ def taught_views(
         labelled: rows of ground truth; with `partial_labels` the teacher labels their UNLABELLED pixels.
         unlabelled: rows that the teacher labels; may be None.
         key: of the colour changes and the mixing.
-        colour: of the student's view.
+        colour: of the student's view of the unlabelled rows.
+        labelled_colour: of its view of the labelled rows.
         mixing: of the unlabelled rows among themselves.
         labelled_mixing: of the labelled rows among themselves.
         partial_labels: whether the labelled rows have UNLABELLED pixels.
     """
     colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
     if partial_labels:
-        rows = completed_rows(colour_l, labelled, teach(unit_image(labelled.image)), colour)
+        rows = completed_rows(colour_l, labelled, teach(unit_image(labelled.image)), labelled_colour)
     else:
-        rows = labelled_rows(colour_l, labelled, colour)
+        rows = labelled_rows(colour_l, labelled, labelled_colour)
     rows = labelled_mixing(mixing_l, rows)
     if unlabelled is None:
         return student_input(rows, None)

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax.numpy as jnp
 
-from forec_jax.contracts import IGNORE, Array, HeadOutput, HeadSpec, Mean, Metrics, Term, Terms, Views
+from forec_jax.contracts import IGNORE, Array, HeadOutput, HeadSpec, Mean, Metrics, PyTree, Term, Terms, Views
 from forec_jax.losses import cross_entropy
 from forec_jax.methods.entry import TaskEntry, TaskOptions, TaskParts
 from forec_jax.methods.parts.background import PseudoTruth, RowWeights, is_background, is_known
@@ -21,6 +22,7 @@ class Options(TaskOptions, RowWeights, PseudoTruth):
 class ForegroundSegmentation(RowWeights, PseudoTruth):
     """Cross-entropy of a second decoder with two classes, background 0 and foreground 1, where the class is known."""
 
+    memory: ClassVar[PyTree] = ()
     background_classes: tuple[int, ...]
 
     @property
@@ -28,7 +30,9 @@ class ForegroundSegmentation(RowWeights, PseudoTruth):
         """A decoder like the segmentation's, ending in two classes."""
         return HeadSpec("foreground", 2)
 
-    def loss(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> tuple[Terms, Metrics]:
+    def loss(
+        self, outputs: Mapping[str, HeadOutput], views: Views, key: Array, memory: PyTree
+    ) -> tuple[Terms, Metrics, PyTree]:
         """The labelled and the unlabelled rows' mean cross-entropy over the pixels of known class."""
         del key
         included = is_known(views, self.threshold)
@@ -36,10 +40,14 @@ class ForegroundSegmentation(RowWeights, PseudoTruth):
         label = jnp.where(included, foreground.astype(jnp.int32), IGNORE)
         error = cross_entropy(outputs[self.head.name].output, label)
         row = views.labelled_row[:, None, None]
-        return {
-            "foreground_labelled_loss": Term(masked_mean(error, included & row), self.labelled_weight),
-            "foreground_unlabelled_loss": Term(masked_mean(error, included & ~row), self.unlabelled_weight),
-        }, {}
+        return (
+            {
+                "foreground_labelled_loss": Term(masked_mean(error, included & row), self.labelled_weight),
+                "foreground_unlabelled_loss": Term(masked_mean(error, included & ~row), self.unlabelled_weight),
+            },
+            {},
+            memory,
+        )
 
 
 def masked_mean(error: Array, included: Array) -> Mean:

@@ -3,14 +3,14 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from forec_jax.contracts import Array, HeadOutput, HeadSpec, Mean, Metrics, Term, Terms, Views
+from forec_jax.contracts import Array, HeadOutput, HeadSpec, Mean, Metrics, PyTree, Term, Terms, Views
 from forec_jax.losses import class_means, class_weights, draw, regional_contrast
 from forec_jax.losses.contrast import ClassMeans, Draws, Keys
 from forec_jax.methods.entry import TaskEntry, TaskOptions, TaskParts
@@ -89,6 +89,7 @@ class RegionalContrast(Contrast):
     (delta_s), otherwise an easy one. Everything is seen at the resolution of the representation, by nearest pixels.
     """
 
+    memory: ClassVar[PyTree] = ()
     classes: int
     upsample: bool = False  # the representation at the image's resolution instead of a quarter of it
     at_once: int = 256  # queries whose keys are gathered together
@@ -99,16 +100,19 @@ class RegionalContrast(Contrast):
         """A decoder like the segmentation's, ending in the representation."""
         return HeadSpec(REPRESENTATION, self.channels, upsample=self.upsample)
 
-    def loss(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> tuple[Terms, Metrics]:
+    def loss(
+        self, outputs: Mapping[str, HeadOutput], views: Views, key: Array, memory: PyTree
+    ) -> tuple[Terms, Metrics, PyTree]:
         """The contrast over labelled and unlabelled pixels together."""
         sample = self.shared_out(self.sample(outputs, views, key))
         mean = regional_contrast(
             sample.representation, sample.means, sample.draws, temperature=self.temperature, at_once=self.at_once
         )
-        return {"reco_loss": Term(mean, 1.0)}, {
+        metrics = {
             "reco_valid": share(sample.valid, jnp.ones_like(sample.valid)),
             "reco_hard": share(sample.hard & sample.valid, sample.valid),
         }
+        return {"reco_loss": Term(mean, 1.0)}, metrics, memory
 
     def shared_out(self, sample: Sample) -> Sample:
         """The representation on every device, the queries and their keys split over them.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
@@ -15,6 +15,7 @@ from forec_jax.contracts import (
     HeadSpec,
     Mean,
     Metrics,
+    PyTree,
     Term,
     Terms,
     Views,
@@ -85,17 +86,22 @@ def unit_pixels(output: Array, space: PixelSpace) -> Array:
 class ImageReconstruction(Painting):
     """Standard reconstruction (FOrec, section 4.3): every valid pixel of the clean view."""
 
+    memory: ClassVar[PyTree] = ()
+
     @property
     def head(self) -> HeadSpec:
         """A decoder like the segmentation's, ending in the three colours."""
         return HeadSpec(RECONSTRUCTION, 3)
 
-    def loss(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> tuple[Terms, Metrics]:
+    def loss(
+        self, outputs: Mapping[str, HeadOutput], views: Views, key: Array, memory: PyTree
+    ) -> tuple[Terms, Metrics, PyTree]:
         """The labelled and the unlabelled rows' mean squared error."""
         del key
         target = target_pixels(views.image, self.pixel_space)
         weights = (self.labelled_weight, self.unlabelled_weight)
-        return reconstruction_terms(outputs[self.head.name].output, target, views.valid, views, weights), {}
+        terms = reconstruction_terms(outputs[self.head.name].output, target, views.valid, views, weights)
+        return terms, {}, memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +112,7 @@ class ForegroundReconstruction(ForegroundPainting):
     Void pixels of the ground truth are excluded; `void="zero"` reads Eq. 3 to the letter (not foreground, hence 0).
     """
 
+    memory: ClassVar[PyTree] = ()
     background_classes: tuple[int, ...]
 
     @property
@@ -123,14 +130,16 @@ class ForegroundReconstruction(ForegroundPainting):
         target = jnp.where(painted[..., None], target_pixels(views.image, self.pixel_space), 0.0)
         return target, included
 
-    def loss(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> tuple[Terms, Metrics]:
+    def loss(
+        self, outputs: Mapping[str, HeadOutput], views: Views, key: Array, memory: PyTree
+    ) -> tuple[Terms, Metrics, PyTree]:
         """The labelled and the unlabelled rows' mean squared error over the included pixels."""
         del key
         target, included = self.target(views)
         weights = (self.labelled_weight, self.unlabelled_weight)
         terms = reconstruction_terms(outputs[self.head.name].output, target, included, views, weights)
         valid = jnp.sum(views.valid, dtype=jnp.float32)
-        return terms, {"reconstructed": Mean(jnp.sum(included, dtype=jnp.float32), valid)}
+        return terms, {"reconstructed": Mean(jnp.sum(included, dtype=jnp.float32), valid)}, memory
 
 
 def build(o: Options, p: TaskParts) -> ImageReconstruction | ForegroundReconstruction:
