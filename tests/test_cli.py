@@ -53,6 +53,12 @@ def train(workdir, *options, variant="forec"):
     return cli.run(["train", f"--config=configs/shapes.py:{variant}", f"--workdir={workdir}", *TINY, *options])
 
 
+def size_of(file):
+    """The width and height of an image file."""
+    with Image.open(file) as picture:
+        return picture.size
+
+
 def error_of(capsys, code):
     assert code == 2
     return capsys.readouterr().err
@@ -194,10 +200,10 @@ def test_predict_writes_index_images_and_overlays_at_the_images_size(trained, tm
     assert cli.run(["predict", f"--workdir={trained}", f"--images={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"]) == 0
     for name, size in sizes.items():
         target = name.rsplit(".", 1)[0] + ".png"
-        index = Image.open(tmp_path / "out" / "index" / target)
-        assert (index.mode, index.size) == ("P", size)
-        assert np.asarray(index).max() < 7
-        assert Image.open(tmp_path / "out" / "overlay" / target).size == size
+        with Image.open(tmp_path / "out" / "index" / target) as index:
+            assert (index.mode, index.size) == ("P", size)
+            assert np.asarray(index).max() < 7
+        assert size_of(tmp_path / "out" / "overlay" / target) == size
 
 
 def test_predict_at_the_size_of_training_passes_over_what_it_cannot_read(trained, tmp_path, caplog):
@@ -296,7 +302,7 @@ def test_visualize_draws_a_sheet_an_image_and_measures_a_split(trained, tmp_path
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "own.png")
     assert cli.run([*arguments, f"--images={tmp_path / 'own.png'}", f"--out={tmp_path / 'own'}"]) == 0
     # Two rows of a wide picture at 160x128, each with its caption, below the titles.
-    assert Image.open(tmp_path / "own" / "own.png").size[1] == 18 + 2 * (128 + 18 + 4)
+    assert size_of(tmp_path / "own" / "own.png")[1] == 18 + 2 * (128 + 18 + 4)
 
 
 def test_visualize_draws_how_the_classes_relate(trained, tmp_path, capsys):
@@ -311,8 +317,8 @@ def test_visualize_draws_how_the_classes_relate(trained, tmp_path, capsys):
     np.testing.assert_allclose(np.diag(similarity), 1, atol=1e-6)
     assert relations["mean_similarity"] == pytest.approx((similarity.sum() - 7) / 42, abs=1e-5)
     assert f"{relations['mean_similarity']:.3f}" in capsys.readouterr().out
-    assert Image.open(tmp_path / "classes.png").size[0] > 7 * 22
-    assert Image.open(tmp_path / "queries" / "tune_00000.png").size[0] == 4 + 3 * 164
+    assert size_of(tmp_path / "classes.png")[0] > 7 * 22
+    assert size_of(tmp_path / "queries" / "tune_00000.png")[0] == 4 + 3 * 164
 
 
 def test_labels_shows_what_a_training_learns_from(tmp_path):
@@ -321,9 +327,7 @@ def test_labels_shows_what_a_training_learns_from(tmp_path):
     assert cli.run([*arguments, f"--out={tmp_path / 'own'}"]) == 0
     assert cli.run([*arguments, "--partial=1px,5%", f"--out={tmp_path / 'both'}"]) == 0
     assert cli.run([*arguments, "--partial=", f"--out={tmp_path / 'none'}"]) == 0
-    widths = {
-        name: {Image.open(file).size[0] for file in (tmp_path / name).iterdir()} for name in ("own", "both", "none")
-    }
+    widths = {name: {size_of(file)[0] for file in (tmp_path / name).iterdir()} for name in ("own", "both", "none")}
     assert widths == {"own": {4 + 3 * 164}, "both": {4 + 4 * 164}, "none": {4 + 2 * 164}}
     assert len(list((tmp_path / "own").iterdir())) == 2
 

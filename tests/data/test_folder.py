@@ -362,7 +362,9 @@ def test_a_folder_gets_predictions_in_two_commands(photos, tmp_path, monkeypatch
         f"--out={tmp_path / 'out'}",
     ]
     assert cli.run(predict) == 0
-    sizes = {file.stem: Image.open(file).size for file in (tmp_path / "out" / "index").iterdir()}
+    sizes = {}
+    for file in (tmp_path / "out" / "index").iterdir():
+        with Image.open(file) as index:
+            sizes[file.stem] = index.size
+            assert index.getpalette()[:9] == COLOURS.ravel().tolist()
     assert sizes == {"dot": (1, 1), "u0": (30, 30), "u1": (31, 30), "u2": (32, 30), "u3": (33, 30)}
-    index = Image.open(tmp_path / "out" / "index" / "u0.png")
-    assert index.getpalette()[:9] == COLOURS.ravel().tolist()
