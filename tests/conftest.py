@@ -17,9 +17,11 @@ import optax
 import pytest
 
 from forec_jax.contracts import HeadOutput, HeadSpec, Network, Variables
+from forec_jax.models.layers import channelwise
 from forec_jax.training import first_state
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")  # a broadcast that nobody wrote is mostly a mistake
 
 TOY_CHANNELS = 4
 
@@ -40,8 +42,8 @@ def toy_network(heads=(HeadSpec("segmentation", 3),), normalise=True, channels=T
         if normalise and train:
             mean = features.mean((0, 1, 2))
             moved = 0.9 * stats["encoder"]["mean"] + 0.1 * mean
-            return jnp.tanh(features - mean), {**stats, "encoder": {"mean": moved}}
-        return jnp.tanh(features - stats["encoder"]["mean"]), stats
+            return jnp.tanh(features - channelwise(mean)), {**stats, "encoder": {"mean": moved}}
+        return jnp.tanh(features - channelwise(stats["encoder"]["mean"])), stats
 
     def decode(variables, head, features, *, train, rng):
         return HeadOutput(features @ variables.params[head]["w"], features), variables.batch_stats

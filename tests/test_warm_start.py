@@ -23,9 +23,8 @@ TINY = {
     "eval.split": "tune",
     "eval.bucket": 64,
     "eval.pictures": 0,
-    "model.resnet.width": 0.125,
-    "model.deeplab.channels": 8,
-    "model.deeplab.low_level_channels": 4,
+    "model.encoder": "unet",  # compiled in half of a ResNet's time
+    "model.unet.width": 0.03125,
 }
 
 
@@ -52,7 +51,7 @@ def test_a_training_starts_from_the_teacher_of_another_run(trained):
 
 
 def test_a_run_of_another_encoder_is_no_start(trained):
-    c = load_config("configs/shapes.py:supervised", {**TINY, "model.weights": str(trained), "model.resnet.width": 0.25})
+    c = load_config("configs/shapes.py:supervised", {**TINY, "model.weights": str(trained), "model.unet.width": 0.0625})
     with pytest.raises(OptionError, match=r"model\.weights=.*a run of another encoder"):
         build.build_method(c, load_run(trained, "last").labels)
 

@@ -57,7 +57,7 @@ class AreaBox:
         area_key, place_key = jax.random.split(key)
         area = jax.random.uniform(area_key, (rows, 1), minval=self.area[0], maxval=self.area[1]) * (height * width)
         low, high = self.aspect
-        aspect = low + (high - low) * (np.arange(64, dtype=np.float32) + 0.5) / 64
+        aspect = low + (high - low) * (np.arange(64, dtype=np.float32)[None] + 0.5) / 64
         # At least one pixel, which UniMatch's truncation lets vanish in tiny images.
         box_height = jnp.maximum(jnp.sqrt(area * aspect).astype(jnp.int32), 1)  # i32[rows,64]
         box_width = jnp.maximum(jnp.sqrt(area / aspect).astype(jnp.int32), 1)
@@ -124,7 +124,7 @@ class CutOut:
         rows = _ignore_padding(rows)
         cut = _boxes(key, self.box, self.probability, rows)
         # The colour that normalisation turns into zeros.
-        fill = jnp.asarray(IMAGENET_MEAN, rows.clean.dtype)
+        fill = jnp.asarray(IMAGENET_MEAN, rows.clean.dtype)[None, None, None]
         return rows._replace(
             clean=jnp.where(cut[..., None], fill, rows.clean),
             strong=jnp.where(cut[..., None], fill, rows.strong),
@@ -169,7 +169,7 @@ class ClassMix:
         rows = _ignore_padding(rows)
         partner = _partner(rows)
         # Comparisons fuse into one pass over the pixels; a look-up of chosen[row, label] is a gather over the batch.
-        is_class = (partner.label[..., None] == jnp.arange(self.classes)) & partner.valid[..., None]
+        is_class = (partner.label[..., None] == jnp.arange(self.classes)[None, None, None]) & partner.valid[..., None]
         chosen = _half_of(class_key, jnp.any(is_class, axis=(1, 2)))
         mask = jnp.any(is_class & chosen[:, None, None, :], axis=-1)
         return _paste(mask & _coin(apply_key, self.probability, mask.shape[0]), rows, partner)

@@ -153,7 +153,7 @@ def _random_blur(key: Array, image: Array, options: Photometric) -> Array:
 def _blur_matrix(sigma: Array, size: int, radius: int) -> Array:
     """f32[B,size,size]: row i holds the kernel around pixel i, its overhang folded back at the borders."""
     radius = min(radius, size - 1)
-    i, j = jnp.arange(size)[:, None], jnp.arange(size)[None, :]
+    i, j = jnp.arange(size)[None, :, None], jnp.arange(size)[None, None, :]
     # exp(-d^2 / 2 sigma^2); the floor makes sigma = 0 the identity without 0 / 0.
     exponent = -0.5 / jnp.square(jnp.maximum(sigma, 1e-3))[:, None, None]
 

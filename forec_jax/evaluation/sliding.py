@@ -50,7 +50,7 @@ class SlidingWindow:
         def add_window(sums: tuple[Array, Array], at: Array) -> tuple[tuple[Array, Array], None]:
             top, top_counts = self._start(at[0], image_heights)
             left, left_counts = self._start(at[1], image_widths)
-            seen = cut(valid, top, left, side) & inside[:, None] & inside
+            seen = cut(valid, top, left, side) & inside[None, :, None] & inside[None, None]
             probabilities = self.whole.predict(variables, cut(image, top, left, side), seen)
             counted = (seen & (top_counts & left_counts)[:, None, None])[..., None].astype(probabilities.dtype)
             total, number = sums

@@ -42,7 +42,7 @@ def class_means(representation: Array, label: Array, valid: Array, classes: int)
         valid: bool[N].
         classes: K.
     """
-    member = (label[:, None] == jnp.arange(classes)) & valid[:, None]
+    member = (label[:, None] == jnp.arange(classes)[None]) & valid[:, None]
     count = jnp.sum(member, axis=0, dtype=jnp.int32)
     constant = jax.lax.stop_gradient(representation)
     total = jnp.einsum("nk,nd->kd", member.astype(jnp.float32), constant, precision="highest")
@@ -105,7 +105,7 @@ def draw(
 def by_class(label: Array, chosen: Array, classes: int) -> tuple[Array, Array, Array]:
     """The chosen pixels ordered by class: i32[N] indices (the others follow), i32[K] counts and i32[K] first places."""
     group = jnp.where(chosen, label, classes)
-    count = jnp.sum(group[:, None] == jnp.arange(classes), axis=0, dtype=jnp.int32)
+    count = jnp.sum(group[:, None] == jnp.arange(classes)[None], axis=0, dtype=jnp.int32)
     # A class that none was chosen of may start past the end; what it draws is masked, but must be a pixel.
     start = jnp.minimum(jnp.cumsum(count) - count, label.shape[0] - 1)
     return jnp.argsort(group, stable=True).astype(jnp.int32), count, start
@@ -115,7 +115,7 @@ def draw_by_weight(key: Array, weight: Array, shape: tuple[int, ...]) -> Array:
     """i32[shape] draws of an index into i32[K], as often as the weights say; K - 1 where all are 0."""
     cumulative = jnp.cumsum(weight)
     point = jax.random.randint(key, shape, 0, jnp.maximum(cumulative[-1], 1))
-    index = jnp.sum(point[..., None] >= cumulative, axis=-1, dtype=jnp.int32)
+    index = jnp.sum(point[..., None] >= cumulative.reshape((1,) * point.ndim + (-1,)), axis=-1, dtype=jnp.int32)
     return jnp.minimum(index, weight.shape[0] - 1)
 
 

@@ -17,7 +17,7 @@ def cross_entropy(logits: Array, label: Array) -> Array:
     """
     classes = logits.shape[-1]
     logits = logits.astype(jnp.float32)
-    is_class = label[..., None] == jnp.arange(classes, dtype=label.dtype)
+    is_class = label[..., None] == jnp.arange(classes, dtype=label.dtype)[None, None, None]
     picked = jnp.sum(jnp.where(is_class, logits, 0.0), axis=-1)
     known = (label >= 0) & (label < classes)
     return jnp.where(known, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)

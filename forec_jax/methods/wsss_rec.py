@@ -182,7 +182,7 @@ class WsssRec(EmaMethod, Weights, MaskOptions):
 
     def at_threshold(self, scores: Array, threshold: Array | float) -> Array:
         """Probabilities f32[B,H,W,K] from `scores`: a class wins where M_k / (M_k + M_background) exceeds the threshold."""
-        is_background = jnp.arange(scores.shape[-1]) == self.background
+        is_background = jnp.arange(scores.shape[-1])[None, None, None] == self.background
         weights = scores * jnp.where(is_background, threshold, 1.0 - threshold)
         return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-6)
 

@@ -285,7 +285,7 @@ def _depthwise(padded: Array, kernel: Array, geometry: _Geometry) -> Array:
         for j in range(kw):
             at = (0, i * dilation, j * dilation, 0)
             seen = lax.slice(padded, at, (n, at[1] + reach[0], at[2] + reach[1], channels), (1, step, step, 1))
-            total = total + seen.astype(jnp.float32) * kernel[i, j, 0].astype(jnp.float32)
+            total = total + seen.astype(jnp.float32) * kernel[None, None, i, j].astype(jnp.float32)
     return total.astype(padded.dtype)
 
 

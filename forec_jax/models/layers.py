@@ -150,7 +150,8 @@ class Conv(nn.Module):
             groups=groups,
         )
         if self.last:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(y.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + channelwise(bias).astype(y.dtype)
         return y
 
     def _deviation(self, shape: Sequence[int]) -> float:
@@ -200,10 +201,16 @@ class BatchNorm(nn.Module):
         return self.momentum * old + (1.0 - self.momentum) * new
 
 
+def channelwise(values: Array) -> Array:
+    """f32[C] as [1,1,1,C], to meet the channels of [B,H,W,C]."""
+    return values[None, None, None]
+
+
 def normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     """[B,H,W,C] by its channels' mean and variance, then times `scale` plus `bias`, all f32[C]; in the dtype of `x`."""
     factor = scale * lax.rsqrt(var + epsilon)
-    return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
+    shift = bias - mean * factor
+    return (x.astype(jnp.float32) * channelwise(factor) + channelwise(shift)).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -216,7 +223,7 @@ def batch_normalise(x: Array, scale: Array, bias: Array, epsilon: float) -> tupl
     wide = x.astype(jnp.float32)
     mean = wide.mean((0, 1, 2))
     # Two passes: E[x^2] - E[x]^2 would cancel where a channel hardly varies, as pooled features do at first.
-    var = jnp.square(wide - mean).mean((0, 1, 2))
+    var = jnp.square(wide - channelwise(mean)).mean((0, 1, 2))
     return normalise(x, mean, var, scale, bias, epsilon), mean, var
 
 
@@ -238,7 +245,8 @@ def _batch_normalise_bwd(
     dbias = dy.sum((0, 1, 2))
     dscale = inverse * ((dy * wide).sum((0, 1, 2)) - mean * dbias)
     slope = inverse * dscale / count
-    dx = scale * inverse * (dy - wide * slope + (mean * slope - dbias / count))
+    constant = mean * slope - dbias / count
+    dx = channelwise(scale * inverse) * (dy - wide * channelwise(slope) + channelwise(constant))
     return dx.astype(x.dtype), dscale, dbias
 
 

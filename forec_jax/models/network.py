@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from forec_jax.contracts import RGB, HeadOutput, HeadSpec, Network, PyTree, Variables
-from forec_jax.models.layers import draw_variables
+from forec_jax.models.layers import channelwise, draw_variables
 from forec_jax.options import ABOVE_0, SHARE, one_of, option
 
 Array = jax.Array
@@ -168,7 +168,7 @@ class _Parts:
     ) -> tuple[Features, PyTree]:
         """The maps of images f32[B,H,W,3] in [0, 1], and the batch_stats after them."""
         check_valid(image, valid, self.encoder.multiple)
-        mean, std = (jnp.asarray(colour, image.dtype) for colour in (self.encoder.mean, self.encoder.std))
+        mean, std = (channelwise(jnp.asarray(colour, image.dtype)) for colour in (self.encoder.mean, self.encoder.std))
         maps, stats = _apply(self.encoder.module(train), variables, ENCODER, ((image - mean) / std, valid), train, None)
         if self.shared is not None:
             key = None if rng is None else named_key(rng, PYRAMID)  # the encoders draw nothing, its dropout does

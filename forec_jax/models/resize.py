@@ -57,12 +57,12 @@ def _static_weights(old: int, new: int, align_corners: bool) -> np.ndarray:
 
 def _weights(old: int, new: int, old_extent: Array, new_extent: Array, align_corners: bool) -> Array:
     """f32[B,new,old]: as `_static_weights` for the valid part of each image, zero outside of it."""
-    index = jnp.arange(new, dtype=jnp.float32)
+    index = jnp.arange(new, dtype=jnp.float32)[None]
     n_old = old_extent.astype(jnp.float32)[:, None]
     n_new = new_extent.astype(jnp.float32)[:, None]
     aligned = index * (n_old - 1) / jnp.maximum(n_new - 1, 1)
     at = jnp.clip(aligned if align_corners else (index + 0.5) * n_old / n_new - 0.5, 0, n_old - 1)
-    weights = jnp.maximum(0.0, 1.0 - jnp.abs(at[..., None] - jnp.arange(old)))
+    weights = jnp.maximum(0.0, 1.0 - jnp.abs(at[..., None] - jnp.arange(old)[None, None]))
     return jnp.where((index < n_new)[..., None], weights, 0.0)
 
 

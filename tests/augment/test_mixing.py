@@ -235,7 +235,7 @@ def test_classmix_pastes_half_of_the_classes(present):
 
 def test_classmix_never_pastes_void_or_padding():
     rows = numbered()
-    label = jnp.where(jnp.arange(20) < 10, IGNORE, 2) + jnp.zeros((16, 1), jnp.int32)
+    label = jnp.where(jnp.arange(20)[None] < 10, IGNORE, 2) + jnp.zeros((16, 1), jnp.int32)
     label = label.at[0].set(3).at[1].set(4)
     valid = rows.valid.at[1, 1].set(False)  # class 4 lies in the padding of row 1 only
     rows = rows._replace(label=rows.label.at[1].set(label).at[0].set(0), valid=valid)

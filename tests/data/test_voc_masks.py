@@ -94,9 +94,13 @@ def test_bad_sbd_files_are_named(tmp_path):
 def test_vocs_own_mask_wins(sources):
     written = write(sources)
     assert (written.from_voc, written.from_sbd) == (2, 1)
-    out = {file.stem: Image.open(file) for file in (sources / "out").iterdir()}
+    out = {}
+    for file in (sources / "out").iterdir():
+        with Image.open(file) as mask:
+            assert mask.mode == "P"
+            mask.load()
+        out[file.stem] = mask
     assert set(out) == {"both", "voc", "sbd"}
-    assert all(mask.mode == "P" for mask in out.values())
     np.testing.assert_array_equal(out["both"], MASK)
     np.testing.assert_array_equal(out["both"].convert("RGB"), coloured(MASK))
     np.testing.assert_array_equal(out["sbd"], np.full((2, 5), 7))

@@ -24,7 +24,7 @@ def test_cross_entropy_matches_a_numpy_oracle():
 
 
 def test_an_ignored_pixel_has_no_loss_and_no_gradient():
-    logits = jnp.ones((1, 1, 3, 2)) * jnp.array([1.0, 2.0])
+    logits = jnp.ones((1, 1, 3, 1)) * jnp.array([[[[1.0, 2.0]]]])
     label = jnp.array([[[0, IGNORE, 1]]])
     gradient = jax.grad(lambda x: cross_entropy(x, label).sum())(logits)
     assert float(cross_entropy(logits, label)[0, 0, 1]) == 0

@@ -67,8 +67,8 @@ def test_it_has_the_length_asked_for_and_climbs(linear):
     np.testing.assert_allclose(length(found), epsilon, rtol=1e-5)
     moved = jax.tree.map(jnp.add, features, found)
     by_ascent = divergence(decode(features), decode(moved))
-    random = jax.vmap(decode)(jax.tree.map(jnp.add, features, random_steps(features, epsilon, jnp.arange(20))))
-    for logits in random:
+    steps = random_steps(features, epsilon, jnp.arange(20))
+    for logits in jax.vmap(lambda step: decode(jax.tree.map(jnp.add, features, step)))(steps):
         assert (by_ascent > divergence(decode(features), logits)).all()
 
 

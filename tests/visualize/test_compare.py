@@ -9,6 +9,7 @@ from forec_jax.augment import NoMixing
 from forec_jax.contracts import HeadOutput, HeadSpec, Network, Variables
 from forec_jax.data import Example
 from forec_jax.methods import Supervised
+from forec_jax.models.layers import channelwise
 from forec_jax.training import first_state
 from forec_jax.visualize import Legend, Model, Painter, compare, mean_correlations
 from forec_jax.visualize.compare import CELL_SIDE, painting_variables
@@ -34,7 +35,7 @@ def copying_network(heads):
         latent = image[:, ::STRIDE, ::STRIDE]
         if head == "segmentation":
             return HeadOutput(2 * image, latent), variables.batch_stats
-        return HeadOutput(image * 0 + variables.params[head]["tint"], latent), variables.batch_stats
+        return HeadOutput(image * 0 + channelwise(variables.params[head]["tint"]), latent), variables.batch_stats
 
     return Network(init, encode, decode, heads)
 

@@ -157,7 +157,7 @@ def share(part: Array, whole: Array) -> Mean:
 def label_probability(logits: Array, label: Array) -> Array:
     """The probability of each pixel's label i32[N] by f32[N,K], without gradient; 0 where the label is IGNORE."""
     probabilities = jax.nn.softmax(jax.lax.stop_gradient(logits), axis=-1)
-    is_label = label[:, None] == jnp.arange(logits.shape[-1])
+    is_label = label[:, None] == jnp.arange(logits.shape[-1])[None]
     return jnp.sum(jnp.where(is_label, probabilities, 0.0), axis=-1)
 
 

@@ -72,14 +72,21 @@ def target_pixels(image: Array, space: PixelSpace) -> Array:
     """The pixels to reconstruct from f32[B,H,W,3] in [0,1]: as they are, or normalised by ImageNet's mean and deviation."""
     if space == "unit":
         return image
-    return (image - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+    mean, std = _imagenet()
+    return (image - mean) / std
 
 
 def unit_pixels(output: Array, space: PixelSpace) -> Array:
     """The inverse of `target_pixels`: what a head painted, f32[B,H,W,3], in [0,1] where it paints colours that exist."""
     if space == "unit":
         return output
-    return output * jnp.asarray(IMAGENET_STD) + jnp.asarray(IMAGENET_MEAN)
+    mean, std = _imagenet()
+    return output * std + mean
+
+
+def _imagenet() -> tuple[Array, Array]:
+    """ImageNet's mean and deviation, f32[1,1,1,3]."""
+    return jnp.asarray(IMAGENET_MEAN)[None, None, None], jnp.asarray(IMAGENET_STD)[None, None, None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from forec_jax.models.conv import conv2d
-from forec_jax.models.layers import keep_valid, same_padding
+from forec_jax.models.layers import channelwise, keep_valid, same_padding
 from forec_jax.models.network import Encoder, EncoderEntry, Form
 from forec_jax.options import ABOVE_0, option
 
@@ -46,7 +46,7 @@ class Convolution(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x = keep_valid(x, valid).astype(self.dtype)
         y = conv2d(x, kernel.astype(self.dtype), strides=1, padding=same_padding(3), dilation=1, groups=1)
-        return nn.leaky_relu(y + bias.astype(y.dtype))
+        return nn.leaky_relu(y + channelwise(bias).astype(y.dtype))
 
 
 class _Encoder(nn.Module):
