@@ -113,6 +113,7 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
         images_per_step=sum(built.streams.rows),
         classes=built.data.dataset.classes,
         threshold=getattr(built.method, "threshold", None),
+        start=getattr(built.method, "start", 0),
     )
     pictures = build_panel(built)
     if first_step < built.config.steps:
