@@ -12,10 +12,12 @@ from PIL import Image
 from forec_jax import cli
 from forec_jax.config import load_config
 from forec_jax.data import DataError, Labels, folder_dataset
+from forec_jax.evaluation import Evaluation
 from forec_jax.experiment import table
 from forec_jax.experiment.contents import differing, stored_contents
 from forec_jax.experiment.load import Stored, load_run
 from forec_jax.experiment.results import Question, Result, forget_after, kept_results
+from forec_jax.experiment.score import say_what_is_not_shown
 from forec_jax.experiment.table import Row, differences, repetitions, spread, warnings
 from forec_jax.experiment.use import Seen
 from forec_jax.options import OptionError
@@ -224,6 +226,15 @@ def test_a_split_is_scored_by_the_images_that_have_masks(here, capsys, caplog):
     (entry,) = json.loads((run / "evaluations.json").read_text())
     assert (entry["split"], entry["images"], entry["network"]) == ("train", 10 - len(val_of(run)), "teacher")
     assert set(entry["iou"]) == {"background", "disc", "square"}
+
+
+def test_classes_that_no_mask_shows_are_named(caplog):
+    confusion = np.array([[5, 1, 0], [0, 0, 0], [2, 0, 3]])
+    say_what_is_not_shown(Evaluation(0.5, np.ones(3), confusion), ("a", "b", "c"), "val")
+    assert "no image of val shows: b." in caplog.text
+    caplog.clear()
+    say_what_is_not_shown(Evaluation(0.5, np.ones(3), confusion + np.eye(3, dtype=int)), ("a", "b", "c"), "val")
+    assert not caplog.records
 
 
 def test_an_unknown_split_names_the_one_that_may_be_meant(tmp_path):

@@ -101,12 +101,7 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
     """`run_training` in a work directory that is there, and is this run's alone."""
     built = build_training(c, resumed_val(workdir))
     if is_primary():
-        places.check_same_run(workdir, built.config, built.data.split)
-        check_same_data(workdir, built)
-        places.begin(workdir, built.config, built.data.dataset.labels, built.data.split, val_of(built.data))
-        if contents.stored_contents(workdir) is None:
-            contents.keep_contents(workdir, contents.contents_of(built.data, built.config.eval.split))
-        keep_guides(built.config, workdir)
+        begin_run(workdir, built)
     places.meet(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = first_or_resumed(built, checkpoints)
@@ -147,6 +142,17 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
 def resumed_val(workdir: Path) -> tuple[str, ...] | None:
     """The validation images of the run in `workdir`, where there is something to go on from."""
     return places.stored_val(workdir) if holds_any(workdir / "checkpoints") else None
+
+
+def begin_run(workdir: Path, built: Built) -> None:
+    """Writes what a run is to the work directory. Raises WorkdirError where the run already there is another."""
+    c, data = built.config, built.data
+    places.check_same_run(workdir, c, data.split)
+    check_same_data(workdir, built)
+    places.begin(workdir, c, data.dataset.labels, data.split, val_of(data))
+    if contents.stored_contents(workdir) is None:
+        contents.keep_contents(workdir, contents.contents_of(data, c.eval.split))
+    keep_guides(c, workdir)
 
 
 def check_same_data(workdir: Path, built: Built) -> None:

@@ -1,6 +1,7 @@
 """Scores of stored models that are kept beside their runs: on a split, or on any images with masks."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from forec_jax.data import DataError, Dataset, Labels
@@ -27,6 +28,7 @@ def evaluated(run: Run, dataset: Dataset, split: str, network: str, checkpoint: 
     source = dataset.scored(split)
     say_if_changed(run.workdir, dataset, split)
     evaluation = score(run, source, network)
+    say_what_is_not_shown(evaluation, run.labels.classes, split)
     network = network if run.state.teacher else "student"
     protocol, total = protocol_of(run.config, run.workdir), sum_of(dataset, source)
     question = Question(split, total, int(run.state.step), network, protocol)
@@ -34,6 +36,16 @@ def evaluated(run: Run, dataset: Dataset, split: str, network: str, checkpoint: 
     result = Result(question, len(source), evaluation.miou, iou, checkpoint)
     keep_result(run.workdir, result)
     return evaluation, result
+
+
+def say_what_is_not_shown(evaluation: Evaluation, classes: Sequence[str], split: str) -> None:
+    """Warns of classes that no mask shows: their IoU is 0 where a pixel is called so, and counts nowhere otherwise."""
+    pixels = evaluation.confusion.sum(axis=1)
+    if absent := [name for name, shown in zip(classes, pixels, strict=True) if not shown]:
+        log.warning(
+            "no image of %s shows: %s. Their IoU says nothing: 0 where a pixel is called so, left out of the mean otherwise",
+            split, ", ".join(absent),
+        )  # fmt: skip
 
 
 def say_if_changed(workdir: Path, dataset: Dataset, split: str) -> None:
