@@ -36,7 +36,10 @@ def use_plugin(path: str) -> None:
     if name in sys.modules:
         return
     if not file.is_file():
-        raise OptionError(f"plugin={path}: there is no such file ({file})")
+        raise OptionError(
+            f"plugin={path}: there is no such file ({file}); put it there, or say where it is now: "
+            "--config.plugin, or plugin in the config.json of a run"
+        )
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None, "a file of Python has a loader"
     assert spec.loader is not None, "a file of Python has a loader"

@@ -216,9 +216,11 @@ def test_ohem_and_sliding_windows_from_the_command_line(tmp_path):
     assert mean_iou(confusion) == pytest.approx(summary["last"]["miou"], abs=1e-4)
 
 
-def test_table_compares_runs(trained, capsys):
-    assert cli.run(["table", f"--workdirs={trained},{trained}", "--splits=tune"]) == 0
-    assert capsys.readouterr().out.count("forec") == 2
+def test_table_compares_runs(trained, tmp_path, capsys):
+    other = shutil.copytree(trained, tmp_path / "forec")
+    assert cli.run(["table", f"--workdirs={trained},{other}", "--splits=tune"]) == 0
+    miou = json.loads((trained / "summary.json").read_text())["last"]["miou"]
+    assert capsys.readouterr().out.count(f"{100 * miou:.2f}") == 3  # either, and their mean
 
 
 def test_visualize_draws_a_sheet_an_image_and_measures_a_split(trained, tmp_path, capsys):

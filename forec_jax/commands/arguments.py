@@ -24,6 +24,8 @@ def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None], about
     values = flags.FlagValues()
     define(values)
     flags.DEFINE_bool("help", False, "shows this help", short_name="h", flag_values=values)
+    if "config" not in values:
+        refuse_config(argv, "data_root" in values)
     rest = values([f"forec-jax {argv[0]}", *argv[1:]])[1:]
     if rest:
         raise flags.Error(f"unexpected argument {rest[0]!r}; flags are written --flag=value")
@@ -31,6 +33,13 @@ def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None], about
         print(f"forec-jax {argv[0]}: {about}\n{values.main_module_help() or values.get_help()}")
         raise SystemExit(0)
     return values
+
+
+def refuse_config(argv: Sequence[str], may_move: bool) -> None:
+    """Raises where a command that takes a stored run is given options of a config; `may_move`: it has --data_root."""
+    for key in overridden(argv, "config"):
+        instead = "use --data_root" if key == "data.root" and may_move else f"see forec-jax {argv[0]} --help"
+        raise flags.Error(f"--config.{key}: {argv[0]} takes the config that its run has stored; {instead}")
 
 
 def required(values: flags.FlagValues, *names: str) -> None:
@@ -50,6 +59,16 @@ def checkpoint_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "work directory of a training run", flag_values=values)
     flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "which network", flag_values=values)
     flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
+
+
+def seen_flags(values: flags.FlagValues, *modes: str) -> None:
+    """The flags that say how images are shown to a stored model."""
+    how = "how images are seen, where not as in training (eval.mode)"
+    flags.DEFINE_enum("mode", None, list(modes), how, flag_values=values)
+    window = "side of the windows (or of the central crop) in pixels; by default the run's eval.crop"
+    flags.DEFINE_integer("window", None, window, lower_bound=1, flag_values=values)
+    stride = "from one window to the next in pixels; by default the run's eval.stride_fraction of the window"
+    flags.DEFINE_integer("stride", None, stride, lower_bound=1, flag_values=values)
 
 
 def root_flag(values: flags.FlagValues) -> None:

@@ -111,7 +111,7 @@ def chain(argv: Sequence[str]) -> int:
     forec-jax chain --config=configs/tags.py:shapes --workdir=runs/tags --wsss.steps=400
     """
     from forec_jax.experiment.stages import STAGES, run_chain
-    from forec_jax.experiment.use import compare_runs
+    from forec_jax.experiment.table import compare_runs
 
     argv = resolve_config(argv)
     given = next((a.removeprefix("--config=") for a in argv if a.startswith("--config=")), "")

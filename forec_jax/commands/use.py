@@ -2,35 +2,71 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from forec_jax.commands.arguments import checkpoint_flags, folders, parse, required, root_flag
+from forec_jax.commands.arguments import checkpoint_flags, folders, parse, required, root_flag, seen_flags
+
+if TYPE_CHECKING:
+    from forec_jax.experiment.load import Run
+    from forec_jax.experiment.use import Seen
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Scores a trained model on a split of its data set.
+    """Scores a trained model on a split of its data set, or on any folder of images with a folder of their masks.
 
     forec-jax evaluate --workdir=runs/forec --split=val --checkpoint=best
+    forec-jax evaluate --workdir=runs/forec --images=test/images --masks=test/masks
+
+    The result is kept in the run's evaluations.json.
     """
 
     def define(values: flags.FlagValues) -> None:
         checkpoint_flags(values)
         root_flag(values)
+        seen_flags(values, "whole", "sliding", "center_crop")
         flags.DEFINE_string("split", "val", "which split of the run's data set", flag_values=values)
+        flags.DEFINE_string("images", None, "instead of a split: a folder of images", flag_values=values)
+        flags.DEFINE_string("masks", None, "the folder of their masks, named as they are", flag_values=values)
+        flags.DEFINE_bool("json", False, "print the result as JSON", flag_values=values)
 
     values = parse(argv, define, evaluate.__doc__)
-    required(values, "workdir")
+    required(values, "workdir", *(["images", "masks"] if values.images or values.masks else []))
     from forec_jax.evaluation.metrics import format_iou
-    from forec_jax.experiment.load import load_run
-    from forec_jax.experiment.use import evaluate_run
+    from forec_jax.experiment.results import as_entry
+    from forec_jax.experiment.score import evaluated, evaluated_pairs
+    from forec_jax.files import to_json
 
-    run = load_run(Path(values.workdir).expanduser(), values.checkpoint, values.data_root)
-    evaluation = evaluate_run(run, values.split, values.network)
+    run, split = loaded(values, values.data_root), values.images or values.split
+    which = values.network, values.checkpoint
+    if values.images:
+        folders_given = Path(values.images).expanduser(), Path(values.masks).expanduser()
+        evaluation, result = evaluated_pairs(run, *folders_given, *which)
+    else:
+        evaluation, result = evaluated(run, run.dataset(), split, *which)
+    if values.json:
+        print(to_json(as_entry(result), indent=1))
+        return 0
     print(format_iou(evaluation.confusion, run.labels.classes))
-    network = values.network if run.state.teacher else "student"
-    print(f"{network} {values.checkpoint} step {int(run.state.step)} on {values.split}: {evaluation.miou:.4f} mIoU")
+    q = result.question
+    print(f"{q.network} {values.checkpoint} step {q.step} on {split}: {evaluation.miou:.4f} mIoU")
     return 0
+
+
+def loaded(values: flags.FlagValues, root: str | None = None) -> "Run":
+    """The model that the flags choose, with images shown as they say."""
+    from forec_jax.experiment.load import load_run
+
+    run = load_run(Path(values.workdir).expanduser(), values.checkpoint, root)
+    return run._replace(config=seen(values).of(run.config))
+
+
+def seen(values: flags.FlagValues) -> "Seen":
+    """How images are shown."""
+    from forec_jax.experiment.use import Seen
+
+    return Seen(values.mode, values.window, values.stride)
 
 
 def predict(argv: Sequence[str]) -> int:
@@ -41,22 +77,24 @@ def predict(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         checkpoint_flags(values)
+        seen_flags(values, "whole", "sliding")
         flags.DEFINE_string("images", None, "an image, or a folder of images", flag_values=values)
         flags.DEFINE_string("out", None, "folder for index/ and overlay/", flag_values=values)
+        written = "write those of all classes too: float16 [H,W,K] in probabilities/NAME.npz, key probabilities"
+        flags.DEFINE_bool("probabilities", False, written, flag_values=values)
 
     values = parse(argv, define, predict.__doc__)
     required(values, "workdir", "images", "out")
-    from forec_jax.experiment.load import load_run
     from forec_jax.experiment.use import predict_run
 
-    run = load_run(Path(values.workdir).expanduser(), values.checkpoint)
-    count = predict_run(run, Path(values.images).expanduser(), Path(values.out).expanduser(), values.network)
+    places = Path(values.images).expanduser(), Path(values.out).expanduser()
+    count = predict_run(loaded(values), *places, values.network, probabilities=values.probabilities)
     print(f"{count} predictions in {values.out}: index/ holds class indices, overlay/ pictures")
     return 0
 
 
 def table(argv: Sequence[str]) -> int:
-    """Compares trained models: mIoU, a row a run and a column a split.
+    """Compares trained models: mIoU, a row a run and a column a split; then what the runs differ in.
 
     forec-jax table --workdirs=runs/supervised,runs/forec --splits=val
     """
@@ -64,16 +102,17 @@ def table(argv: Sequence[str]) -> int:
     def define(values: flags.FlagValues) -> None:
         checkpoint_flags(values)
         root_flag(values)
+        seen_flags(values, "whole", "sliding", "center_crop")
         flags.DEFINE_list("workdirs", None, "work directories of training runs", flag_values=values)
         flags.DEFINE_list("splits", "val", "splits of the runs' data set", flag_values=values)
 
     values = parse(argv, define, table.__doc__)
     required(values, "workdirs")
-    from forec_jax.experiment.use import compare_runs
+    from forec_jax.experiment.table import compare_runs
 
     print(f"\nmIoU (%) of the {values.network}, {values.checkpoint} checkpoint\n")
     which = values.splits, values.network, values.checkpoint, values.data_root
-    print(compare_runs(folders(values.workdirs), *which))
+    print(compare_runs(folders(values.workdirs), *which, seen(values)))
     return 0
 
 

@@ -39,7 +39,7 @@ def entries_of(base: Path) -> Iterator[Entry]:
 
 
 def _entries(base: Path, folder: str) -> list[Entry]:
-    return [Entry(_id(file, base / folder), str(file.relative_to(base))) for file in image_files(base / folder)]
+    return [Entry(relative_id(file, base / folder), str(file.relative_to(base))) for file in image_files(base / folder)]
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -91,7 +91,7 @@ def _is_file(file: Path) -> bool:
     return file.is_file()
 
 
-def _id(file: Path, folder: Path) -> str:
+def relative_id(file: Path, folder: Path) -> str:
     """The path below a folder without its ending; composed, as names that look alike may differ in their letters' form."""
     return unicodedata.normalize("NFC", file.relative_to(folder).with_suffix("").as_posix())
 
@@ -160,7 +160,7 @@ def match_masks(masks: Mapping[str, str], images: Collection[str], base: Path) -
 def _check_lone(base: Path, lone: list[str], unlabelled: list[Entry]) -> None:
     """Names masks of images in unlabelled/. Raises DataError for masks of no image at all."""
     names = {entry.id for entry in unlabelled}
-    known = [mask for mask in lone if _id(Path(mask), Path("masks")) in names]
+    known = [mask for mask in lone if relative_id(Path(mask), Path("masks")) in names]
     if other := sorted(set(lone).difference(known)):
         raise DataError(
             f"{base}: {len(other)} masks have no image in images/ ({', '.join(other[:3])}); name each as its image is "

@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,16 +54,24 @@ def maskless(entries: Iterable[Entry]) -> frozenset[str]:
     return frozenset(entry.id for entry in entries if entry.mask is None)
 
 
-Pack = Callable[[Entry, bytes, bytes], tuple[bytes, bytes]]
+class Packed(NamedTuple):
+    """What is stored of an entry, and what its mask says."""
+
+    image: bytes
+    mask: bytes
+    meaning: bytes  # equal where masks say the same, whatever encodes them
+
+
+Pack = Callable[[Entry, bytes, bytes], Packed]
 """From an entry and its encoded image and mask (b"" where there is none) to what is stored of them.
 
 Raises DataError for those that cannot be used.
 """
 
 
-def as_it_is(entry: Entry, image: bytes, mask: bytes) -> tuple[bytes, bytes]:
+def as_it_is(entry: Entry, image: bytes, mask: bytes) -> Packed:
     """Takes every file as it is: a broken one is found when it is read."""
-    return image, mask
+    return Packed(image, mask, mask)
 
 
 class Notes(NamedTuple):
@@ -71,6 +79,7 @@ class Notes(NamedTuple):
 
     copies: tuple[tuple[str, ...], ...] = ()  # ids of images whose files are equal, byte for byte
     unreadable: tuple[str, ...] = ()  # ids of what could not be used, where that was to be skipped
+    sums: Mapping[str, str] = {}  # of an id's image file and of what its mask says
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
@@ -84,12 +93,14 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         self._root, self._entries, self._pack, self._skip = root, entries, pack, skip
         self._ids_of: dict[bytes, list[str]] = {}
         self._unreadable: list[str] = []
+        self._sums: dict[str, str] = {}
         super().__init__(**kwargs)
 
     @property
     def notes(self) -> Notes:
         """What the packing found out."""
-        return Notes(tuple(tuple(ids) for ids in self._ids_of.values() if len(ids) > 1), tuple(self._unreadable))
+        copies = tuple(tuple(ids) for ids in self._ids_of.values() if len(ids) > 1)
+        return Notes(copies, tuple(self._unreadable), self._sums)
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -114,15 +125,18 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     def _stored(self, entry: Entry) -> tuple[bytes, bytes]:
         image = _read(self._root / entry.image)
         mask = _read(self._root / entry.mask) if entry.mask else b""
-        self._ids_of.setdefault(hashlib.sha256(image).digest(), []).append(entry.id)
+        of_image = hashlib.sha256(image).digest()
+        self._ids_of.setdefault(of_image, []).append(entry.id)
         try:
-            return self._pack(entry, image, mask)
+            packed = self._pack(entry, image, mask)
         except DataError as error:
             if not self._skip:
                 raise
             log.warning("%s", error)
             self._unreadable.append(entry.id)
             return b"", b""
+        self._sums[entry.id] = hashlib.sha256(of_image + packed.meaning).hexdigest()[:16]
+        return packed.image, packed.mask
 
 
 def default_prepared() -> Path:
@@ -203,14 +217,19 @@ def notes_of(folder: Path) -> Notes:
     """What was found out while a folder was packed. Raises DataError where that cannot be read."""
     try:
         stored = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
-        copies, unreadable = (tuple(stored[key]) for key in Notes._fields)
-        if not all(isinstance(name, str) for group in (*copies, unreadable) for name in group):
+        copies, unreadable, sums = tuple(stored["copies"]), tuple(stored["unreadable"]), dict(stored.get("sums", {}))
+        if not all(isinstance(name, str) for group in (*copies, unreadable, sums.values()) for name in group):
             raise TypeError("an id is no text")
-        return Notes(tuple(map(tuple, copies)), unreadable)
+        return Notes(tuple(map(tuple, copies)), unreadable, sums)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
             f"{folder / _NOTES}: cannot be read ({error}); delete the folder, and it is prepared anew"
         ) from error
+
+
+def sums_of(folder: Path) -> Mapping[str, str]:
+    """The sums of a packed folder's entries by id; none where an earlier version packed it. Raises DataError."""
+    return notes_of(folder).sums if (folder / _NOTES).exists() else {}
 
 
 def _make(folder: Path, root: Path, entries: Sequence[Entry], pack: Pack, skip: bool) -> None:

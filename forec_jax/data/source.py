@@ -1,13 +1,16 @@
 """What a data set is: named sources of examples that are read at random, one example at a time."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from forec_jax.options import at_least, option
+
+log = logging.getLogger(__name__)
 
 RGB = tuple[int, int, int]
 
@@ -34,6 +37,9 @@ class DatasetOptions:
     background: str = option("", '"class,class": what FOrec takes as background; empty: the data set\'s own choice')
     longest_side: int = option(
         0, "larger images are scaled down to it first, in predictions too; 0: images as they are", at_least(0)
+    )
+    on_change: Literal["raise", "warn"] = option(
+        "raise", 'a run goes on where images or masks are no longer what it began with: "raise", or "warn"'
     )
 
 
@@ -76,6 +82,7 @@ class Dataset:
     sources: Mapping[str, Source]
     background_classes: tuple[int, ...] = (0,)  # what FOrec reconstructs as zero; () where that is not known
     maskless: frozenset[str] = frozenset()  # ids of images without a mask, which can only be used without labels
+    sums: Mapping[str, str] = field(default_factory=dict)  # of an id's image and what its mask says, where known
 
     @property
     def labels(self) -> Labels:
@@ -85,15 +92,33 @@ class Dataset:
     def source(self, split: str) -> Source:
         """The source of a split. Raises DataError with the names there are."""
         if split not in self.sources:
-            raise DataError(f"{self.name} has no split {split!r}; it has: {', '.join(self.sources)}")
+            near = next((name for name in self.sources if name.endswith(f"_{split}")), None)
+            meant = f"; did you mean {near}?" if near else ";"
+            raise DataError(f"{self.name} has no split {split!r}{meant} it has: {', '.join(self.sources)}")
         return self.sources[split]
+
+    def scored(self, split: str) -> Source:
+        """The images of a split that have masks, which alone can be scored. Raises DataError where none has."""
+        source = self.source(split)
+        ids = [name for name in source.ids if name not in self.maskless]
+        if not ids:
+            raise DataError(f"{self.name}: no image of {split} has a mask to be scored by; add masks, or use predict")
+        if len(ids) < len(source):
+            log.warning(
+                "%d of the %d images of %s have no mask and are not scored", len(source) - len(ids), len(source), split
+            )
+        return source if len(ids) == len(source) else select(source, ids)
 
 
 def dataset_of(
-    name: str, labels: Labels, sources: Mapping[str, Source], maskless: frozenset[str] = frozenset()
+    name: str,
+    labels: Labels,
+    sources: Mapping[str, Source],
+    maskless: frozenset[str] = frozenset(),
+    sums: Mapping[str, str] | None = None,
 ) -> Dataset:
     """A data set with these labels."""
-    return Dataset(name, labels.classes, labels.palette, sources, labels.background_classes, maskless)
+    return Dataset(name, labels.classes, labels.palette, sources, labels.background_classes, maskless, sums or {})
 
 
 class Place(NamedTuple):

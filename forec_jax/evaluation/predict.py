@@ -26,6 +26,7 @@ class Prediction(NamedTuple):
     example: Example
     label: np.ndarray  # u8[H,W], the class
     confidence: np.ndarray  # f32[H,W], in [0, 1]
+    probabilities: np.ndarray | None = None  # f32[H,W,K]; None where they were not asked for
 
 
 def image_files(path: Path) -> list[Path]:
@@ -66,23 +67,24 @@ def read_photo(path: Path, longest_side: int = 0, remarks: Remarks | None = None
 class Predictor:
     """Runs a method's `predict` over images, a bucket of shapes at a time."""
 
-    def __init__(self, method: Predicts, buckets: Buckets) -> None:
+    def __init__(self, method: Predicts, buckets: Buckets, *, probabilities: bool = False) -> None:
+        """`probabilities`: of every class, too."""
         self._buckets = buckets
-        self._predict = jax.jit(_winner_of(method))
+        self._predict = jax.jit(_winner_of(method, probabilities))
 
     def __call__(self, variables: dict[str, Variables], examples: Iterable[Example]) -> Iterator[Prediction]:
         """Predictions, bucket by bucket (not in the order given)."""
         for rows, padded in self._buckets.batches(examples):
-            index, confidence = self._predict(variables, padded.image, padded.valid)
-            index, confidence = np.asarray(index), np.asarray(confidence)
+            maps = [np.asarray(found) for found in self._predict(variables, padded.image, padded.valid)]
             for row, example in enumerate(rows):
                 height, width = example.image.shape[:2]
-                yield Prediction(example, index[row, :height, :width], confidence[row, :height, :width])
+                yield Prediction(example, *(found[row, :height, :width] for found in maps))
 
 
-def _winner_of(method: Predicts) -> Callable[..., tuple[Array, Array]]:
-    def winner(variables: dict[str, Variables], image: Array, valid: Array) -> tuple[Array, Array]:
+def _winner_of(method: Predicts, every: bool) -> Callable[..., tuple[Array, ...]]:
+    def winner(variables: dict[str, Variables], image: Array, valid: Array) -> tuple[Array, ...]:
         probabilities = method.predict(variables, image.astype(np.float32) / 255.0, valid)
-        return probabilities.argmax(-1).astype(np.uint8), probabilities.max(-1)
+        found = probabilities.argmax(-1).astype(np.uint8), probabilities.max(-1)
+        return (*found, probabilities) if every else found
 
     return winner

@@ -87,7 +87,7 @@ def correlate_runs(runs: Mapping[str, Run], split: str, out: Path) -> dict[str, 
 
 def correlations_of(run: Run, name: str, split: str) -> dict[str, Any]:
     """One run's part of latents.json: by class, and the mean over the classes that are not background."""
-    examples = evaluation_examples(run.dataset().source(split))
+    examples = evaluation_examples(run.dataset().scored(split))
     # The student's head whatever the network that is evaluated: no teacher keeps one.
     best = mean_correlations(shown_model(run, name, "student"), examples)
     foreground = [found.correlation for k, found in best.items() if k not in run.labels.background_classes]
@@ -137,7 +137,7 @@ def relations_of(run: Run, name: str) -> dict[str, Relations]:
     network = segmenting_network(run.method)
     if network is None:
         raise WorkdirError(f"{name}: this method has no segmentation head, so there is no relation of classes to show")
-    examples = evaluation_examples(run.dataset().source(run.config.eval.split))
+    examples = evaluation_examples(run.dataset().scored(run.config.eval.split))
     variables = build.network_variables(run.state, "student")[network[0]]
     return relations(network[1], variables, examples, len(run.labels.classes), run.config.eval.bucket)
 
@@ -197,7 +197,7 @@ def chosen_examples(images: str, run: Run) -> Iterable[Example]:
     """
     if Path(images).exists():
         return (photo.example for photo in photos(Path(images), run.config.data.longest_side))
-    source, ids = run.dataset().source(run.config.eval.split), images.split(",")
+    source, ids = run.dataset().scored(run.config.eval.split), images.split(",")
     if unknown := sorted(set(ids) - set(source.ids)):
         raise DataError(
             f"--images: {unknown[0]} is neither a file nor a folder, nor an id of the run's split {run.config.eval.split} "

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from forec_jax.contracts import IGNORE, Array, Thresholded, Variables
@@ -28,6 +29,7 @@ from forec_jax.data import (
 from forec_jax.data.pseudo import CONFIDENCE, MASKS
 from forec_jax.evaluation import mean_iou
 from forec_jax.experiment import build, sources
+from forec_jax.experiment.contents import check_same_classes
 from forec_jax.experiment.load import Run, load_run, palette_of
 from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.files import write_json
@@ -183,9 +185,16 @@ def _images_of(run: Run, how: Labelling) -> _Images:
     return _from_labels(run)
 
 
+def _training_data(run: Run, c: ConfigDict) -> sources.TrainingData:
+    """The run's images; raises where its data set has other classes now."""
+    data = sources.build_training_data(c, run.val_ids)
+    check_same_classes(run.labels, data.dataset.labels, f"{run.workdir}: the run")
+    return data
+
+
 def _from_tags(run: Run, labelled: str) -> _Images:
     """The images of a run that finds masks from tags. Images with other numbers of tags cannot be compared."""
-    data = sources.build_training_data(run.config, run.val_ids)
+    data = _training_data(run, run.config)
     assert data.tagged is not None, "a run that finds masks from tags has tagged images"
     pool = data.dataset.source(run.config.data.pool)
     true = true_masks(pool, data.dataset.maskless, labelled, len(run.labels.classes))
@@ -202,7 +211,7 @@ def _from_labels(run: Run) -> _Images:
     """The images of a run that was trained with masks; of supervised training, too, those beside the labelled."""
     c = run.config.copy_and_resolve_references()
     c.batch.unlabelled = max(c.batch.unlabelled, 1)
-    data = sources.build_training_data(c, run.val_ids)
+    data = _training_data(run, c)
     labelled, unlabelled = data.labelled, data.unlabelled
     if labelled is None:
         raise WorkdirError(f"a run of {run.config.method.name} has neither labelled images nor masks from tags")

@@ -17,6 +17,7 @@ from forec_jax.contracts import Method, Thresholded, TrainState, Variables
 from forec_jax.data import Dataset, Labels
 from forec_jax.evaluation import ThresholdSweep
 from forec_jax.experiment import build, sources
+from forec_jax.experiment.contents import check_same_classes
 from forec_jax.experiment.workdir import WorkdirError, damage_named, read_config, read_labels, stored_val
 from forec_jax.files import write_json
 from forec_jax.methods.entry import Guide
@@ -28,6 +29,27 @@ log = logging.getLogger(__name__)
 
 THRESHOLD = "mask_threshold.json"
 """The threshold chosen for a run's masks, with the split and the number of masks that it was chosen on."""
+
+
+class Stored(NamedTuple):
+    """What a work directory says of its run, without the model."""
+
+    workdir: Path
+    config: ConfigDict
+    labels: Labels
+    val_ids: tuple[str, ...] | None  # of its validation images; None: as the data set says
+
+    def dataset(self) -> Dataset:
+        """The data set that it was trained on. Raises WorkdirError where that is gone, or has other classes now."""
+        root = self.config.data.root
+        if root and not Path(root).expanduser().exists():
+            raise WorkdirError(
+                f"{self.workdir}: the run's data set was in {root}, which is not there; say where it lies now: "
+                "--data_root=FOLDER"
+            )
+        # Before the images are read: other classes mean that a folder is packed anew.
+        check_same_classes(self.labels, sources.planned_labels(self.config), f"{self.workdir}: the run")
+        return sources.build_dataset(self.config, self.val_ids)
 
 
 class Run(NamedTuple):
@@ -42,8 +64,21 @@ class Run(NamedTuple):
     workdir: Path = Path()
 
     def dataset(self) -> Dataset:
-        """The data set that it was trained on."""
-        return sources.build_dataset(self.config, self.val_ids)
+        """The data set that it was trained on; raises as `Stored.dataset` does."""
+        return Stored(self.workdir, self.config, self.labels, self.val_ids).dataset()
+
+
+def read_stored(workdir: Path, root: str | None = None) -> Stored:
+    """What a work directory says of its run. Raises WorkdirError where there is none.
+
+    `root` is where its data set lies now, if it was moved.
+    """
+    if not (workdir / "config.json").exists():
+        raise WorkdirError(f"--workdir={workdir} holds no run (no config.json); train one there first")
+    c = read_config(workdir / "config.json")
+    if root is not None:
+        c.data.root = str(Path(root).expanduser().absolute())
+    return Stored(workdir, c, read_labels(workdir / "labels.json"), stored_val(workdir))
 
 
 def load_run(workdir: Path, checkpoint: str | int, root: str | None = None) -> Run:
@@ -53,13 +88,7 @@ def load_run(workdir: Path, checkpoint: str | int, root: str | None = None) -> R
     """
     if not isinstance(checkpoint, int):
         choose("--checkpoint", checkpoint, ("last", "best"))
-    stored = workdir / "config.json"
-    if not stored.exists():
-        raise WorkdirError(f"--workdir={workdir} holds no run (no config.json); train one there first")
-    c = read_config(stored)
-    if root is not None:
-        c.data.root = str(Path(root).expanduser().absolute())
-    labels = read_labels(workdir / "labels.json")
+    _, c, labels, val_ids = read_stored(workdir, root)
     mesh = make_mesh()
     method = with_chosen_threshold(stored_method(c, labels, workdir), workdir)
     abstract = abstract_state(method, build.build_optimizer(c), c.seed, replicated(mesh))
@@ -70,7 +99,7 @@ def load_run(workdir: Path, checkpoint: str | int, root: str | None = None) -> R
         best = checkpoint == "last" and any((workdir / "checkpoints" / "best").glob("step_*"))
         remedy = "choose --checkpoint=best" if best else "train longer"
         raise WorkdirError(f"--workdir={workdir} holds no {checkpoint} checkpoint yet; {remedy}")
-    return Run(c, labels, method, state, mesh, stored_val(workdir), workdir)
+    return Run(c, labels, method, state, mesh, val_ids, workdir)
 
 
 def restored(checkpoints: Checkpoints, checkpoint: str | int, abstract: TrainState) -> TrainState | None:
@@ -153,7 +182,7 @@ def choose_threshold(run: Run, workdir: Path, split: str, network: str) -> dict[
         )
     rows = -(-run.config.eval.batch // run.mesh.size) * run.mesh.size
     sweep = ThresholdSweep(run.method, len(run.labels.classes), build.build_buckets(run.config, run.method, rows))
-    source = run.dataset().source(split)
+    source = run.dataset().scored(split)
     mious = sweep(build.network_variables(run.state, network), source)
     best = max(mious, key=lambda threshold: mious[threshold])
     found = {

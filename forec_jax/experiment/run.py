@@ -14,9 +14,10 @@ from forec_jax.config import check_options, chosen, method_entry
 from forec_jax.contracts import Method, TrainState
 from forec_jax.data import Example, Source
 from forec_jax.evaluation import Evaluator
-from forec_jax.experiment import build, sources
+from forec_jax.experiment import build, contents, sources
 from forec_jax.experiment import workdir as places
 from forec_jax.experiment.load import guide_of, keep_guides, palette_of
+from forec_jax.experiment.results import forget_after
 from forec_jax.experiment.summary import evaluate_networks, summary
 from forec_jax.files import write_json
 from forec_jax.locking import only_run_in
@@ -100,12 +101,13 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
     """`run_training` in a work directory that is there, and is this run's alone."""
     built = build_training(c, resumed_val(workdir))
     if is_primary():
-        places.begin(workdir, built.config, built.data.dataset.labels, built.data.split, val_of(built.data))
-        keep_guides(built.config, workdir)
+        begin_run(workdir, built)
     places.meet(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = first_or_resumed(built, checkpoints)
     first_step = int(jax.device_get(state.step))
+    if is_primary():
+        forget_after(workdir, first_step)
     reporter = (Reporter if is_primary() else Onlooker)(
         workdir,
         steps=built.config.steps,
@@ -113,6 +115,7 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
         images_per_step=sum(built.streams.rows.values()),
         classes=built.data.dataset.classes,
         threshold=getattr(built.method, "threshold", None),
+        start=getattr(built.method, "start", 0),
     )
     pictures = build_panel(built)
     if first_step < built.config.steps:
@@ -139,6 +142,34 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
 def resumed_val(workdir: Path) -> tuple[str, ...] | None:
     """The validation images of the run in `workdir`, where there is something to go on from."""
     return places.stored_val(workdir) if holds_any(workdir / "checkpoints") else None
+
+
+def begin_run(workdir: Path, built: Built) -> None:
+    """Writes what a run is to the work directory. Raises WorkdirError where the run already there is another."""
+    c, data = built.config, built.data
+    places.check_same_run(workdir, c, data.split)
+    check_same_data(workdir, built)
+    places.begin(workdir, c, data.dataset.labels, data.split, val_of(data))
+    if contents.stored_contents(workdir) is None:
+        contents.keep_contents(workdir, contents.contents_of(data, c.eval.split))
+    keep_guides(c, workdir)
+
+
+def check_same_data(workdir: Path, built: Built) -> None:
+    """Raises WorkdirError where a run would go on with other classes, images or masks than it began with.
+
+    As long as it has no checkpoint nothing was learned from them, and what is there now is what it begins with.
+    """
+    if not holds_any(workdir / "checkpoints"):
+        (workdir / contents.CONTENTS).unlink(missing_ok=True)
+        return
+    if (workdir / "labels.json").exists():
+        labels, what = places.read_labels(workdir / "labels.json"), f"--workdir={workdir}: the run"
+        contents.check_same_classes(labels, built.data.dataset.labels, what)
+        contents.check_same_background(labels, built.data.dataset.labels, what)
+    now = contents.contents_of(built.data, built.config.eval.split)
+    if changed := contents.check_same_contents(workdir, now, built.config.data.on_change):
+        log.warning("%s; it goes on, as data.on_change says", changed)
 
 
 def val_of(data: sources.TrainingData) -> tuple[str, ...]:

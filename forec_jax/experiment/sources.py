@@ -127,7 +127,7 @@ def build_training_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -
     if c.batch.tagged:
         return build_tagged_data(c, val_ids)
     dataset = build_dataset(c, val_ids)
-    pool, validation = dataset.source(c.data.pool), dataset.source(c.eval.split)
+    pool, validation = dataset.source(c.data.pool), dataset.scored(c.eval.split)
     on_corrupt = from_config(ReadingOptions, c.data, "data").on_corrupt
     split = resolve_split(
         pool_ids=pool.ids,
@@ -189,7 +189,7 @@ def build_tagged_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> 
     if c.data.tag:
         images = balanced(images, tags, foreground[0])
     tagged = WithTags(images, len(dataset.classes), {name: tuple(present) for name, present in tags.items()})
-    return TrainingData(dataset, split, None, None, dataset.source(c.eval.split), tagged)
+    return TrainingData(dataset, split, None, None, dataset.scored(c.eval.split), tagged)
 
 
 def build_tags(c: ConfigDict, full: Dataset, dataset: Dataset) -> Tags:

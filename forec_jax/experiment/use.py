@@ -1,18 +1,20 @@
 """Scores and predictions of stored models."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
-from forec_jax.data import DataError, Example, shrink
+from forec_jax.data import DataError, Example, Source, shrink
 from forec_jax.data.remarks import Remarks
 from forec_jax.evaluation import Evaluation, Predictor, image_files, read_photo
 from forec_jax.experiment import build
-from forec_jax.experiment.load import Run, load_run, palette_of
+from forec_jax.experiment.load import Run, palette_of
+from forec_jax.options import OptionError
 from forec_jax.progress import progress_bar
 from forec_jax.visualize import overlay, save_index_png
 
@@ -21,22 +23,36 @@ log = logging.getLogger(__name__)
 
 def evaluate_run(run: Run, split: str, network: str) -> Evaluation:
     """Scores a stored model on a split of its data set."""
+    return score(run, run.dataset().scored(split), network)
+
+
+def score(run: Run, source: Source, network: str) -> Evaluation:
+    """Scores a stored model on a source."""
     evaluator = build.build_evaluator(run.config, run.method, run.labels, run.mesh)
-    source = run.dataset().source(split)
     return evaluator(build.network_variables(run.state, network), source)
 
 
-def compare_runs(
-    workdirs: Sequence[Path], splits: Sequence[str], network: str, checkpoint: str, root: str | None = None
-) -> str:
-    """A table of mIoU in percent: a row a run, a column a split. `root` is where their data set lies now, if it moved."""
-    width = max(len(workdir.name) for workdir in workdirs)
-    lines = [" " * width + "".join(f"{split:>20}" for split in splits)]
-    for workdir in workdirs:
-        run = load_run(workdir, checkpoint, root)
-        scores = (evaluate_run(run, split, network).miou for split in splits)
-        lines.append(f"{workdir.name:<{width}}" + "".join(f"{100 * score:20.2f}" for score in scores))
-    return "\n".join(lines)
+class Seen(NamedTuple):
+    """How images are shown to a model where that is not as its run says; None: as it says."""
+
+    mode: str | None = None
+    window: int | None = None  # pixels, of a side
+    stride: int | None = None  # pixels
+
+    def of(self, c: ConfigDict) -> ConfigDict:
+        """The config of a run with these in it. Raises OptionError for a stride or window that makes no sense."""
+        c = c.copy_and_resolve_references()
+        c.eval.mode = self.mode or c.eval.mode
+        windows, sized = c.eval.mode == "sliding", c.eval.mode != "whole"
+        if (self.window and not sized) or (self.stride and not windows):
+            raise OptionError("--window and --stride are of windows: add --mode=sliding")
+        c.eval.crop = self.window or c.eval.crop
+        if self.stride and self.stride > c.eval.crop:
+            raise OptionError(
+                f"--stride={self.stride} leaves gaps: it must be from 1 to the window's {c.eval.crop} pixels"
+            )
+        c.eval.stride_fraction = self.stride / c.eval.crop if self.stride else c.eval.stride_fraction
+        return c
 
 
 class Photo(NamedTuple):
@@ -70,10 +86,15 @@ def photos(images: Path, longest_side: int, out: Path | None = None) -> Iterator
         raise DataError(reason)
 
 
-def predict_run(run: Run, images: Path, out: Path, network: str) -> int:
-    """Writes index PNGs and overlays of every image to `out`, in the folders they came from; returns their number."""
+def predict_run(run: Run, images: Path, out: Path, network: str, *, probabilities: bool = False) -> int:
+    """Writes index PNGs and overlays of every image to `out`, in the folders they came from; returns their number.
+
+    `probabilities`: of every class, too, as f16[H,W,K] in compressed .npz files.
+    """
     predictor = Predictor(
-        build.build_predicts(run.config, run.method), build.build_buckets(run.config, run.method, batch=1)
+        build.build_predicts(run.config, run.method),
+        build.build_buckets(run.config, run.method, batch=1),
+        probabilities=probabilities,
     )
     written: set[str] = set()
     variables, palette = build.network_variables(run.state, network), palette_of(run.labels)
@@ -81,10 +102,13 @@ def predict_run(run: Run, images: Path, out: Path, network: str) -> int:
         (prediction,) = predictor(variables, [photo.example])
         label, image = nearest(prediction.label, photo.size), nearest(photo.example.image, photo.size)
         target = unused_stem(Path(photo.example.id), written)
-        for folder in ("index", "overlay"):
+        for folder in ("index", "overlay", *(["probabilities"] if probabilities else [])):
             (out / folder / target).parent.mkdir(parents=True, exist_ok=True)
         save_index_png(out / "index" / f"{target}.png", label, palette)
         Image.fromarray(overlay(image, label, palette)).save(out / "overlay" / f"{target}.png")
+        if prediction.probabilities is not None:
+            shown = nearest(prediction.probabilities.astype(np.float16), photo.size)
+            np.savez_compressed(out / "probabilities" / f"{target}.npz", probabilities=shown)
     return len(written)
 
 

@@ -55,19 +55,22 @@ def make_workdir(workdir: Path) -> None:
         raise WorkdirError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from error
 
 
-def begin(workdir: Path, c: ConfigDict, labels: Labels, split: Split, val_ids: Sequence[str]) -> None:
-    """Writes what a run is to the work directory, or checks that config and images are those of the run already there.
+def check_same_run(workdir: Path, c: ConfigDict, split: Split) -> None:
+    """Raises WorkdirError where config or images are not those of the run already there.
 
     As long as that run has no checkpoint there is nothing to go on from: it failed at its start, and may be mended.
     """
     stored = workdir / "config.json"
-    content = json.loads(c.to_json())
     if stored.exists() and holds_any(workdir / "checkpoints"):
-        check_same_config(json.loads(read_config(stored).to_json()), content, workdir)
+        check_same_config(json.loads(read_config(stored).to_json()), json.loads(c.to_json()), workdir)
         check_same_images(split, c, workdir)
+
+
+def begin(workdir: Path, c: ConfigDict, labels: Labels, split: Split, val_ids: Sequence[str]) -> None:
+    """Writes what a run is to the work directory."""
     write_json(workdir / SPLIT, image_sums(split))
     write_json(workdir / VAL, list(val_ids))
-    write_json(stored, content)
+    write_json(workdir / "config.json", json.loads(c.to_json()))
     write_json(workdir / "labels.json", labels._asdict())
 
 
@@ -122,6 +125,7 @@ REPORTING_KEYS = (
     "data.root",
     "data.prepared",
     "data.on_corrupt",
+    "data.on_change",
     "eval.batch",
     "eval.bucket",
     "eval.pictures",
@@ -176,7 +180,7 @@ def meet(workdir: Path) -> None:
 
 def read_labels(path: Path) -> Labels:
     """The classes, colours and background that a run was trained with. Raises WorkdirError where the file is damaged."""
-    with damage_named(path, "rerun the training's command, which writes it anew"):
+    with damage_named(path, "remove it, and rerun the training's command, which writes it anew"):
         content = json.loads(path.read_text(encoding="utf-8"))
         return Labels(
             classes=tuple(content["classes"]),

@@ -69,7 +69,8 @@ class Parts:
 def semi_supervised(kind: type[M], p: Parts, own: Any, **more: Any) -> M:
     """A method with pseudo-labels from its parts and its `own` options; `more` are fields that no option gives."""
     pseudo, supervised = p.shared(PseudoLabelOptions), p.shared(SupervisedOptions)
-    blocks = own, dataclasses.replace(pseudo, ramp=p.in_steps(pseudo.ramp)), supervised, p.ema
+    pseudo = dataclasses.replace(pseudo, start=p.in_steps(pseudo.start), ramp=p.in_steps(pseudo.ramp))
+    blocks = own, pseudo, supervised, p.ema
     given = {
         "colour_labelled": p.colour_labelled or p.partial,  # a teacher completes partial labels: changed as the others
         "labelled_mixing": p.labelled_mixing,

@@ -10,14 +10,12 @@ from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import (
     SEGMENTATION,
     STUDENT,
-    auxiliary_terms,
     class_probabilities,
     head_names,
     run_heads,
 )
-from forec_jax.methods.parts.ramp import ramp_up
 from forec_jax.methods.parts.teacher import teacher_statistics
-from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms, unsupervised_terms
+from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
 from forec_jax.methods.parts.views import taught_views
 from forec_jax.options import NoOptions
 
@@ -53,14 +51,8 @@ class FixMatch(SemiSupervised):
         )
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
-        unsupervised, metrics = unsupervised_terms(
-            logits,
-            views,
-            threshold=self.threshold,
-            normaliser=self.normaliser,
-            weight=self.unsupervised_weight * ramp_up(state.step, self.ramp),
-        )
-        task_terms, task_metrics, memory = auxiliary_terms(self.auxiliary, outputs, views, task_key, state.memory)
+        unsupervised, metrics = self.unsupervised(logits, views, state.step)
+        task_terms, task_metrics, memory = self.task_terms(outputs, views, state, task_key)
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
         aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, memory, metrics | task_metrics)
         return terms | unsupervised | task_terms, aux

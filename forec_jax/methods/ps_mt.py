@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from forec_jax.contracts import Array, Aux, Batch, Labelled, PyTree, Terms, TrainState, Unlabelled, Variables, Views
 from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
 from forec_jax.methods.parts.ema import SemiSupervised
-from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, auxiliary_terms, decode_heads, head_names
-from forec_jax.methods.parts.ramp import ramp_up
+from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, decode_heads, head_names
 from forec_jax.methods.parts.teacher import ema_decay, first_teacher, teacher_statistics, updated_teacher
-from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms, unsupervised_terms
+from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
 from forec_jax.methods.parts.vat import adversarial_perturbation
 from forec_jax.methods.parts.views import taught_views
 from forec_jax.options import STEPS, at_least, option
@@ -65,15 +64,10 @@ class PsMt(SemiSupervised, Options):
         )
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
-        unsupervised, metrics = unsupervised_terms(
-            logits,
-            views,
-            threshold=self.threshold,
-            normaliser=self.normaliser,
-            weight=self.unsupervised_weight * ramp_up(state.step - self.warmup, self.ramp),
-            pixel_weight=views.confidence,
+        unsupervised, metrics = self.unsupervised(
+            logits, views, state.step, pixel_weight=views.confidence, warmup=int(self.warmup)
         )
-        task_terms, task_metrics, memory = auxiliary_terms(self.auxiliary, outputs, views, task_key, state.memory)
+        task_terms, task_metrics, memory = self.task_terms(outputs, views, state, task_key)
 
         teacher_stats = {
             name: teacher_statistics(self.network, teacher, image, dropout_key, self.bn_mode)

@@ -27,15 +27,13 @@ from forec_jax.contracts import (
 from forec_jax.losses import discrimination, feature_matching
 from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
 from forec_jax.methods.parts.ema import SemiSupervised
-from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, auxiliary_terms, head_names, run_heads
-from forec_jax.methods.parts.ramp import ramp_up
+from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, head_names, run_heads
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import (
     PseudoLabelOptions,
     SupervisedOptions,
     labelled_pixels,
     supervised_terms,
-    unsupervised_terms,
 )
 from forec_jax.methods.parts.views import interleave, labelled_rows, self_labelled, student_input, unlabelled_rows
 from forec_jax.models import discriminator_network
@@ -129,13 +127,7 @@ class S4Gan(SemiSupervised, FeatureMatching):
 
         score = judging.output[exhibit.prediction]
         trust = jnp.broadcast_to(jax.nn.sigmoid(score)[:, None, None], views.confidence.shape)
-        unsupervised, metrics = unsupervised_terms(
-            logits,
-            views._replace(confidence=trust),
-            threshold=self.threshold,
-            normaliser=self.normaliser,
-            weight=self.unsupervised_weight * ramp_up(state.step, self.ramp),
-        )
+        unsupervised, metrics = self.unsupervised(logits, views._replace(confidence=trust), state.step)
         adversarial = {
             "feature_matching_loss": Term(
                 feature_matching(judging.latent, exhibit.is_real, exhibit.is_fake), self.feature_matching_weight
@@ -144,7 +136,7 @@ class S4Gan(SemiSupervised, FeatureMatching):
             "discriminator_fake_loss": Term(fake, 0.5),
         }
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
-        task_terms, task_metrics, memory = auxiliary_terms(self.auxiliary, outputs, views, task_key, state.memory)
+        task_terms, task_metrics, memory = self.task_terms(outputs, views, state, task_key)
 
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
         new_stats = {STUDENT: stats, DISCRIMINATOR: state.batch_stats[DISCRIMINATOR]}

@@ -1,6 +1,6 @@
 """Training: the state, the compiled step, the optimiser, the loop, checkpoints and reports."""
 
-from forec_jax.training.checkpoint import CheckpointError, Checkpoints, holds_any
+from forec_jax.training.checkpoint import CheckpointError, Checkpoints, holds_any, newest_step
 from forec_jax.training.loop import Interruption, NotFiniteError, Schedule, train
 from forec_jax.training.optimizer import OptimizerOptions, make_optimizer, poly_schedule, with_own_optimizers
 from forec_jax.training.reporting import Onlooker, Reporter
@@ -23,6 +23,7 @@ __all__ = [
     "first_state",
     "holds_any",
     "make_optimizer",
+    "newest_step",
     "objective",
     "poly_schedule",
     "state_sharding",

@@ -40,6 +40,12 @@ def holds_any(folder: Path) -> bool:
     return any(folder.glob("*/step_*"))
 
 
+def newest_step(folder: Path, which: str) -> int | None:
+    """The step of the newest checkpoint in `folder`/`which`; None where there is none. No checkpoint is opened."""
+    steps = (path.name.removeprefix("step_") for path in (folder / which).glob("step_*"))
+    return max((int(step) for step in steps if step.isdecimal()), default=None)
+
+
 def flatten(state: TrainState) -> dict[str, Any]:
     """The state's leaves by path."""
     leaves, _ = jax.tree.flatten_with_path(state)

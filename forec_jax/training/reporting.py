@@ -88,13 +88,15 @@ class Reporter:
         images_per_step: int,
         classes: Sequence[str] = (),
         threshold: float | None = None,
+        start: float = 0,
     ) -> None:
-        """`classes` name the IoUs printed at an evaluation; `threshold` is that of the pseudo-labels, for a warning."""
+        """`classes` name the IoUs printed at an evaluation; `threshold` is that of the pseudo-labels, for a warning,
+        and `start` the step from which on they teach."""
         self.events = cut_back(workdir / METRICS_FILE, first_step)
         self._file = Lines(workdir / METRICS_FILE)
         self._board = Board(workdir / "tensorboard", first_step)
         self._bar = progress_bar(total=steps, initial=first_step, mininterval=0.5, bar_format=BAR)
-        self._images_per_step = images_per_step
+        self._images_per_step, self._start = images_per_step, start
         self._mark = (time.monotonic(), first_step)
         self._classes, self._watch, self._has_compiled = classes, PseudoLabelWatch(threshold), False
 
@@ -124,7 +126,8 @@ class Reporter:
             self._bar.unpause()
             self._bar.initial = self._bar.n = self._bar.last_print_n = step
         self._bar.update(step - self._bar.n)
-        self._watch.see(metrics)
+        if step > self._start:
+            self._watch.see(metrics)
 
     def message(self, text: str) -> None:
         """Prints a line above the bar."""

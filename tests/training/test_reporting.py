@@ -293,6 +293,15 @@ def test_a_method_without_pseudo_labels_is_not_warned(caplog):
     assert not caplog.records
 
 
+def test_the_watch_waits_for_the_start_of_the_pseudo_labels(tmp_path, caplog):
+    reporter = Reporter(tmp_path, steps=PATIENCE, first_step=0, images_per_step=1, threshold=0.9, start=1)
+    for step in range(PATIENCE + 1):
+        assert not caplog.records
+        reporter.advance(step + 1, {"kept": 0.0, "confidence": 0.3})
+    reporter.close()
+    assert "no pseudo-label passed" in caplog.text
+
+
 def test_the_loop_shows_every_step_to_the_watch(tmp_path, caplog):
     reporter = Reporter(tmp_path, steps=PATIENCE, first_step=0, images_per_step=1, threshold=0.9)
     for step in range(PATIENCE):

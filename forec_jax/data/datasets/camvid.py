@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from forec_jax.data.decode import MaskRule
-from forec_jax.data.prepared import Entry, PreparedSource, Records, index_by_id, maskless, prepare
+from forec_jax.data.prepared import Entry, PreparedSource, Records, index_by_id, maskless, prepare, sums_of
 from forec_jax.data.source import DataEntry, DataError, Dataset, Labels, dataset_of, select
 from forec_jax.options import NoOptions
 
@@ -43,7 +43,7 @@ def camvid_dataset(root: str | Path, prepared: str | Path | None = None) -> Data
     folder = prepare("camvid", base, entries, prepared=None if prepared is None else Path(prepared))
     pool = PreparedSource(Records(folder), base, entries, MaskRule(len(PALETTE), void=(_VOID, 255)))
     sources = {split: select(pool, [entry.id for entry in part]) for split, part in listing.items()}
-    return dataset_of("camvid", LABELS, sources, maskless(entries))
+    return dataset_of("camvid", LABELS, sources, maskless(entries), sums_of(folder))
 
 
 def _is_wanted(base: Path, split: str) -> bool:

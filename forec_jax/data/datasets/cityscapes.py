@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from forec_jax.data.decode import MaskRule
-from forec_jax.data.prepared import Entry, PreparedSource, Records, index_by_id, maskless, prepare
+from forec_jax.data.prepared import Entry, PreparedSource, Records, index_by_id, maskless, prepare, sums_of
 from forec_jax.data.source import DataEntry, DataError, Dataset, Labels, dataset_of, select
 from forec_jax.options import NoOptions
 
@@ -62,7 +62,7 @@ def cityscapes_dataset(root: str | Path, prepared: str | Path | None = None) -> 
     folder = prepare("cityscapes", base, entries, prepared=None if prepared is None else Path(prepared))
     pool = PreparedSource(Records(folder), base, entries, _RULES[kind])
     sources = {split: select(pool, [entry.id for entry in part]) for split, part in listing.items()}
-    return dataset_of("cityscapes", LABELS, sources, maskless(entries))
+    return dataset_of("cityscapes", LABELS, sources, maskless(entries), sums_of(folder))
 
 
 def _images(base: Path, split: str) -> list[Path]:

@@ -13,10 +13,20 @@ from forec_jax.data.decode import ColourRule, Follow, MaskRule, decode_mask_of, 
 from forec_jax.data.imagefile import encode_like
 from forec_jax.data.listing import UNLABELLED_FOLDERS, entries_of
 from forec_jax.data.pipeline import OnCorrupt
-from forec_jax.data.prepared import Entry, Notes, PreparedSource, Records, index_by_id, maskless, notes_of, prepare
+from forec_jax.data.prepared import (
+    Entry,
+    Notes,
+    Packed,
+    PreparedSource,
+    Records,
+    index_by_id,
+    maskless,
+    notes_of,
+    prepare,
+)
 from forec_jax.data.remarks import Remarks
 from forec_jax.data.shrink import shrunk_label
-from forec_jax.data.source import DataEntry, DataError, Dataset, Labels, Place, select
+from forec_jax.data.source import DataEntry, DataError, Dataset, Labels, Place, dataset_of, select
 from forec_jax.data.splits import group_rule, hold_out, read_list
 from forec_jax.options import SHARE, option
 
@@ -64,8 +74,9 @@ def folder_dataset(
     pack = _Pack(base, classes.rule, masks_follow, longest_side)
     folder = _packed(base, tuple(by_id.values()), prepared, pack, on_corrupt)
     pool = PreparedSource(Records(folder), base, tuple(by_id.values()), _as_stored(len(classes.names)))
-    sources = {split: select(pool, ids) for split, ids in _cleaned(base, by_id, splits, notes_of(folder)).items()}
-    return Dataset("folder", classes.names, classes.palette, sources, classes.background, maskless(by_id.values()))
+    notes, labels = notes_of(folder), Labels(classes.names, classes.palette, classes.background)
+    sources = {split: select(pool, ids) for split, ids in _cleaned(base, by_id, splits, notes).items()}
+    return dataset_of("folder", labels, sources, maskless(by_id.values()), notes.sums)
 
 
 def folder_splits(
@@ -98,15 +109,16 @@ class _Pack:
         self.options = f"labels masks_follow={follow} longest_side={longest_side}"  # another packing has others
         self.remarks = Remarks()
 
-    def __call__(self, entry: Entry, image: bytes, mask: bytes) -> tuple[bytes, bytes]:
+    def __call__(self, entry: Entry, image: bytes, mask: bytes) -> Packed:
         photo = decode_photo(image, str(self._base / entry.image), self._longest_side, self.remarks)
         size = photo.pixels.shape[0], photo.pixels.shape[1]
         stored = image if size == photo.size else encode_like(photo.pixels, photo.lossy)
         if not entry.mask:
-            return stored, b""
+            return Packed(stored, b"", b"")
         file = str(self._base / entry.mask)
         label = decode_mask_of(photo, mask, file, self._rule, self._follow, self.remarks)
-        return stored, encode_like(shrunk_label(label, size), lossy=False)
+        label = shrunk_label(label, size)
+        return Packed(stored, encode_like(label, lossy=False), label.tobytes())
 
 
 def _packed(
@@ -165,7 +177,9 @@ def _splits(base: Path, by_id: dict[str, Entry], how: _Val) -> dict[str, tuple[s
     beside: frozenset[str] = frozenset()
     if how.ids is not None:
         val = _stored_val(base, by_id, how.ids)
-        if not (base / "val.txt").is_file():  # drawn, by groups
+        if (base / "val.txt").is_file():
+            _say_if_val_was_edited(base / "val.txt", by_id, val)
+        else:  # drawn, by groups
             beside = _of_their_groups(by_id, val, group_rule(how.groups))
     elif (base / "val.txt").is_file():
         val = _masked(base / "val.txt", by_id)
@@ -191,6 +205,14 @@ def _stored_val(base: Path, by_id: Mapping[str, Entry], ids: Sequence[str]) -> t
             f"{base}: {', '.join(gone[:3])} of the stored val are gone, or have no mask any more; restore them"
         )
     return tuple(ids)
+
+
+def _say_if_val_was_edited(file: Path, by_id: Mapping[str, Entry], val: Sequence[str]) -> None:
+    if differing := set(read_list(file, by_id)).symmetric_difference(val):
+        log.warning(
+            "%s differs in %d images (%s) from the val that the run began with, and keeps: another run has the new one",
+            file, len(differing), ", ".join(sorted(differing)[:3]),
+        )  # fmt: skip
 
 
 def _drawn_val(base: Path, by_id: Mapping[str, Entry], how: _Val) -> tuple[tuple[str, ...], frozenset[str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from forec_jax.data.datasets.voc import voc_palette
 from forec_jax.data.decode import MaskRule
-from forec_jax.data.prepared import Entry, PreparedSource, Records, maskless, prepare
+from forec_jax.data.prepared import Entry, PreparedSource, Records, maskless, prepare, sums_of
 from forec_jax.data.source import DataEntry, DataError, Dataset, Labels, dataset_of, select
 from forec_jax.data.splits import draw, read_list
 from forec_jax.options import NoOptions
@@ -44,7 +44,7 @@ def sunrgbd_dataset(root: str | Path, prepared: str | Path | None = None) -> Dat
     rule = MaskRule(len(CLASSES), void=(0, 255), values=tuple(range(1, len(CLASSES) + 1)))
     pool = PreparedSource(Records(folder), base, entries, rule)
     sources = {"train": select(pool, [name for name in listing if name not in val]), "val": select(pool, val)}
-    return dataset_of("sunrgbd", LABELS, sources, maskless(entries))
+    return dataset_of("sunrgbd", LABELS, sources, maskless(entries), sums_of(folder))
 
 
 def _part_entries(base: Path, part: str) -> list[Entry]:

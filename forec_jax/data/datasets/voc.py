@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from forec_jax.data.decode import MaskRule
-from forec_jax.data.prepared import Entry, PreparedSource, Records, maskless, prepare
+from forec_jax.data.prepared import Entry, PreparedSource, Records, maskless, prepare, sums_of
 from forec_jax.data.source import RGB, DataEntry, DataError, Dataset, Labels, dataset_of, select
 from forec_jax.data.splits import read_list
 from forec_jax.options import NoOptions
@@ -50,7 +50,7 @@ def voc_dataset(root: str | Path, prepared: str | Path | None = None) -> Dataset
     folder = prepare("voc2012", base, entries, lists=used, prepared=None if prepared is None else Path(prepared))
     pool = PreparedSource(Records(folder), base, entries, MaskRule(len(CLASSES)))
     sources = {split: select(pool, names) for split, names in ids.items()}
-    return dataset_of("voc", LABELS, sources, maskless(entries))
+    return dataset_of("voc", LABELS, sources, maskless(entries), sums_of(folder))
 
 
 def _listing(base: Path) -> tuple[dict[str, Entry], dict[str, Path]]:

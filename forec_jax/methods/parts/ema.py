@@ -1,14 +1,16 @@
 """What the methods of one student with an EMA of it have in common; their losses are their own."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from forec_jax.augment import Mixing, NoMixing
-from forec_jax.contracts import Array, Network, PyTree, TrainState, Variables
+from forec_jax.contracts import Array, HeadOutput, Metrics, Network, PyTree, Terms, TrainState, Variables, Views
 from forec_jax.losses import mean_cross_entropy
-from forec_jax.methods.parts.heads import STUDENT, Auxiliary, class_probabilities, first_memory
+from forec_jax.methods.parts.heads import STUDENT, Auxiliary, auxiliary_terms, class_probabilities, first_memory
+from forec_jax.methods.parts.ramp import ramp_up
 from forec_jax.methods.parts.teacher import EmaOptions, ema_of_student, first_teacher
-from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedLoss, SupervisedWeight
-from forec_jax.methods.parts.views import Colour, unchanged
+from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedLoss, SupervisedWeight, unsupervised_terms
+from forec_jax.methods.parts.views import Colour, unchanged, without_pseudo_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,31 @@ class WithLabels(EmaMethod, SupervisedWeight):
 
 @dataclasses.dataclass(frozen=True)
 class SemiSupervised(WithLabels, PseudoLabelOptions):
-    """The fields of a method that learns from pseudo-labels as well. `ramp` is in steps."""
+    """The fields of a method that learns from pseudo-labels as well. `start` and `ramp` are in steps.
+
+    Before `start` no pseudo-label teaches: an untrained network may be sure of what it says.
+    """
 
     labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     partial_labels: bool = False  # whether labelled rows have UNLABELLED pixels, which are then pseudo-labelled
+
+    def unsupervised(
+        self, logits: Array, views: Views, step: Array, *, pixel_weight: Array | float = 1.0, warmup: int = 0
+    ) -> tuple[Terms, Metrics]:
+        """L_u with its weight in a step: 0 before `start` and before the method's own `warmup`, then the ramp."""
+        return unsupervised_terms(
+            logits,
+            views,
+            threshold=self.threshold,
+            normaliser=self.normaliser,
+            weight=self.unsupervised_weight * ramp_up(step - max(int(self.start), warmup), self.ramp),
+            pixel_weight=pixel_weight,
+        )
+
+    def task_terms(
+        self, outputs: Mapping[str, HeadOutput], views: Views, state: TrainState, key: Array
+    ) -> tuple[Terms, Metrics, dict[str, PyTree]]:
+        """The auxiliary tasks' terms, metrics and memory in a step; before `start` they see no pseudo-label."""
+        if self.start:
+            views = without_pseudo_labels(views, state.step < self.start)
+        return auxiliary_terms(self.auxiliary, outputs, views, key, state.memory)

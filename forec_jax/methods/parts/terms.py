@@ -44,12 +44,15 @@ class SupervisedOptions(SupervisedWeight):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PseudoLabelOptions:
-    """L_u, the loss of the pseudo-labels. A built method has `ramp` in steps."""
+    """L_u, the loss of the pseudo-labels. A built method has `start` and `ramp` in steps."""
 
     threshold: float = option(
         0.95, "confidence above which a pseudo-label counts; s4gan: the discriminator's, in an image", SHARE
     )
     unsupervised_weight: float = option(1.0, "of L_u; s4gan: of the self-training", at_least(0))
+    start: float = option(
+        0.0, "first without pseudo-labels, in the tasks too: steps, or below 1 a fraction of all steps", STEPS
+    )
     ramp: float = option(
         0.0, "rise of that weight from 0, by a cosine: steps, or below 1 a fraction of all steps; 0: none", STEPS
     )

@@ -136,6 +136,12 @@ def self_labelled(views: Views, probabilities: Array) -> Views:
     )
 
 
+def without_pseudo_labels(views: Views, hidden: Array) -> Views:
+    """The views without what no ground truth says, where `hidden` bool[] is True: IGNORE, and a confidence of 0."""
+    gone = hidden & ~views.is_ground_truth
+    return views._replace(label=jnp.where(gone, IGNORE, views.label), confidence=jnp.where(gone, 0.0, views.confidence))
+
+
 def pseudo_labels(probabilities: Array) -> tuple[Array, Array]:
     """The likeliest classes i32[b,H,W] by f32[b,H,W,K], and how likely they are, f32[b,H,W]; without gradient."""
     probabilities = jax.lax.stop_gradient(probabilities)

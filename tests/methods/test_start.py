@@ -1,0 +1,99 @@
+"""method.start: the first steps learn from no pseudo-label, whatever the method."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from forec_jax.augment import NoMixing
+from forec_jax.config import defaults
+from forec_jax.contracts import IGNORE, Batch, HeadSpec, Labelled, Unlabelled, Views
+from forec_jax.data.source import Labels
+from forec_jax.experiment import build
+from forec_jax.methods import METHODS, Auxiliary, MeanTeacher
+from forec_jax.methods.parts.ema import SemiSupervised
+from forec_jax.methods.parts.views import without_pseudo_labels
+from forec_jax.training import first_state
+from forec_jax.variants import apply_variant
+
+LABELS = Labels(("background", "disc", "square"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)), (0,))
+PSEUDO = [name for name, entry in METHODS.items() if "unlabelled" in entry.needs]
+
+
+def same_colour(key, image, valid):
+    return image
+
+
+class Seen:
+    """An auxiliary task that notes how many pixels it is told the class of, by who says so."""
+
+    head = HeadSpec("seen", 1)
+
+    def __init__(self):
+        self.truth, self.pseudo, self.confidence = [], [], []
+
+    def loss(self, outputs, views, key):
+        told = views.label != IGNORE
+        self.truth.append(int((told & views.is_ground_truth).sum()))
+        self.pseudo.append(int((told & ~views.is_ground_truth).sum()))
+        self.confidence.append(float(jnp.where(views.is_ground_truth, 0, views.confidence).max()))
+        return {}, {}
+
+
+def make_batch(rows=2, size=16):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (2, rows, size, size, 3), dtype=np.uint8)
+    label = rng.integers(0, 3, (rows, size, size)).astype(np.int32)
+    valid, none = np.ones((rows, size, size), bool), np.zeros(rows, np.int32)
+    return Batch(Labelled(image[0], label, valid, none), Unlabelled(image[1], valid, none))
+
+
+def test_the_weight_of_l_u_is_0_before_the_start_and_then_rises_from_there(make_toy_network):
+    """start 3, ramp 4, weight 2: cosine of 0, 1/4, 2/4 ... of the ramp from step 3 on."""
+    options = {"threshold": 0.0, "unsupervised_weight": 2.0, "start": 3, "ramp": 4}
+    method = MeanTeacher(make_toy_network(), same_colour, NoMixing(), **options)
+    logits, views = jnp.zeros((1, 1, 1, 3)), pseudo_labelled()
+    weights = [
+        float(method.unsupervised(logits, views, jnp.asarray(n), warmup=0)[0]["unsupervised_loss"].weight)
+        for n in range(9)
+    ]
+    np.testing.assert_allclose(weights, [0, 0, 0, 0, 0.292893, 1, 1.707107, 2, 2], atol=1e-5)
+    later = method.unsupervised(logits, views, jnp.asarray(7), warmup=5)[0]["unsupervised_loss"].weight
+    assert float(later) == pytest.approx(1)  # a method's own warm-up of 5 is longer: half of the ramp
+
+
+def pseudo_labelled():
+    """One pixel that a teacher calls class 1."""
+    one = jnp.ones((1, 1, 1))
+    return Views(one[..., None], one.astype(int), 0.8 * one, one < 0, one > 0, jnp.array([False]))
+
+
+def test_hidden_pseudo_labels_leave_the_ground_truth_alone():
+    truth = jnp.array([[[True, False]]])
+    one = jnp.ones((1, 1, 2))
+    views = Views(one[..., None], jnp.array([[[2, 1]]]), jnp.array([[[1, 0.8]]]), truth, one > 0, jnp.array([True]))
+    shown, hidden = (without_pseudo_labels(views, jnp.asarray(flag)) for flag in (False, True))
+    np.testing.assert_array_equal(shown.label, [[[2, 1]]])
+    np.testing.assert_array_equal(hidden.label, [[[2, IGNORE]]])
+    np.testing.assert_array_equal(hidden.confidence, [[[1, 0]]])
+
+
+@pytest.mark.parametrize("name", PSEUDO)
+def test_no_pseudo_label_teaches_before_the_start(make_toy_network, monkeypatch, name):
+    task, batch = Seen(), make_batch()
+    c = apply_variant(defaults(), name)
+    c.steps, c.method.start, c.method.ramp, c.augment.mixing = 16, 0.25, 0.0, "none"  # a quarter of 16 steps
+    monkeypatch.setattr(build, "build_network", lambda c, heads: make_toy_network(heads))
+    monkeypatch.setattr(build, "build_colour", lambda c: same_colour)
+    method = build.build_method(build.with_epoch(c, 2), LABELS, more=(Auxiliary(1.0, task),))
+    assert isinstance(method, SemiSupervised)
+    state = first_state(method, optax.sgd(0.1), seed=0)
+    weights = []
+    for step in (3, 4):
+        terms, _ = method.loss(state.params, state._replace(step=jnp.asarray(step)), batch, jax.random.key(0))
+        weights.append(float(terms["unsupervised_loss"].weight))
+    assert weights == [0, pytest.approx(c.method.unsupervised_weight)]
+    assert task.truth == [2 * 16 * 16] * 2
+    assert task.pseudo == [0, 2 * 16 * 16]
+    assert task.confidence[0] == 0 < task.confidence[1]
