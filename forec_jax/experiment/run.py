@@ -16,7 +16,7 @@ from forec_jax.data import Example, Source
 from forec_jax.evaluation import Evaluator
 from forec_jax.experiment import build, sources
 from forec_jax.experiment import workdir as places
-from forec_jax.experiment.load import guide_of, keep_guides, palette_of
+from forec_jax.experiment.load import guide_of, keep_guides
 from forec_jax.experiment.summary import evaluate_networks, summary
 from forec_jax.files import write_json
 from forec_jax.locking import only_run_in
@@ -113,6 +113,7 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
         images_per_step=sum(built.streams.rows),
         classes=built.data.dataset.classes,
         threshold=getattr(built.method, "threshold", None),
+        rate=build.build_rate(built.config),
     )
     pictures = build_panel(built)
     if first_step < built.config.steps:
@@ -211,8 +212,8 @@ def build_panel(built: Built) -> Panel:
     """What shows the first validation images at each evaluation."""
     c, method = built.config, built.method
     examples = pictured(built.data.validation, c.eval.pictures)
-    palette = palette_of(built.data.dataset.labels)
-    return Panel(method, build.build_predicts(c, method), palette, examples, c.eval.bucket, build.pixel_space(c))
+    labels = built.data.dataset.labels
+    return Panel(method, build.build_predicts(c, method), labels, examples, c.eval.bucket, build.pixel_space(c))
 
 
 def pictured(source: Source, count: int) -> list[Example]:

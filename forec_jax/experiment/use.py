@@ -14,7 +14,7 @@ from forec_jax.evaluation import Evaluation, Predictor, image_files, read_photo
 from forec_jax.experiment import build
 from forec_jax.experiment.load import Run, load_run, palette_of
 from forec_jax.progress import progress_bar
-from forec_jax.visualize import overlay, save_index_png
+from forec_jax.visualize import legend, overlay, save_index_png
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ def predict_run(run: Run, images: Path, out: Path, network: str) -> int:
             (out / folder / target).parent.mkdir(parents=True, exist_ok=True)
         save_index_png(out / "index" / f"{target}.png", label, palette)
         Image.fromarray(overlay(image, label, palette)).save(out / "overlay" / f"{target}.png")
+    Image.fromarray(legend(run.labels, width=400)).save(out / "legend.png")
     return len(written)
 
 
