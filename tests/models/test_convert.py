@@ -162,6 +162,10 @@ WRAPPED = {
         | under("decoder.blocks.0.", t_head())
         | under("segmentation_head.0.", {"weight": np.zeros(3)})
     ),
+    "segmentation_models.pytorch's DeepLabV3+, whose decoder has an ASPP as U2PL's": lambda t: (
+        under("encoder.", t) | under("decoder.aspp.0.convs.", t_head()) | under("segmentation_head.0.", t_head())
+    ),
+    "a head with norms, as UniMatch's has branches": lambda t: under("backbone.", t) | under("head.bn.", t_head()),
     "MoCo": lambda t: {
         "state_dict": under("module.encoder_q.", t)
         | under("module.encoder_k.", {name: 0 * value for name, value in t.items()})
