@@ -32,7 +32,10 @@ _FIRST = {  # a first convolution, and what begins the names of a block
     (MOBILENET, "transformers"): (("conv_stem.first_conv.convolution.weight",), "layer.0.expand_1x1."),
     (MOBILENET, "slim"): (("Conv_weights",), "expanded_conv_1_expand_"),
 }
-_FULL = {"u2pl": ("encoder.", "decoder.aspp.conv"), "unimatch": ("backbone.", "head.b0.")}  # encoder's and decoder's prefixes
+_FULL = {
+    "u2pl": ("encoder.", "decoder.aspp.conv"),
+    "unimatch": ("backbone.", "head.b0."),
+}  # encoder's and decoder's prefixes
 _COPIES = ("encoder_k.", "momentum", "target", "ema.")  # in the root of an encoder that follows another one
 _BLOCK = re.compile(r"layer(\d)\.(\d+)\.(?:conv|bn)(\d)\.|encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)\.")
 _DEPTHS: dict[tuple[int, tuple[int, ...]], str] = {  # by convolutions a block and blocks a stage
