@@ -15,7 +15,7 @@ import nbformat
 from PIL import Image
 
 FOLDER = Path(__file__).parent
-COLOURS = 64  # of a stored picture: a notebook is to be read in a browser, and kept in a repository
+COLOURS = 256  # of a stored picture: a notebook is to be read in a browser, and kept in a repository
 
 
 def run(file: Path) -> nbformat.NotebookNode:
