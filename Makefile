@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # As the commands do themselves (forec_jax/cli.py); for pytest and its processes.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: setup quickstart test slow parity notebooks bench lint format clean
+.PHONY: setup quickstart test slow parity notebooks store-notebooks bench lint format clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,10 @@ parity: $(STAMP)
 
 notebooks: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/test_notebooks.py
+
+# Runs them at full length and stores what they show.
+store-notebooks: $(STAMP)
+	$(BIN)/python notebooks/store.py
 
 # What fits a CPU and takes some minutes; docs/performance.md has the commands for more, and for a GPU.
 # Input is measured on the embedded shapes data unless VOC names the folder that holds VOC2012/.

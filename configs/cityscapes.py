@@ -4,7 +4,8 @@
         --config.data.root=cityscapes --config.data.labelled=lists/186.txt
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
-FOrec paper's hyper-parameters; `scenery` for another background of FOrec: sky, vegetation and building. The paper does not
+FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k);
+`scenery` for another background of FOrec: sky, vegetation and building. The paper does not
 say which class it took; road is the default, and any other is --config.data.background=CLASS,CLASS.
 The default is ResNet-50 at output stride 16, crop 513, 8 + 8 images a step; one large GPU. Not yet measured.
 Published systems also use a threshold of 0 here: --config.method.threshold=0. As in theirs, the supervised loss is OHEM's

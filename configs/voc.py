@@ -4,7 +4,8 @@
         --config.data.root=VOCdevkit --config.data.labelled=lists/92.txt --config.data.pool=train_aug
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
-FOrec paper's hyper-parameters; `small` for two CPU cores (docs/results.md has its mIoU).
+FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k);
+`small` for two CPU cores (docs/results.md has its mIoU).
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one GPU. Not yet measured on a GPU.
 """
 

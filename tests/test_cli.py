@@ -140,6 +140,7 @@ def test_predict_writes_index_images_and_overlays_at_the_images_size(trained, tm
             assert (index.mode, index.size) == ("P", size)
             assert np.asarray(index).max() < 7
         assert size_of(tmp_path / "out" / "overlay" / target) == size
+    assert size_of(tmp_path / "out" / "legend.png")[0] == 400
 
 
 def test_predict_at_the_size_of_training_passes_over_what_it_cannot_read(trained, tmp_path, caplog):
@@ -239,8 +240,8 @@ def test_visualize_draws_a_sheet_an_image_and_measures_a_split(trained, tmp_path
     assert str(first["mean_correlation"]) in capsys.readouterr().out
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "own.png")
     assert cli.run([*arguments, f"--images={tmp_path / 'own.png'}", f"--out={tmp_path / 'own'}"]) == 0
-    # Two rows of a wide picture at 160x128, each with its caption, below the titles.
-    assert size_of(tmp_path / "own" / "own.png")[1] == 18 + 2 * (128 + 18 + 4)
+    # Two rows of a wide picture at 240x192, each with its caption, between the titles and the classes' colours.
+    assert size_of(tmp_path / "own" / "own.png")[1] == 18 + 2 * (192 + 18 + 4) + 20
 
 
 def test_visualize_draws_how_the_classes_relate(trained, tmp_path, capsys):
@@ -256,7 +257,7 @@ def test_visualize_draws_how_the_classes_relate(trained, tmp_path, capsys):
     assert relations["mean_similarity"] == pytest.approx((similarity.sum() - 7) / 42, abs=1e-5)
     assert f"{relations['mean_similarity']:.3f}" in capsys.readouterr().out
     assert size_of(tmp_path / "classes.png")[0] > 7 * 22
-    assert size_of(tmp_path / "queries" / "tune_00000.png")[0] == 4 + 3 * 164
+    assert size_of(tmp_path / "queries" / "tune_00000.png")[0] == 4 + 3 * 244
 
 
 def test_labels_shows_what_a_training_learns_from(tmp_path):
@@ -266,7 +267,7 @@ def test_labels_shows_what_a_training_learns_from(tmp_path):
     assert cli.run([*arguments, "--partial=1px,5%", f"--out={tmp_path / 'both'}"]) == 0
     assert cli.run([*arguments, "--partial=", f"--out={tmp_path / 'none'}"]) == 0
     widths = {name: {size_of(file)[0] for file in (tmp_path / name).iterdir()} for name in ("own", "both", "none")}
-    assert widths == {"own": {4 + 3 * 164}, "both": {4 + 4 * 164}, "none": {4 + 2 * 164}}
+    assert widths == {"own": {4 + 4 * 244}, "both": {4 + 5 * 244}, "none": {4 + 3 * 244}}
     assert len(list((tmp_path / "own").iterdir())) == 2
 
 

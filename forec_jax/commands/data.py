@@ -157,8 +157,8 @@ def convert(argv: Sequence[str]) -> int:
     """
 
     def define(values: flags.FlagValues) -> None:
-        sources = ["torchvision", "timm", "transformers", "u2pl", "unimatch"]
-        archs = ["resnet18", "resnet34", "resnet50", "resnet101"]
+        sources = ["torchvision", "timm", "transformers", "u2pl", "unimatch", "slim"]
+        archs = ["resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
         flags.DEFINE_enum("from", None, sources, "whose names the tensors have", flag_values=values)
         flags.DEFINE_enum("arch", None, archs, "which encoder", flag_values=values)
         flags.DEFINE_string("weights", None, "a .safetensors, .npz or .pth", flag_values=values)
@@ -174,5 +174,5 @@ def convert(argv: Sequence[str]) -> int:
 
     paths = Path(values.weights).expanduser(), Path(values.out).expanduser()
     variables, origin = convert_file(*paths, str(values["from"].value), values.arch, values.network)
-    print(f"{values.out}: {origin.arch}, {origin.stem!r} stem, {' and '.join(variables.params)}, from {origin.source}")
+    print(f"{values.out}: {origin.arch} ({origin.stem}), {' and '.join(variables.params)}, from {origin.source}")
     return 0

@@ -1,6 +1,7 @@
 """Prediction on images of any size."""
 
 import logging
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from forec_jax.evaluation.sliding import Predicts
 
 log = logging.getLogger(__name__)
 
+_VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts")
+
 
 class Prediction(NamedTuple):
     """What the model says about one image, at the image's own size."""
@@ -34,17 +37,29 @@ def image_files(path: Path) -> list[Path]:
 
     Raises DataError where there is none.
     """
+    if path.suffix.lower() in _VIDEOS and path.is_file():
+        raise DataError(f"{_as_frames(path)}\n{path} is a video, and --images takes an image or a folder of images")
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} does not exist; --images takes an image or a folder of images")
     files = files_below(path)
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    videos = [file for file in files if file.suffix.lower() in _VIDEOS]
+    if not images and videos:
+        raise DataError(f"{_as_frames(videos[0])}\n{path} holds no image, but a video ({videos[0].name})")
     if not images:
         raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)})")
     if other := [file for file in files if file.suffix.lower() not in SUFFIXES]:
         log.warning("%s: %d files do not end like an image and are passed over (%s)", path, len(other), other[0].name)
     return images
+
+
+def _as_frames(video: Path) -> str:
+    """What to do about a video, in words."""
+    return (
+        f"extract its frames: mkdir frames; ffmpeg -i {shlex.quote(str(video))} frames/%06d.png; then --images=frames"
+    )
 
 
 def read_image(path: Path) -> np.ndarray:

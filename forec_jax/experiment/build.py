@@ -190,6 +190,13 @@ def build_optimizer(c: ConfigDict) -> optax.GradientTransformation:
     return with_own_optimizers(make_optimizer(o, c.steps), own)
 
 
+def build_rate(c: ConfigDict) -> Callable[[int], float]:
+    """The encoder's learning rate of the step after that many, for reports; dropped updates would delay it."""
+    o = from_config(OptimizerOptions, c.optim, "optim")
+    schedule = poly_schedule(o.lr, c.steps, o.poly_power, o.warmup)
+    return lambda done: float(schedule(done))
+
+
 def build_guard(c: ConfigDict) -> Callable[[Step], Step]:
     """What on_nan puts around the step: nothing, as the loop stops by itself, or what drops an update."""
     return drop_not_finite if from_config(RunOptions, c, "").on_nan == "skip" else lambda step: step

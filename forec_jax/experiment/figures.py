@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from forec_jax.data import DataError, Example, evaluation_examples, select
+from forec_jax.data import DataError, Example, Labels, evaluation_examples, select
 from forec_jax.experiment import build, sources
-from forec_jax.experiment.load import Run, load_run, palette_of
+from forec_jax.experiment.load import Run, load_run
 from forec_jax.experiment.use import photos, unused_stem
 from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.files import write_json
 from forec_jax.methods import WsssRec
 from forec_jax.options import choose
 from forec_jax.visualize import (
-    Legend,
     Model,
     Relations,
     captioned,
@@ -46,9 +45,9 @@ def visualize_runs(
 ) -> int:
     """Writes a sheet for each image that `images` names to `out`, a row a run; returns their number (docs/visualize.md)."""
     first, *_ = runs.values()
-    legend, class_index = legend_of(runs), class_index_of(runs, class_name)
+    labels, class_index = shared_labels(runs), class_index_of(runs, class_name)
     models = [shown_model(run, name, network) for name, run in runs.items()]
-    sheets = compare(models, chosen_examples(images, first), legend, class_index=class_index, count=count)
+    sheets = compare(models, chosen_examples(images, first), labels, class_index=class_index, count=count)
     return write_sheets(sheets, out) + write_decompositions(runs, images, out)
 
 
@@ -104,7 +103,7 @@ def query_runs(runs: Mapping[str, Run], images: str, out: Path, class_name: str 
     first, *_ = runs.values()
     models = [shown_model(run, name, "student") for name, run in runs.items()]
     examples = chosen_examples(images, first)
-    sheets = query_sheets(models, examples, legend_of(runs), class_index=class_index_of(runs, class_name))
+    sheets = query_sheets(models, examples, shared_labels(runs), class_index=class_index_of(runs, class_name))
     return write_sheets(sheets, out / "queries")
 
 
@@ -161,14 +160,14 @@ def show_labels(data: sources.TrainingData, shares: Sequence[str], out: Path, co
     if data.labelled is None:
         raise DataError("this config trains on tags and no masks: there are no labels to show; choose another variant")
     parts = {share: sources.with_partial_labels(data.labelled, share) for share in shares}
-    palette = palette_of(data.dataset.labels)
-    return write_sheets(label_sheets(data.labelled, parts, palette, count), out)
+    return write_sheets(label_sheets(data.labelled, parts, data.dataset.labels, count), out)
 
 
-def legend_of(runs: Mapping[str, Run]) -> Legend:
-    """What is the same for runs of one data set; raises WorkdirError where their classes differ."""
+def shared_labels(runs: Mapping[str, Run]) -> Labels:
+    """The labels of runs of one data set, the first one's; raises WorkdirError where their classes differ."""
     first, *_ = runs.values()
-    return Legend(shared_classes(runs), palette_of(first.labels), first.labels.background_classes)
+    shared_classes(runs)
+    return first.labels
 
 
 def class_index_of(runs: Mapping[str, Run], class_name: str | None) -> int | None:

@@ -16,7 +16,7 @@ from forec_jax.data import Example, Source
 from forec_jax.evaluation import Evaluator
 from forec_jax.experiment import build, contents, sources
 from forec_jax.experiment import workdir as places
-from forec_jax.experiment.load import guide_of, keep_guides, palette_of
+from forec_jax.experiment.load import guide_of, keep_guides
 from forec_jax.experiment.results import forget_after
 from forec_jax.experiment.summary import evaluate_networks, summary
 from forec_jax.files import write_json
@@ -116,6 +116,7 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
         classes=built.data.dataset.classes,
         threshold=getattr(built.method, "threshold", None),
         start=getattr(built.method, "start", 0),
+        rate=build.build_rate(built.config),
     )
     pictures = build_panel(built)
     if first_step < built.config.steps:
@@ -242,8 +243,8 @@ def build_panel(built: Built) -> Panel:
     """What shows the first validation images at each evaluation."""
     c, method = built.config, built.method
     examples = pictured(built.data.validation, c.eval.pictures)
-    palette = palette_of(built.data.dataset.labels)
-    return Panel(method, build.build_predicts(c, method), palette, examples, c.eval.bucket, build.pixel_space(c))
+    labels = built.data.dataset.labels
+    return Panel(method, build.build_predicts(c, method), labels, examples, c.eval.bucket, build.pixel_space(c))
 
 
 def pictured(source: Source, count: int) -> list[Example]:

@@ -16,7 +16,7 @@ from forec_jax.experiment import build
 from forec_jax.experiment.load import Run, palette_of
 from forec_jax.options import OptionError
 from forec_jax.progress import progress_bar
-from forec_jax.visualize import overlay, save_index_png
+from forec_jax.visualize import legend, overlay, save_index_png
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ def predict_run(run: Run, images: Path, out: Path, network: str, *, probabilitie
         if prediction.probabilities is not None:
             shown = nearest(prediction.probabilities.astype(np.float16), photo.size)
             np.savez_compressed(out / "probabilities" / f"{target}.npz", probabilities=shown)
+    Image.fromarray(legend(run.labels, width=400)).save(out / "legend.png")
     return len(written)
 
 

@@ -8,7 +8,7 @@ from forec_jax.models.encoders import ENCODERS
 from forec_jax.models.layers import valid_extent
 from forec_jax.models.naming import WeightsError
 from forec_jax.models.network import Features, ImageSize, assemble, count_parameters
-from forec_jax.models.pretrained import filled, fitting_weights, load_weights, mobilenet_v2_from_slim
+from forec_jax.models.pretrained import filled, fitting_weights, load_weights
 from forec_jax.models.resize import resize
 from forec_jax.models.zoo import deeplab_network, unet_network
 
@@ -28,7 +28,6 @@ __all__ = [
     "filled",
     "fitting_weights",
     "load_weights",
-    "mobilenet_v2_from_slim",
     "resize",
     "unet_network",
     "valid_extent",

@@ -7,6 +7,7 @@ shape) follows from comparing the names with the network's own layout. Only the 
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,30 +16,46 @@ import numpy as np
 from forec_jax.contracts import HeadSpec, Variables
 from forec_jax.models.decoders.deeplab import U2PL, DeepLabOptions
 from forec_jax.models.encoders.resnet import BLOCKS
-from forec_jax.models.naming import SOURCES, Tensors, WeightsError, below, depth, locate, shortened
+from forec_jax.models.mobilenet_names import FORMS, PASSED_OVER, layer_of, width_of
+from forec_jax.models.naming import (
+    MOBILENET,
+    SOURCES,
+    Layer,
+    Path,
+    Place,
+    Tensors,
+    WeightsError,
+    below,
+    depth,
+    locate,
+    shortened,
+)
 from forec_jax.models.zoo import deeplab_network
 
 log = logging.getLogger(__name__)
 
-Path = tuple[str, ...]  # e.g. ("params", "encoder", "layer1_block0", "conv2", "norm", "scale")
+ARCHS = (*BLOCKS, MOBILENET)
 
 SEGMENTATION = "segmentation"  # the head that a full model's decoder becomes
 
-_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_ENDINGS = {"kernel": ".weight", "scale": ".weight", "bias": ".bias", "mean": ".running_mean", "var": ".running_var"}
+_SLIM = {"kernel": "_weights", "scale": "_gamma", "bias": "_beta", "mean": "_moving_mean", "var": "_moving_variance"}
 
 
 class Converted(NamedTuple):
     """Another project's tensors in this library's layout, and which network they fill."""
 
     variables: Variables  # dicts by part: "encoder", and SEGMENTATION for a full model; NumPy, float32
-    stem: str
+    stem: str  # of a ResNet; of a MobileNetV2 its form
 
 
-class _Layer(NamedTuple):
-    """What a convolution and the BatchNorm behind it are called; a last layer has no BatchNorm."""
+class _Naming(NamedTuple):
+    """How a source's tensors stand for this library's."""
 
-    conv: str
-    norm: str = ""
+    layer: Callable[[Path], Layer]  # what the layer of one of our paths is called
+    arrange: Callable[[np.ndarray, Path], np.ndarray]  # a tensor as it stands at one of our paths
+    endings: Mapping[str, str]  # of the names, by the last step of our paths
+    passed_over: tuple[str, ...]  # prefixes of what this library's network does not have
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,7 @@ class _Model:
     """A full model's naming."""
 
     encoder: str  # prefix of the encoder's tensors
-    layers: Mapping[str, _Layer]  # of the decoder, by our layers' names
+    layers: Mapping[str, Layer]  # of the decoder, by our layers' names
     options: DeepLabOptions
     pooling_last: bool  # where the pooled branch stands among the joined ones; here it is the first
     passed_over: tuple[str, ...]  # prefixes of what this library's model does not have
@@ -56,14 +73,14 @@ _MODELS = {
     "u2pl": _Model(
         encoder="encoder.",
         layers={
-            "pooling": _Layer("decoder.aspp.conv1.1", "decoder.aspp.conv1.2"),
-            "point": _Layer("decoder.aspp.conv2.0", "decoder.aspp.conv2.1"),
-            **{f"atrous{i}": _Layer(f"decoder.aspp.conv{i + 2}.0", f"decoder.aspp.conv{i + 2}.1") for i in (1, 2, 3)},
-            "projection": _Layer("decoder.head.0", "decoder.head.1"),
-            "low_level": _Layer("decoder.low_conv.0", "decoder.low_conv.1"),
-            "fuse1": _Layer("decoder.classifier.0", "decoder.classifier.1"),
-            "fuse2": _Layer("decoder.classifier.4", "decoder.classifier.5"),
-            "last": _Layer("decoder.classifier.8"),
+            "pooling": Layer("decoder.aspp.conv1.1", "decoder.aspp.conv1.2"),
+            "point": Layer("decoder.aspp.conv2.0", "decoder.aspp.conv2.1"),
+            **{f"atrous{i}": Layer(f"decoder.aspp.conv{i + 2}.0", f"decoder.aspp.conv{i + 2}.1") for i in (1, 2, 3)},
+            "projection": Layer("decoder.head.0", "decoder.head.1"),
+            "low_level": Layer("decoder.low_conv.0", "decoder.low_conv.1"),
+            "fuse1": Layer("decoder.classifier.0", "decoder.classifier.1"),
+            "fuse2": Layer("decoder.classifier.4", "decoder.classifier.5"),
+            "last": Layer("decoder.classifier.8"),
         },
         options=U2PL,
         pooling_last=False,
@@ -72,14 +89,14 @@ _MODELS = {
     "unimatch": _Model(
         encoder="backbone.",
         layers={
-            "pooling": _Layer("head.b4.gap.1", "head.b4.gap.2"),
-            "point": _Layer("head.b0.0", "head.b0.1"),
-            **{f"atrous{i}": _Layer(f"head.b{i}.0", f"head.b{i}.1") for i in (1, 2, 3)},
-            "projection": _Layer("head.project.0", "head.project.1"),
-            "low_level": _Layer("reduce.0", "reduce.1"),
-            "fuse1": _Layer("fuse.0", "fuse.1"),
-            "fuse2": _Layer("fuse.3", "fuse.4"),
-            "last": _Layer("classifier"),
+            "pooling": Layer("head.b4.gap.1", "head.b4.gap.2"),
+            "point": Layer("head.b0.0", "head.b0.1"),
+            **{f"atrous{i}": Layer(f"head.b{i}.0", f"head.b{i}.1") for i in (1, 2, 3)},
+            "projection": Layer("head.project.0", "head.project.1"),
+            "low_level": Layer("reduce.0", "reduce.1"),
+            "fuse1": Layer("fuse.0", "fuse.1"),
+            "fuse2": Layer("fuse.3", "fuse.4"),
+            "last": Layer("classifier"),
         },
         options=DeepLabOptions(),
         pooling_last=True,
@@ -91,7 +108,7 @@ _MODELS = {
 def convert(
     tensors: Tensors, source: str, arch: str, *, width: float = 1.0, decoder: DeepLabOptions | None = None
 ) -> Converted:
-    """Arranges a ResNet's tensors, or a full DeepLabV3+'s, as this library's variables.
+    """Arranges an encoder's tensors, or a full DeepLabV3+'s, as this library's variables.
 
     Kernels OIHW become HWIO; the bias of a convolution before BatchNorm goes into the running mean, which changes
     nothing, not even in training; where branches are joined in another order, the kernel behind them is reordered.
@@ -101,28 +118,30 @@ def convert(
     Args:
       tensors: by name, any floating dtype.
       source: one of `SOURCES`. With "u2pl" and "unimatch" either a full model, or the encoder alone as they start from.
-      arch: "resnet18", "resnet34", "resnet50" or "resnet101".
+      arch: a key of `BLOCKS`, or "mobilenet_v2".
       width: factor on the encoder's channels.
       decoder: a full model's form; None for the source's own.
 
     Raises:
       WeightsError: what to do, and the first of the tensors that are missing, unknown or of the wrong shape.
     """
-    if source not in SOURCES or arch not in BLOCKS:
-        raise WeightsError(f"{arch} of {source}: there are {', '.join(BLOCKS)} of {', '.join(SOURCES)}")
+    if source not in SOURCES or arch not in ARCHS:
+        raise WeightsError(f"{arch} of {source}: there are {', '.join(ARCHS)} of {', '.join(SOURCES)}")
     place = locate(tensors, source)
+    _check_family(tensors, place, arch)
     tensors, model = below(tensors, place.root), _MODELS.get(place.source)
-    stem = "7x7" if place.source == "transformers" else _stem(tensors, model.encoder if model else "")
+    stem = _form(tensors, place, model)
     options = decoder or (model.options if model else DeepLabOptions())
     layout = _layout(arch, stem, width, options, _classes(tensors, model))
-    filled, used, problems = _fill(layout, tensors, _naming(place.source, model, stem), model, options)
+    naming = _naming(place, model, stem, options)
+    filled, used, problems = _fill(layout, tensors, naming)
     rest = sorted(set(tensors) - used)
-    dropped = [name for name in rest if _is_dropped(name, model)]
+    dropped = [name for name in rest if name.endswith(".num_batches_tracked") or name.startswith(naming.passed_over)]
     problems += [f"{name} is unknown" for name in sorted(set(rest) - set(dropped))]
     if problems:
         raise WeightsError(
-            f"{_remedy(tensors, arch)}\n"
-            f"the tensors do not make a {arch} of {source} ({stem} stem): {shortened(sorted(problems), 3)}"
+            f"{_remedy(tensors, place, arch, width)}\n"
+            f"the tensors do not make a {arch} of {source} ({stem}): {shortened(sorted(problems), 3)}"
         )
     _report(dropped)
     variables = nested(filled)
@@ -132,20 +151,19 @@ def convert(
 def _fill(
     layout: Mapping[Path, tuple[int, ...]],
     tensors: Tensors,
-    name_layer: Callable[[Path], _Layer],
-    model: _Model | None,
-    options: DeepLabOptions,
+    naming: _Naming,
 ) -> tuple[dict[Path, np.ndarray], set[str], list[str]]:
     """The layout's values, the names of the tensors that they came from, and in words what is missing or does not fit."""
     values, used, problems = {}, set(), []
     for path, shape in layout.items():
-        layer = name_layer(path)
-        name, bias = _tensor_name(layer, path), f"{layer.conv}.bias" if path[-1] == "mean" else ""
+        layer = naming.layer(path)
+        name = (layer.conv if path[-2] in ("conv", "last") else layer.norm) + naming.endings[path[-1]]
+        bias = f"{layer.conv}.bias" if path[-1] == "mean" else ""
         used |= {name, bias}
         if name not in tensors:
             problems.append(f"{name} is missing")
             continue
-        value = _arranged(tensors[name], path, model, options)
+        value = naming.arrange(tensors[name], path)
         if value.shape != shape:
             problems.append(f"{name} has shape {tensors[name].shape}, as HWIO {value.shape}, the network wants {shape}")
         elif bias in tensors and tensors[bias].shape != shape:
@@ -156,8 +174,25 @@ def _fill(
     return values, used, problems
 
 
-def _remedy(tensors: Tensors, arch: str) -> str:
-    """What to do about tensors that do not make a ResNet, told by its depth."""
+def _check_family(tensors: Tensors, place: Place, arch: str) -> None:
+    """Raises WeightsError where the file holds another kind of encoder than is wanted."""
+    if (arch == MOBILENET) != (place.family == MOBILENET):
+        held = MOBILENET if place.family == MOBILENET else depth(tensors)
+        raise WeightsError(
+            f"set --arch={held} (model.encoder={held} in a training), or take weights of a {arch}\n"
+            f"the tensors are a {held}'s, not a {arch}'s"
+        )
+
+
+def _remedy(tensors: Tensors, place: Place, arch: str, width: float) -> str:
+    """What to do about tensors that do not make the encoder, told by its depth or its width."""
+    if place.family == MOBILENET:
+        stored = width_of(tensors, place.source)
+        if stored not in (None, width):
+            return (
+                f"set model.mobilenet_v2.width={stored:g} and model.weights to this file: it is a {arch} of that width"
+            )
+        return f"take weights of a plain {arch} of width {width:g}, as model.mobilenet_v2.width says"
     name = depth(tensors)
     if name == arch:
         return f"take weights of a plain {arch}, as wide as model.width says: no wide one, no ResNeXt, no other layers"
@@ -189,12 +224,17 @@ def nested(flat: Mapping[Path, Any]) -> dict[str, Any]:
 def _layout(arch: str, stem: str, width: float, options: DeepLabOptions, classes: int) -> dict[Path, tuple[int, ...]]:
     """The shapes of the network to fill, by path; without classes, the encoder's alone."""
     heads = (HeadSpec(SEGMENTATION, classes),) if classes else ()
-    network = deeplab_network(encoder=arch, stem=stem, width=width, heads=heads, decoder=options)
+    form: dict[str, Any] = {"form" if arch == MOBILENET else "stem": stem}
+    network = deeplab_network(encoder=arch, width=width, heads=heads, decoder=options, **form)
     variables = jax.eval_shape(network.init, jax.random.key(0))
     return {path: leaf.shape for path, leaf in leaves(variables._asdict())}
 
 
-def _stem(tensors: Tensors, prefix: str) -> str:
+def _form(tensors: Tensors, place: Place, model: _Model | None) -> str:
+    """The stem of a ResNet, by its tensors; the form of a MobileNetV2, by whose they are."""
+    if place.family == MOBILENET:
+        return FORMS[place.source]
+    prefix = model.encoder if model else ""
     if f"{prefix}conv1.0.weight" not in tensors:
         return "7x7"
     shortcut = tensors.get(f"{prefix}layer2.0.downsample.0.weight")
@@ -210,22 +250,30 @@ def _classes(tensors: Tensors, model: _Model | None) -> int:
     return tensors[last].shape[0]
 
 
-def _naming(source: str, model: _Model | None, stem: str) -> Callable[[Path], _Layer]:
-    """What the layer of one of our paths is called in the source."""
-    if source == "transformers":
-        return _transformers_layer
+def _naming(place: Place, model: _Model | None, stem: str, options: DeepLabOptions) -> _Naming:
+    """How the tensors at a place stand for those of a network."""
+    if place.source == "slim":
+        return _Naming(layer_of("slim"), _from_tensorflow, _SLIM, PASSED_OVER["slim"])
+    if place.family == MOBILENET:
+        return _Naming(layer_of(place.source), _from_pytorch, _ENDINGS, PASSED_OVER[place.source])
     if model is None:
-        return lambda path: _torchvision_layer(path, "", stem)
-    return lambda path: _torchvision_layer(path, model.encoder, stem) if path[1] == "encoder" else model.layers[path[2]]
+        named = _transformers_layer if place.source == "transformers" else partial(_torchvision_layer, stem=stem)
+        return _Naming(named, _from_pytorch, _ENDINGS, ("fc.", "classifier."))
+    whole = partial(_layer_of_model, model=model, stem=stem)
+    return _Naming(whole, partial(_from_model, model=model, options=options), _ENDINGS, model.passed_over)
 
 
-def _torchvision_layer(path: Path, prefix: str, stem: str) -> _Layer:
+def _layer_of_model(path: Path, model: _Model, stem: str) -> Layer:
+    return _torchvision_layer(path, stem, model.encoder) if path[1] == "encoder" else model.layers[path[2]]
+
+
+def _torchvision_layer(path: Path, stem: str, prefix: str = "") -> Layer:
     """E.g. (params, encoder, layer3_block2, conv1, conv, kernel) -> layer3.2.conv1, layer3.2.bn1."""
     stems = {
-        "stem": _Layer("conv1", "bn1"),
-        "stem1": _Layer("conv1.0", "conv1.1"),
-        "stem2": _Layer("conv1.3", "conv1.4"),
-        "stem3": _Layer("conv1.6", "bn1"),
+        "stem": Layer("conv1", "bn1"),
+        "stem1": Layer("conv1.0", "conv1.1"),
+        "stem2": Layer("conv1.3", "conv1.4"),
+        "stem3": Layer("conv1.6", "bn1"),
     }
     if path[2] in stems:
         conv, norm = stems[path[2]]
@@ -236,10 +284,10 @@ def _torchvision_layer(path: Path, prefix: str, stem: str) -> _Layer:
             conv, norm = f"{block}.downsample.{first}", f"{block}.downsample.{first + 1}"
         else:
             conv, norm = f"{block}.{path[3]}", f"{block}.{path[3].replace('conv', 'bn')}"
-    return _Layer(prefix + conv, prefix + norm)
+    return Layer(prefix + conv, prefix + norm)
 
 
-def _transformers_layer(path: Path) -> _Layer:
+def _transformers_layer(path: Path) -> Layer:
     """E.g. (params, encoder, layer3_block2, conv1, conv, kernel) -> encoder.stages.2.layers.2.layer.0.convolution."""
     if path[2] == "stem":
         place = "embedder.embedder"
@@ -247,31 +295,28 @@ def _transformers_layer(path: Path) -> _Layer:
         layer, block = path[2].removeprefix("layer").split("_block")
         inner = "shortcut" if path[3] == "downsample" else f"layer.{int(path[3].removeprefix('conv')) - 1}"
         place = f"encoder.stages.{int(layer) - 1}.layers.{block}.{inner}"
-    return _Layer(f"{place}.convolution", f"{place}.normalization")
+    return Layer(f"{place}.convolution", f"{place}.normalization")
 
 
-def _tensor_name(layer: _Layer, path: Path) -> str:
-    if path[-2] in ("conv", "last"):
-        return f"{layer.conv}.{'weight' if path[-1] == 'kernel' else 'bias'}"
-    return f"{layer.norm}.{_NORM[path[-1]]}"
+def _from_pytorch(value: np.ndarray, path: Path) -> np.ndarray:
+    """Kernels are OIHW there, and HWIO here."""
+    return value.transpose(2, 3, 1, 0) if path[-1] == "kernel" and value.ndim == 4 else value
 
 
-def _arranged(value: np.ndarray, path: Path, model: _Model | None, options: DeepLabOptions) -> np.ndarray:
+def _from_tensorflow(value: np.ndarray, path: Path) -> np.ndarray:
+    """Depthwise kernels are (h, w, C, 1) there, and (h, w, 1, C) here."""
+    return value.swapaxes(2, 3) if "depthwise" in path and value.ndim == 4 else value
+
+
+def _from_model(value: np.ndarray, path: Path, model: _Model, options: DeepLabOptions) -> np.ndarray:
+    kernel = _from_pytorch(value, path)
     if path[-1] != "kernel" or value.ndim != 4:
-        return value
-    kernel = value.transpose(2, 3, 1, 0)
-    if model and path[2] == "fuse1":  # both join (low level, pyramid), this library (pyramid, low level)
+        return kernel
+    if path[2] == "fuse1":  # both join (low level, pyramid), this library (pyramid, low level)
         return np.roll(kernel, -options.low_level_channels, axis=2)
-    if model and path[2] == "projection" and model.pooling_last:
+    if path[2] == "projection" and model.pooling_last:
         return np.roll(kernel, options.channels, axis=2)
     return kernel
-
-
-def _is_dropped(name: str, model: _Model | None) -> bool:
-    if name.endswith(".num_batches_tracked"):
-        return True
-    prefixes = model.passed_over if model else ("fc.", "classifier.")
-    return name.startswith(prefixes)
 
 
 def _report(dropped: list[str]) -> None:

@@ -17,13 +17,21 @@ FILE = "model.safetensors"
 CONFIG = "config.json"
 _REFERENCE = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([^#]+))?(?:#sha256=([0-9a-fA-F]{64}))?")
 
-_PLAIN = {  # options without a tensor of their own, as a plain ResNet has them: transformers', then timm's
+_PLAIN_RESNET = {  # options without a tensor of their own, as a plain ResNet has them: transformers', then timm's
     "downsample_in_bottleneck": False,
     "downsample_in_first_stage": False,
     "hidden_act": "relu",
     "aa_layer": None,
     "act_layer": None,
     "avg_down": False,
+}
+_PLAIN_MOBILENET = {  # the same of a MobileNetV2
+    "tf_padding": True,
+    "layer_norm_eps": 0.001,
+    "hidden_act": "relu6",
+    "aa_layer": None,
+    "act_layer": None,
+    "pad_type": "",
 }
 
 
@@ -89,9 +97,10 @@ def _fetch_config(download: Callable[..., str], reference: Reference, cache: Pat
 
 
 def check_computes_alike(weights: Path) -> None:
-    """Raises WeightsError for a ResNet with a plain one's tensors that, as its config.json says, computes otherwise.
+    """Raises WeightsError for an encoder with a plain one's tensors that, as its config.json says, computes otherwise.
 
-    timm's resnetaa and resnetblur smooth what they shrink, and transformers' options move a stride: no tensor shows it.
+    timm's resnetaa and resnetblur smooth what they shrink, transformers' options move a stride, or pad a MobileNetV2 in
+    another way: no tensor shows it.
     """
     config = weights.with_name(CONFIG)
     if weights.name != FILE or not config.is_file():
@@ -102,7 +111,7 @@ def check_computes_alike(weights: Path) -> None:
         raise WeightsError(f"{config} is damaged ({error}); fetch it again, or remove it") from error
     if isinstance(content, dict) and (otherwise := _computes_otherwise(content)):
         raise WeightsError(
-            f"take weights of a plain ResNet, such as hf:timm/resnet50.a1_in1k\n{config} says {otherwise}: this network "
+            f"take weights of a plain network, such as hf:timm/resnet50.a1_in1k\n{config} says {otherwise}: this network "
             "holds a plain one's tensors and computes something else"
         )
 
@@ -113,7 +122,9 @@ def _computes_otherwise(config: Mapping[str, Any]) -> str:
     if re.match(r"resnet(aa|blur)", architecture):
         return f"architecture={architecture}"
     given = {**config, **_as_dict(config.get("model_args"))}
-    return ", ".join(f"{key}={given[key]}" for key, plain in _PLAIN.items() if given.get(key, plain) != plain)
+    mobile = "mobilenet" in f"{architecture}{config.get('model_type', '')}"
+    kept = _PLAIN_MOBILENET if mobile else _PLAIN_RESNET
+    return ", ".join(f"{key}={given[key]}" for key, plain in kept.items() if given.get(key, plain) != plain)
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

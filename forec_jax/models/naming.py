@@ -1,7 +1,7 @@
 """Whose tensors a file holds, by their names alone, and where in the file its network is.
 
 People have encoders as training scripts leave them: in dicts of dicts, behind the prefixes of the modules that held them.
-A ResNet is found wherever the names of its first layers stand together; what stands before them is its root.
+An encoder is found wherever the names of its first layers stand together; what stands before them is its root.
 """
 
 import logging
@@ -14,18 +14,28 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, np.ndarray]
+Path = tuple[str, ...]  # e.g. ("params", "encoder", "layer1_block0", "conv2", "norm", "scale")
 
-SOURCES = ("torchvision", "timm", "transformers", "u2pl", "unimatch")
+SOURCES = ("torchvision", "timm", "transformers", "u2pl", "unimatch", "slim")
+
+RESNET, MOBILENET = "resnet", "mobilenet_v2"  # families of encoders; the second has one member of that name
 
 _NETWORKS = {
     "student": ("model_state", "model", "state_dict", "model_state_dict", "student"),
     "teacher": ("teacher_state", "model_ema", "state_dict_ema", "teacher"),
 }
-_FIRST = {  # a first convolution, and what begins the names of the first block
-    "torchvision": (("conv1.weight", "conv1.0.weight"), "layer1.0."),
-    "transformers": (("embedder.embedder.convolution.weight",), "encoder.stages.0.layers.0."),
+_FIRST = {  # a first convolution, and what begins the names of a block
+    (RESNET, "torchvision"): (("conv1.weight", "conv1.0.weight"), "layer1.0."),
+    (RESNET, "transformers"): (("embedder.embedder.convolution.weight",), "encoder.stages.0.layers.0."),
+    (MOBILENET, "torchvision"): (("features.0.0.weight",), "features.1.conv.0.0."),
+    (MOBILENET, "timm"): (("conv_stem.weight",), "blocks.0.0.conv_dw."),
+    (MOBILENET, "transformers"): (("conv_stem.first_conv.convolution.weight",), "layer.0.expand_1x1."),
+    (MOBILENET, "slim"): (("Conv_weights",), "expanded_conv_1_expand_"),
 }
-_FULL = {"u2pl": ("encoder.", "decoder.aspp."), "unimatch": ("backbone.", "head.b")}  # encoder's and decoder's prefixes
+_FULL = {
+    "u2pl": ("encoder.", "decoder.aspp.conv"),
+    "unimatch": ("backbone.", "head.b0."),
+}  # encoder's and decoder's prefixes
 _COPIES = ("encoder_k.", "momentum", "target", "ema.")  # in the root of an encoder that follows another one
 _BLOCK = re.compile(r"layer(\d)\.(\d+)\.(?:conv|bn)(\d)\.|encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)\.")
 _DEPTHS: dict[tuple[int, tuple[int, ...]], str] = {  # by convolutions a block and blocks a stage
@@ -45,11 +55,21 @@ class WeightsError(ValueError):
     """Weights that cannot be used; the message names the file or the tensors, and what to do."""
 
 
+class Layer(NamedTuple):
+    """What a convolution and the BatchNorm behind it are called; a last layer has no BatchNorm."""
+
+    conv: str
+    norm: str = ""
+
+
 class Place(NamedTuple):
     """Where a file's network is."""
 
-    source: str  # of the names: "torchvision" (timm's are the same) or "transformers"; "u2pl", "unimatch": a full model
+    source: (
+        str  # of the names: of a ResNet "torchvision" (timm's are the same), "transformers", or a full model's project
+    )
     root: str  # what stands before each of its tensors' names
+    family: str = RESNET
 
 
 def choose_network(checkpoint: Mapping[str, Any], network: str | None) -> Tensors:
@@ -83,7 +103,7 @@ def _joined(stored: Mapping[Any, Any]) -> Iterable[tuple[str, np.ndarray]]:
 
 
 def locate(tensors: Tensors, source: str | None = None) -> Place:
-    """Finds the ResNet, or the full model, among a file's tensors.
+    """Finds the encoder, or the full model, among a file's tensors.
 
     Of an encoder and its slowly moving copy (MoCo's `encoder_q`, `encoder_k`) the first is taken.
 
@@ -115,24 +135,24 @@ def locate(tensors: Tensors, source: str | None = None) -> Place:
 
 def _is_of(place: Place, source: str) -> bool:
     """Whether a place is what one expects of a source; U2PL and UniMatch start from encoders in torchvision's names."""
-    if place.source == "torchvision":
-        return source != "transformers"
+    if place.family == RESNET and place.source == "torchvision":
+        return source not in ("transformers", "slim")
     return place.source == source
 
 
 def _places(tensors: Tensors) -> list[Place]:
     found = []
-    for source, (firsts, block) in _FIRST.items():
+    for (family, source), (firsts, block) in _FIRST.items():
         ends = {(name, first) for name in tensors for first in firsts if f".{name}".endswith(f".{first}")}
         roots = {name.removesuffix(first) for name, first in ends}
         roots = {root for root in roots if any(name.startswith(root + block) for name in tensors)}
-        found += [_whole(Place(source, root), tensors) for root in sorted(roots)]
+        found += [_whole(Place(source, root, family), tensors) for root in sorted(roots)]
     return found
 
 
 def _whole(place: Place, tensors: Tensors) -> Place:
-    """The full model that an encoder is part of, where there is one."""
-    for source, (encoder, decoder) in _FULL.items():
+    """The full model that a ResNet is part of, where there is one."""
+    for source, (encoder, decoder) in _FULL.items() if place.family == RESNET else ():
         above = place.root.removesuffix(encoder)
         if above != place.root and any(name.startswith(above + decoder) for name in tensors):
             return Place(source, above)

@@ -86,7 +86,7 @@ class ModelOptions:
 
     encoder: str = option(
         "resnet50",
-        "resnet18, resnet34, resnet50, resnet101, mobilenet_v2, or unet; its options are model.resnet.*, ...",
+        "resnet18, 26, 34, 50, 101 or 152, mobilenet_v2, or unet; its options are model.resnet.*, ...",
     )
     decoder: str = option("", "deeplab or unet; empty: the one that the encoder is published with")
     weights: str = option(

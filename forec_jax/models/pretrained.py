@@ -1,38 +1,37 @@
 """Pretrained weights for a network: where they come from, and whether they fit it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from forec_jax.contracts import Variables
 from forec_jax.files import sha256_of
 from forec_jax.models import hub
-from forec_jax.models.convert import SEGMENTATION, convert, leaves, nested
-from forec_jax.models.encoders.mobilenet_v2 import MobileNetV2
-from forec_jax.models.naming import WeightsError, choose_network, locate, shortened
+from forec_jax.models.convert import SEGMENTATION, convert, leaves
+from forec_jax.models.naming import MOBILENET, WeightsError, choose_network, locate, shortened
 from forec_jax.models.weightfile import Origin, read_origin, read_tensors, read_variables, write_variables
 
 log = logging.getLogger(__name__)
 
-_CLASSIFIER = ("Conv_1_", "Logits_")  # what follows the encoder in the published classifier
-_NORM = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+_DEEP = ("resnet50", "resnet101", "resnet152")  # whose weights with the deep stem are on the hub, of ImageNet
 
 
-def load_weights(source: str | PathLike[str], encoder: str, *, stem: str = "7x7", width: float = 1.0) -> Variables:
+def load_weights(
+    source: str | PathLike[str], encoder: str, *, stem: str = "7x7", form: str = "slim", width: float = 1.0
+) -> Variables:
     """Reads pretrained weights, as dicts by part: "encoder", and "segmentation" where a full model was stored.
 
     Args:
-      source: a file, or `hf:OWNER/NAME[@REVISION][#sha256=...]` for a model.safetensors on the Hugging Face hub. For
-        mobilenet_v2 an .npz of TF-slim's MobileNetV2, keys like `expanded_conv_3_expand_weights`. For a ResNet what
-        `forec-jax convert` wrote, or tensors whose names tell whose they are.
+      source: a file, or `hf:OWNER/NAME[@REVISION][#sha256=...]` for a model.safetensors on the Hugging Face hub:
+        what `forec-jax convert` wrote, or tensors whose names tell whose they are.
       encoder: one of `ENCODERS`.
       stem: of a ResNet, as `deeplab_network` takes it.
+      form: of a MobileNetV2, as `deeplab_network` takes it.
       width: factor on the encoder's channels.
 
     Returns:
@@ -44,23 +43,18 @@ def load_weights(source: str | PathLike[str], encoder: str, *, stem: str = "7x7"
     text = fspath(source)
     path = hub.fetch(text) if text.startswith(hub.PREFIX) else Path(text)
     with _naming(text):
-        return _read_weights(text, path, encoder, stem, width)
+        return _read_weights(text, path, encoder, form if encoder == MOBILENET else stem, width)
 
 
-def _read_weights(text: str, path: Path, encoder: str, stem: str, width: float) -> Variables:
-    if encoder == "mobilenet_v2":
-        if path.suffix != ".npz":
-            raise WeightsError(f"{text}: mobilenet_v2 takes TF-slim's weights, an .npz")
-        weights = mobilenet_v2_from_slim(read_tensors(path), width)
-        return Variables({"encoder": weights.params}, {"encoder": weights.batch_stats})
+def _read_weights(text: str, path: Path, encoder: str, form: str, width: float) -> Variables:
     origin = read_origin(path) if path.suffix == ".safetensors" and path.is_file() else None
     if origin is None:
         hub.check_computes_alike(path)
         tensors = choose_network(read_tensors(path), None)
         converted = convert(tensors, locate(tensors).source, encoder, width=width)
-        _check_stem(text, (encoder, converted.stem), (encoder, stem))
+        _check_form((encoder, converted.stem), (encoder, form))
         return converted.variables
-    _check_stem(text, (origin.arch, origin.stem), (encoder, stem))
+    _check_form((origin.arch, origin.stem), (encoder, form))
     return read_variables(path)
 
 
@@ -82,7 +76,7 @@ def convert_file(path: Path, out: Path, source: str, arch: str, network: str | N
       path: what `read_tensors` reads.
       out: the .safetensors to write.
       source: one of `naming.SOURCES`.
-      arch: a ResNet's name.
+      arch: one of `convert.ARCHS`.
       network: of a checkpoint, "student", "teacher", or None for the teacher where there is one.
 
     Raises:
@@ -110,7 +104,7 @@ def fitting_weights(weights: Variables, layout: Variables) -> Variables:
     """
     if problems := _misfits(weights, layout, "encoder"):
         raise WeightsError(
-            "set model.encoder, model.stem and model.width as the weights were trained with, or take other weights\n"
+            "set model.encoder, its stem or form and its width as the weights were trained with, or take other weights\n"
             f"the weights do not fit the encoder: {shortened(list(problems.values()), 3)}"
         )
     parts = ["encoder"]
@@ -150,46 +144,19 @@ def _misfits(weights: Variables, layout: Variables, part: str) -> dict[tuple[str
     }
 
 
-def _check_stem(text: str, stored: tuple[str, str], wanted: tuple[str, str]) -> None:
+def _check_form(stored: tuple[str, str], wanted: tuple[str, str]) -> None:
+    """Raises WeightsError where an encoder is another one than the network's, or in another form."""
     if stored != wanted:
+        block, key = (MOBILENET, "form") if stored[0] == MOBILENET else ("resnet", "stem")
         raise WeightsError(
-            f"{text} holds a {stored[0]} with the {stored[1]!r} stem, the network is a {wanted[0]} with the "
-            f"{wanted[1]!r} stem; set model.encoder={stored[0]} and model.resnet.stem={stored[1]}, or choose other weights"
+            f"set model.encoder={stored[0]} and model.{block}.{key}={stored[1]}, or {_weights_for(*wanted)}\n"
+            f"these weights are a {stored[0]}'s in the form {stored[1]!r}, the network is a {wanted[0]} in the form "
+            f"{wanted[1]!r}"
         )
 
 
-def mobilenet_v2_from_slim(tensors: Mapping[str, np.ndarray], width: float = 1.0) -> Variables:
-    """Arranges TF-slim's tensors as MobileNetV2's variables; errors as in `load_weights`."""
-    module = MobileNetV2(train=False, width=width)
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    layout = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
-    wanted = {path: _slim_name(path) for path, _ in leaves(layout)}
-    problems = [f"{name} is missing" for name in wanted.values() if name not in tensors]
-    known = set(wanted.values())
-    problems += [f"{name} is unknown" for name in tensors if name not in known and not name.startswith(_CLASSIFIER)]
-    for path, leaf in leaves(layout):
-        value = tensors.get(wanted[path])
-        if value is not None and _arranged(path, value).shape != leaf.shape:
-            problems.append(f"{wanted[path]} has shape {value.shape}, the network wants {leaf.shape}")
-    if problems:
-        raise WeightsError("weights do not fit mobilenet_v2: " + "; ".join(sorted(problems)))
-    tree = nested({path: np.asarray(_arranged(path, tensors[name]), np.float32) for path, name in wanted.items()})
-    return Variables(tree["params"], tree["batch_stats"])
-
-
-def _slim_name(path: tuple[str, ...]) -> str:
-    """E.g. (params, block3, expand, conv, kernel) -> expanded_conv_3_expand_weights."""
-    _, block, *inner, kind, leaf = path
-    if block == "stem":
-        layer = "Conv"
-    else:
-        index = int(block.removeprefix("block"))
-        layer = f"expanded_conv_{index}_{inner[0]}" if index else f"expanded_conv_{inner[0]}"
-    if kind == "norm":
-        return f"{layer}_BatchNorm_{_NORM[leaf]}"
-    return f"{layer}_depthwise_weights" if inner == ["depthwise"] else f"{layer}_weights"
-
-
-def _arranged(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
-    """TF keeps depthwise kernels as (h, w, C, 1), JAX as (h, w, 1, C)."""
-    return value.swapaxes(2, 3) if "depthwise" in path and value.ndim == 4 else value
+def _weights_for(encoder: str, form: str) -> str:
+    """Where weights for an encoder in a form are to be had, in words."""
+    if form == "deep" and encoder in _DEEP:
+        return f"for the deep stem model.weights=hf:timm/{encoder}s.gluon_in1k"
+    return "take other weights (docs/weights.md)"

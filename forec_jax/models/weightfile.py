@@ -28,7 +28,7 @@ class Origin(NamedTuple):
     """What a file of this library's says of itself."""
 
     arch: str
-    stem: str
+    stem: str  # of a ResNet; of a MobileNetV2 its form
     source: str  # whose tensors they were
     sha256: str  # of the file that was converted
 

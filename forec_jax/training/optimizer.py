@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import numpy as np
 import optax
 
 from forec_jax.contracts import Array, PyTree
@@ -15,11 +16,15 @@ SHARED = "shared"
 
 
 def poly_schedule(peak: float, steps: int, power: float, warmup: int) -> optax.Schedule:
-    """lr(t) = peak * (1 - t/steps)^power, per step, after a linear rise over the first `warmup` steps."""
+    """lr(t) = peak * (1 - t/steps)^power, per step, after a linear rise over the first `warmup` steps.
 
-    def schedule(step: Array) -> Array:
-        progress = jax.numpy.minimum(step / steps, 1.0)
-        rise = jax.numpy.minimum((step + 1) / (warmup + 1), 1.0)
+    Of a plain number it makes one on the host, which waits for no device.
+    """
+
+    def schedule(step: Array | int) -> Array:
+        smaller: Any = np.minimum if isinstance(step, int) else jax.numpy.minimum
+        progress = smaller(step / steps, 1.0)
+        rise = smaller((step + 1) / (warmup + 1), 1.0)
         return peak * rise * (1.0 - progress) ** power
 
     return schedule

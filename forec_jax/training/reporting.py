@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,12 @@ class Reporter:
         classes: Sequence[str] = (),
         threshold: float | None = None,
         start: float = 0,
+        rate: Callable[[int], float] | None = None,
     ) -> None:
-        """`classes` name the IoUs printed at an evaluation; `threshold` is that of the pseudo-labels, for a warning,
-        and `start` the step from which on they teach."""
+        """`classes` name the IoUs of an evaluation; `threshold` is that of the pseudo-labels, for a warning.
+
+        `start` is the step from which on they teach, `rate` the learning rate of the step after so many.
+        """
         self.events = cut_back(workdir / METRICS_FILE, first_step)
         self._file = Lines(workdir / METRICS_FILE)
         self._board = Board(workdir / "tensorboard", first_step)
@@ -99,13 +102,15 @@ class Reporter:
         self._images_per_step, self._start = images_per_step, start
         self._mark = (time.monotonic(), first_step)
         self._classes, self._watch, self._has_compiled = classes, PseudoLabelWatch(threshold), False
+        self._rate = rate
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics of a step, with the rate since the last log."""
         now, (then, last) = time.monotonic(), self._mark
         self._mark = (now, step)
         rate = self._images_per_step * (step - last) / max(now - then, 1e-9)
-        self._write({"event": "train", "step": step, **metrics, "images_per_second": round(rate, 2)})
+        learning = {} if self._rate is None else {"learning_rate": self._rate(step - 1)}
+        self._write({"event": "train", "step": step, **metrics, **learning, "images_per_second": round(rate, 2)})
         self._bar.set_postfix_str(in_short(metrics, rate), refresh=False)
 
     def evaluation(self, step: int, results: Mapping[str, Any], best: float | None = None) -> None:
@@ -143,9 +148,18 @@ class Reporter:
         event = finite(event)
         self.events.append(event)
         self._file.write(to_json(event))
-        for name, value in event.items():
-            if isinstance(value, int | float) and name != "step":
-                self._board.scalar(f"{event['event']}/{name}", value, event["step"])
+        for name, value in scalars_of(event, self._classes):
+            self._board.scalar(f"{event['event']}/{name}", value, event["step"])
+
+
+def scalars_of(event: Mapping[str, Any], classes: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """The numbers of an event by name, as TensorBoard shows them: a class's IoU as `teacher_iou/cat`."""
+    for name, value in event.items():
+        if isinstance(value, int | float) and name != "step":
+            yield name, value
+        elif name.endswith("_iou") and isinstance(value, list):
+            named = zip(classes, value, strict=False)
+            yield from ((f"{name}/{called}", share) for called, share in named if share is not None)
 
 
 def in_short(metrics: Mapping[str, float], rate: float) -> str:

@@ -1,6 +1,6 @@
 """Pictures of labels, predictions, confidence and latent images, made with NumPy and Pillow."""
 
-from forec_jax.visualize.compare import Legend, Model, compare, mean_correlations
+from forec_jax.visualize.compare import Model, compare, mean_correlations
 from forec_jax.visualize.decomposition import decompositions
 from forec_jax.visualize.labels import label_sheets, shown_labels
 from forec_jax.visualize.latents import (
@@ -11,6 +11,7 @@ from forec_jax.visualize.latents import (
     latent_image,
     top_channels,
 )
+from forec_jax.visualize.legend import legend, with_legend
 from forec_jax.visualize.painter import Painted, Painter, painter_of
 from forec_jax.visualize.palettes import IGNORE_COLOUR, colourise, overlay, save_index_png
 from forec_jax.visualize.queries import query_sheets
@@ -20,7 +21,6 @@ from forec_jax.visualize.sheets import captioned, fit, heatmap, sheet
 __all__ = [
     "IGNORE_COLOUR",
     "BestChannel",
-    "Legend",
     "Model",
     "Painted",
     "Painter",
@@ -36,6 +36,7 @@ __all__ = [
     "heatmap",
     "label_sheets",
     "latent_image",
+    "legend",
     "mean_correlations",
     "overlay",
     "painter_of",
@@ -47,4 +48,5 @@ __all__ = [
     "sheet",
     "shown_labels",
     "top_channels",
+    "with_legend",
 ]

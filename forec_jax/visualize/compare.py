@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forec_jax.contracts import IGNORE, Method, Variables
-from forec_jax.data import Example
+from forec_jax.data import Example, Labels
 from forec_jax.evaluation import Buckets, Prediction, Predictor, Predicts
 from forec_jax.methods.tasks.reconstruction import RECONSTRUCTION, PixelSpace
 from forec_jax.visualize.latents import (
@@ -16,11 +16,12 @@ from forec_jax.visualize.latents import (
     latent_image,
     top_channels,
 )
+from forec_jax.visualize.legend import with_legend
 from forec_jax.visualize.painter import Painted, Painter, painter_of
-from forec_jax.visualize.palettes import colourise
+from forec_jax.visualize.palettes import colourise, overlay
 from forec_jax.visualize.sheets import captioned, fit, heatmap, sheet
 
-CELL_SIDE = 160
+CELL_SIDE = 240
 """The longer side of a sheet's pictures, in pixels."""
 
 
@@ -45,30 +46,26 @@ class Finding(NamedTuple):
     painted_by: str  # "teacher" or "student"
 
 
-class Legend(NamedTuple):
-    """What is the same on every sheet."""
-
-    classes: Sequence[str]
-    palette: np.ndarray  # u8[K,3]
-    background: Sequence[int]  # classes that a sheet is not about unless it is told to be
-
-
 def compare(
-    models: Sequence[Model], examples: Iterable[Example], legend: Legend, *, class_index: int | None, count: int
+    models: Sequence[Model], examples: Iterable[Example], labels: Labels, *, class_index: int | None, count: int
 ) -> Iterator[tuple[Example, np.ndarray]]:
-    """Each example with its sheet u8[h,w,3], a row a model, made as it is asked for.
+    """Each example with its sheet u8[h,w,3], a row a model, made as it is asked for; the classes' colours stand below.
 
-    A row is input, truth (where it is known), prediction, confidence, and, from a model with a reconstruction head, the
-    reconstruction, the class's mask and the `count` latent images that follow it most, each with its correlation.
-    The class is `class_index`, or the one that covers most of the image besides the background; its mask is the truth's,
-    or else the prediction's. Where it is not in the image, its mask and the latent images are left out.
+    A row is input, the input under the truth's colours (or the prediction's), truth (where it is known), prediction,
+    confidence, and, from a model with a reconstruction head, the reconstruction, the class's mask and the `count` latent
+    images that follow it most, each with its correlation. The class is `class_index`, or `sheets_class`; its mask is the
+    truth's, or else the prediction's. Where it is not in the image, its mask and the latent images are left out.
     """
     examiners = [_Examiner(model) for model in models]
     latents = [f"latent image {rank}" for rank in range(1, count + 1)]
-    titles = ["input", "truth", "prediction", "confidence", "reconstruction", "class", *latents]
+    titles = ["input", "overlay", "truth", "prediction", "confidence", "reconstruction", "class", *latents]
     for example in examples:
-        rows = [_row(examine.model, examine(example), legend, class_index, count) for examine in examiners]
-        yield example, sheet(rows, titles[: max(map(len, rows))])
+        found = [examine(example) for examine in examiners]
+        maps = [finding.prediction.label for finding in found]
+        shown = sheets_class(example, maps, labels) if class_index is None else class_index
+        rows = [_row(*pair, labels, shown, count) for pair in zip(models, found, strict=True)]
+        picture = sheet(rows, titles[: max(map(len, rows))])
+        yield example, with_legend(picture, labels, [*maps, truth_of(example)])
 
 
 def mean_correlations(model: Model, examples: Iterable[Example]) -> dict[int, BestChannel]:
@@ -113,26 +110,25 @@ class _Examiner:
         return Finding(prediction, self._painter(variables, example), painted_by)
 
 
-def _row(model: Model, found: Finding, legend: Legend, class_index: int | None, count: int) -> list[np.ndarray]:
+def _row(model: Model, found: Finding, labels: Labels, shown: int, count: int) -> list[np.ndarray]:
     prediction, painted = found.prediction, found.painted
     example = prediction.example
-    truth = np.full_like(prediction.label, IGNORE) if example.label is None else example.label
+    label, origin = (prediction.label, "predicted") if example.label is None else (example.label, "truth")
     row = [
         _cell(example.image, model.name),
-        _cell(colourise(truth, legend.palette), "unknown" if example.label is None else ""),
-        _cell(colourise(prediction.label, legend.palette), model.network),
+        _cell(overlay(example.image, label, labels.palette), origin),
+        _cell(colourise(truth_of(example), labels.palette), "unknown" if example.label is None else ""),
+        _cell(colourise(prediction.label, labels.palette), model.network),
         _cell(heatmap(prediction.confidence), f"mean {prediction.confidence.mean():.2f}"),
     ]
     if painted is None:
         return row
     row.append(_cell(painted.image, found.painted_by))
-    label, origin = (prediction.label, "predicted") if example.label is None else (example.label, "truth")
-    shown = main_class(label, legend.background) if class_index is None else class_index
     correlations = class_correlations(painted.latent, label)
     if shown not in correlations:
         return row
     height, width = example.image.shape[:2]
-    row.append(_cell(latent_image(label == shown, height, width), f"{legend.classes[shown]} ({origin})"))
+    row.append(_cell(latent_image(label == shown, height, width), f"{labels.classes[shown]} ({origin})"))
     correlation = correlations[shown]
     for channel in top_channels(correlation, count):
         picture = latent_image(painted.latent[..., channel], height, width)
@@ -142,6 +138,16 @@ def _row(model: Model, found: Finding, legend: Legend, class_index: int | None, 
 
 def _cell(picture: np.ndarray, text: str) -> np.ndarray:
     return captioned(fit(picture, CELL_SIDE), text)
+
+
+def truth_of(example: Example) -> np.ndarray:
+    """u8[H,W]: the mask of an example, IGNORE everywhere where it has none."""
+    return np.full(example.image.shape[:2], IGNORE, np.uint8) if example.label is None else example.label
+
+
+def sheets_class(example: Example, predicted: Sequence[np.ndarray], labels: Labels) -> int:
+    """The class that all rows of a sheet are about: the truth's main one, or else the first prediction's."""
+    return main_class(predicted[0] if example.label is None else example.label, labels.background_classes)
 
 
 def main_class(label: np.ndarray, background: Sequence[int]) -> int:

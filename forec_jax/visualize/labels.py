@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from forec_jax.contracts import UNLABELLED
-from forec_jax.data import Example, Source
+from forec_jax.data import Example, Labels, Source
 from forec_jax.visualize.compare import CELL_SIDE
-from forec_jax.visualize.palettes import colourise
+from forec_jax.visualize.legend import with_legend
+from forec_jax.visualize.palettes import colourise, overlay
 from forec_jax.visualize.sheets import captioned, fit, sheet
 
 _WIDTH = 1 / 30
@@ -16,24 +18,29 @@ _WIDTH = 1 / 30
 
 
 def label_sheets(
-    labelled: Source, parts: Mapping[str, Source], palette: np.ndarray, count: int
+    labelled: Source, parts: Mapping[str, Source], labels: Labels, count: int
 ) -> Iterator[tuple[Example, np.ndarray]]:
-    """The first `count` labelled examples, each with its sheet u8[h,w,3]: input, mask, and what each part shows of it.
+    """The first `count` labelled examples, each with its sheet u8[h,w,3]: input, mask over it, mask, and its parts.
 
     `parts` are the same examples with partial labels, by what stands above their column; below it stands their share.
     """
-    titles = ["input", "mask", *parts]
+    titles, palette = ["input", "overlay", "mask", *parts], labels.palette
     for index in range(min(count, len(labelled))):
         examples = [source[index] for source in (labelled, *parts.values())]
         image = examples[0].image
         shown = [example.label for example in examples if example.label is not None]
-        pictures = [fit(shown_labels(image, label, palette), CELL_SIDE) for label in shown]
-        captions = [f"{100 * np.mean(label < UNLABELLED):.3g} % of the pixels" for label in shown]
-        row = [fit(image, CELL_SIDE), *map(captioned, pictures, captions)]
-        yield examples[0], sheet([row], titles)
+        over = [overlay(image, shown[0], palette)] if shown else []
+        pictures = [image, *over, *(shown_labels(image, label, palette) for label in shown)]
+        captions = [
+            "",
+            *("" for _ in over),
+            *(f"{100 * np.mean(label < UNLABELLED):.3g} % of the pixels" for label in shown),
+        ]
+        row = [captioned(fit(picture, CELL_SIDE), text) for picture, text in zip(pictures, captions, strict=True)]
+        yield examples[0], with_legend(sheet([row], titles), labels, shown)
 
 
-def shown_labels(image: np.ndarray, label: np.ndarray, palette: np.ndarray) -> np.ndarray:
+def shown_labels(image: np.ndarray, label: np.ndarray, palette: ArrayLike) -> np.ndarray:
     """u8[H,W,3]: the image u8[H,W,3], paler, under the colours of the labelled pixels of u8[H,W], void in cream.
 
     Each label also colours what is around it up to half of _WIDTH away, so that single pixels are seen.

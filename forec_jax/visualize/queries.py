@@ -10,13 +10,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from forec_jax.contracts import IGNORE, Array, Method, Network, Variables, Views
-from forec_jax.data import Example
+from forec_jax.data import Example, Labels
 from forec_jax.evaluation import Buckets
 from forec_jax.losses.contrast import Draws
 from forec_jax.methods import RegionalContrast
 from forec_jax.methods.parts.heads import SEGMENTATION
 from forec_jax.methods.tasks.reco import label_probability
-from forec_jax.visualize.compare import CELL_SIDE, Legend, Model, main_class
+from forec_jax.visualize.compare import CELL_SIDE, Model, sheets_class
+from forec_jax.visualize.legend import with_legend
 from forec_jax.visualize.palettes import colourise
 from forec_jax.visualize.relations import segmenting_network
 from forec_jax.visualize.sheets import captioned, fit, heatmap, sheet
@@ -46,7 +47,7 @@ class Finding(NamedTuple):
 
 
 def query_sheets(
-    models: Sequence[Model], examples: Iterable[Example], legend: Legend, *, class_index: int | None
+    models: Sequence[Model], examples: Iterable[Example], labels: Labels, *, class_index: int | None
 ) -> Iterator[tuple[Example, np.ndarray]]:
     """Each example with its sheet u8[h,w,3], a row a model: see COLUMNS.
 
@@ -55,10 +56,13 @@ def query_sheets(
     as in training, but from this image alone, whereas a training step draws from its whole batch. A row ends after the
     probabilities where the method has no regional contrast, and before queries and keys where there are none.
     """
-    examiners = [_Examiner(model, len(legend.classes)) for model in models]
+    examiners = [_Examiner(model, len(labels.classes)) for model in models]
     for example in examples:
-        rows = [_row(examine.model, example, examine(example), legend, class_index) for examine in examiners]
-        yield example, sheet(rows, COLUMNS[: max(map(len, rows))])
+        found = [examine(example) for examine in examiners]
+        maps = [finding.label for finding in found]
+        shown = sheets_class(example, maps, labels) if class_index is None else class_index
+        rows = [_row(model, example, finding, labels, shown) for model, finding in zip(models, found, strict=True)]
+        yield example, with_legend(sheet(rows, COLUMNS[: max(map(len, rows))]), labels, maps)
 
 
 def contrast_of(method: Method) -> RegionalContrast | None:
@@ -117,12 +121,12 @@ def _ask(network: Network, task: RegionalContrast | None, classes: int) -> Calla
     return ask
 
 
-def _row(model: Model, example: Example, found: Finding, legend: Legend, class_index: int | None) -> list[np.ndarray]:
+def _row(model: Model, example: Example, found: Finding, labels: Labels, shown: int) -> list[np.ndarray]:
     origin = "predicted" if example.label is None else "truth"
     known = found.label != IGNORE
     row = [
         _cell(example.image, model.name),
-        _cell(colourise(found.label, legend.palette), origin),
+        _cell(colourise(found.label, labels.palette), origin),
         _cell(heatmap(found.probability), f"mean {found.probability[known].mean() if known.any() else 0.0:.2f}"),
     ]
     if found.contrast is None:
@@ -135,10 +139,9 @@ def _row(model: Model, example: Example, found: Finding, legend: Legend, class_i
         row.append(
             _cell(_lit(example.image, queries), f"{100 * queries.sum() / max(valid.sum(), 1):.0f} % of the pixels")
         )
-    shown = main_class(found.label, legend.background) if class_index is None else class_index
     if shown == IGNORE or not contrast.draws.active[shown]:
         return row
-    row.append(captioned(_drawn(example.image, contrast, found.padded, shown, legend), legend.classes[shown]))
+    row.append(captioned(_drawn(example.image, contrast, found.padded, shown, labels), labels.classes[shown]))
     return row
 
 
@@ -150,14 +153,14 @@ def _lit(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[y][:, x, None], 255, grey).astype(np.uint8)
 
 
-def _drawn(image: np.ndarray, contrast: Contrast, padded: tuple[int, ...], shown: int, legend: Legend) -> np.ndarray:
+def _drawn(image: np.ndarray, contrast: Contrast, padded: tuple[int, ...], shown: int, labels: Labels) -> np.ndarray:
     """The image with the queries of a class as white squares and their keys as dots in the colours of their classes."""
     small = fit(image // 2, CELL_SIDE)
     picture = Image.fromarray(small)
     draw, scale = ImageDraw.Draw(picture), small.shape[0] / image.shape[0]
     for pixel in np.unique(contrast.draws.key[shown]):
         y, x = _place(int(pixel), contrast.label.shape, padded)
-        colour = tuple(map(int, legend.palette[contrast.label.reshape(-1)[pixel]]))
+        colour = labels.palette[contrast.label.reshape(-1)[pixel]]
         draw.ellipse(_box(x * scale, y * scale, 2), fill=colour, outline="grey")
     for pixel in np.unique(contrast.draws.query[shown]):
         y, x = _place(int(pixel), contrast.label.shape, padded)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from forec_jax.config import defaults
 from forec_jax.contracts import IGNORE, HeadSpec, Stopped
@@ -160,3 +161,15 @@ def test_an_unreadable_image_is_named(tmp_path):
     file.write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"broken\.png: cannot be decoded"):
         read_image(file)
+
+
+def test_a_video_is_told_how_to_become_images(tmp_path):
+    video = tmp_path / "a clip.MP4"
+    video.write_bytes(b"frames")
+    extract = r"^extract its frames: mkdir frames; ffmpeg -i '.*a clip\.MP4' frames/%06d\.png; then --images=frames\n.*"
+    with pytest.raises(DataError, match=extract + "is a video"):
+        image_files(video)
+    with pytest.raises(DataError, match=extract + "holds no image, but a video"):
+        image_files(tmp_path)
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    assert [file.name for file in image_files(tmp_path)] == ["a.png"]

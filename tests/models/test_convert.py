@@ -23,8 +23,10 @@ DEPTHS = {
     "resnet34": (BASIC, (3, 4, 6, 3)),
     "resnet50": (BOTTLENECK, (3, 4, 6, 3)),
     "resnet101": (BOTTLENECK, (3, 4, 23, 3)),
+    "resnet14": (BOTTLENECK, (1, 1, 1, 1)),
     "resnet26": (BOTTLENECK, (2, 2, 2, 2)),
     "resnet152": (BOTTLENECK, (3, 8, 36, 3)),
+    "resnet200": (BOTTLENECK, (3, 24, 36, 3)),
 }
 
 
@@ -125,9 +127,11 @@ def test_another_naming_is_refused_by_whose_it_is():
     [
         ("resnet18", "resnet34", r"^set --arch=resnet18 \(model\.encoder=resnet18"),
         ("resnet50", "resnet18", "^set --arch=resnet50"),
-        ("resnet152", "resnet101", "^take weights of resnet18, resnet34, resnet50, resnet101: .* a resnet152's"),
-        ("resnet26", "resnet18", "a resnet26's, which is not among the encoders here"),
-        ("resnet152", "resnet152", "^resnet152 of torchvision: there are resnet18, resnet34, resnet50, resnet101 of"),
+        ("resnet26", "resnet50", "^set --arch=resnet26"),
+        ("resnet200", "resnet101", "^take weights of resnet18, resnet26, resnet34, .*: the tensors are a resnet200's"),
+        ("resnet14", "resnet18", "a resnet14's, which is not among the encoders here"),
+        ("resnet14", "resnet14", "^resnet14 of torchvision: there are resnet18, resnet26, .*, mobilenet_v2 of"),
+        ("resnet18", "mobilenet_v2", r"^set --arch=resnet18 \(model.encoder=resnet18 in a training\)"),
     ],
 )
 def test_another_depth_is_named(holds, asked, message):
@@ -158,6 +162,10 @@ WRAPPED = {
         | under("decoder.blocks.0.", t_head())
         | under("segmentation_head.0.", {"weight": np.zeros(3)})
     ),
+    "segmentation_models.pytorch's DeepLabV3+, whose decoder has an ASPP as U2PL's": lambda t: (
+        under("encoder.", t) | under("decoder.aspp.0.convs.", t_head()) | under("segmentation_head.0.", t_head())
+    ),
+    "a head with norms, as UniMatch's has branches": lambda t: under("backbone.", t) | under("head.bn.", t_head()),
     "MoCo": lambda t: {
         "state_dict": under("module.encoder_q.", t)
         | under("module.encoder_k.", {name: 0 * value for name, value in t.items()})

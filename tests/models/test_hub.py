@@ -146,11 +146,13 @@ def test_the_config_comes_along(hub, monkeypatch):
         ({"model_type": "resnet", "downsample_in_bottleneck": True}, "downsample_in_bottleneck=True"),
         ({"model_type": "resnet", "downsample_in_first_stage": True}, "downsample_in_first_stage=True"),
         ({"model_type": "resnet", "hidden_act": "gelu"}, "hidden_act=gelu"),
+        ({"model_type": "mobilenet_v2", "hidden_act": "relu6", "tf_padding": False}, "tf_padding=False"),
+        ({"architecture": "mobilenetv2_100", "model_args": {"act_layer": "silu"}}, "act_layer=silu"),
     ],
 )
 def test_networks_that_compute_otherwise_with_the_same_tensors_are_refused(tmp_path, config, why):
     (tmp_path / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match=f"take weights of a plain ResNet.*\n.*says {why}:"):
+    with pytest.raises(WeightsError, match=f"take weights of a plain network.*\n.*says {why}:"):
         check_computes_alike(tmp_path / FILE)
 
 
@@ -158,6 +160,8 @@ def test_networks_that_compute_otherwise_with_the_same_tensors_are_refused(tmp_p
     "config",
     [
         {"architecture": "resnet50", "num_classes": 1000, "pretrained_cfg": {"tag": "a1_in1k"}},
+        {"model_type": "mobilenet_v2", "hidden_act": "relu6", "tf_padding": True, "layer_norm_eps": 0.001},
+        {"architecture": "mobilenetv2_100", "num_classes": 1000},
         {"architecture": "resnet50d"},
         {"model_type": "resnet", "downsample_in_bottleneck": False, "hidden_act": "relu"},
         {"architecture": None, "model_args": None},

@@ -36,19 +36,20 @@ def predict(network, variables, image, valid=None, head="segmentation"):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "stem", "output_stride"),
+    ("encoder", "form", "output_stride"),
     [
         ("resnet18", "7x7", 16),
         ("resnet18", "deep", 8),
         ("resnet18", "d", 8),  # both ways of averaging in the shortcuts
-        ("mobilenet_v2", "7x7", 16),
+        ("mobilenet_v2", "slim", 16),
+        ("mobilenet_v2", "torch", 16),
         pytest.param("resnet18", "7x7", 8, marks=pytest.mark.slow),
         pytest.param("resnet18", "deep", 16, marks=pytest.mark.slow),
-        pytest.param("mobilenet_v2", "7x7", 8, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2", "slim", 8, marks=pytest.mark.slow),
     ],
 )
-def test_padding_changes_nothing(encoder, stem, output_stride):
-    network = small(encoder, output_stride=output_stride, **({"stem": stem} if encoder == "resnet18" else {}))
+def test_padding_changes_nothing(encoder, form, output_stride):
+    network = small(encoder, output_stride=output_stride, **{"stem" if encoder == "resnet18" else "form": form})
     variables = unsettled(network.init(jax.random.key(0)))
     alone = images(1, 75, 101)
     padded = jnp.full((2, 96, 128, 3), 0.7).at[:, :75, :101].set(alone)

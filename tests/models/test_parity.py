@@ -1,4 +1,4 @@
-"""The encoders and the full models against PyTorch: transformers' ResNets, and references written here from the papers."""
+"""Encoders and full models against PyTorch: other libraries' encoders, and references written here from the papers."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import pytest
 from forec_jax.contracts import HeadSpec
 from forec_jax.models import DeepLabOptions, convert, deeplab_network
 from forec_jax.models.convert import leaves
+from forec_jax.models.encoders.mobilenet_v2 import MobileNetV2
 from forec_jax.models.encoders.resnet import BLOCKS, STEMS, ResNet
 
 torch = pytest.importorskip("torch", reason="pip install 'forec-jax[parity]'")
@@ -298,6 +299,50 @@ def test_dilated_encoders_and_stems_equal_a_reference(arch, stem, output_stride,
     mine = jax.jit(module.apply)(encoder_variables(arrays(reference.state_dict()), "timm", arch), image)
     np.testing.assert_allclose(mine[0], nhwc(low), atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(mine[1], nhwc(high), atol=1e-4, rtol=1e-4)
+
+
+def mobilenet_of(library, output_stride):
+    """A library's MobileNetV2 with random values, and what its low- and high-level maps leave."""
+    package = pytest.importorskip(library, reason="pip install 'forec-jax[parity]'")
+    if library == "torchvision":
+        model = package.models.mobilenet_v2()
+        low, high = model.features[3], model.features[17]
+    elif library == "timm":
+        model = package.create_model("mobilenetv2_100", output_stride=output_stride)
+        low, high = model.blocks[1], model.blocks[6]
+    else:
+        model = package.MobileNetV2Model(package.MobileNetV2Config(output_stride=output_stride))
+        low, high = model.layer[1], model.layer[15]
+    return randomised(model).eval(), (low, high)
+
+
+@pytest.mark.parametrize(
+    ("library", "form", "size", "output_stride"),
+    [
+        ("torchvision", "torch", (65, 98), 32),
+        ("timm", "torch", (65, 98), 8),
+        (
+            "transformers",
+            "slim",
+            (64, 96),
+            16,
+        ),  # at odd sides TensorFlow's padding shifts the grid (docs/architecture.md)
+    ],
+)
+def test_mobilenet_v2_equals_other_libraries(library, form, size, output_stride):
+    model, parts = mobilenet_of(library, output_stride)
+    seen, image = [], image_batch(size, rows=1)
+    for part in parts:
+        part.register_forward_hook(lambda module, inputs, output: seen.append(nhwc(output)))
+    with torch.no_grad():
+        model(to_torch(image))
+    converted = convert(arrays(model.state_dict()), library, "mobilenet_v2")
+    assert converted.stem == form
+    variables = {name: tree["encoder"] for name, tree in converted.variables._asdict().items()}
+    mine = jax.jit(MobileNetV2(False, output_stride, form=form).apply)(variables, image)
+    for map_, expected in zip(mine, seen, strict=True):
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(map_, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("source", ["u2pl", "unimatch"])

@@ -12,14 +12,15 @@ from forec_jax.contracts import HeadSpec
 from forec_jax.models import (
     DeepLabOptions,
     WeightsError,
+    convert,
     deeplab_network,
     filled,
     fitting_weights,
     load_weights,
-    mobilenet_v2_from_slim,
 )
 from forec_jax.models.convert import leaves
 from forec_jax.models.encoders.mobilenet_v2 import STAGES, MobileNetV2, scaled_channels
+from forec_jax.models.pretrained import convert_file
 from forec_jax.models.weightfile import Origin, write_variables
 
 SHARED = Path(os.environ.get("FOREC_SHARED", Path(__file__).parents[3] / "shared"))
@@ -53,45 +54,139 @@ def made_up(width):
     return {name: value.astype(np.float32) for name, value in tensors.items()}
 
 
-def normalised(x, tensors, name, activation=True):
+def normalised(x, tensors, name, epsilon, activation=True):
     t = {key: tensors[f"{name}_BatchNorm_{key}"] for key in ("gamma", "beta", "moving_mean", "moving_variance")}
-    y = (x - t["moving_mean"]) / np.sqrt(t["moving_variance"] + 1e-3) * t["gamma"] + t["beta"]
+    y = (x - t["moving_mean"]) / np.sqrt(t["moving_variance"] + epsilon) * t["gamma"] + t["beta"]
     return np.clip(y, 0, 6) if activation else y
 
 
-def low_level_oracle(image, tensors):
-    """The stem and the first three blocks of one image with even sides, in NumPy; TensorFlow's 'SAME' padding."""
+def low_level_oracle(image, tensors, before, epsilon):
+    """The stem and the first three blocks of one image with even sides, in NumPy.
+
+    `before` is the margin above and to the left at stride 2: TensorFlow's 'SAME' has none at even sizes, PyTorch has 1.
+    """
 
     def windows(x, strides):
         high, wide = -(-x.shape[0] // strides), -(-x.shape[1] // strides)
-        low = 1 if strides == 1 else 0
+        low = 1 if strides == 1 else before
         padded = np.pad(x, ((low, 1), (low, 1), (0, 0)))
         reach = strides * (high - 1) + 1, strides * (wide - 1) + 1
         return [[padded[i : i + reach[0] : strides, j : j + reach[1] : strides] for j in range(3)] for i in range(3)]
 
     kernel = tensors["Conv_weights"]
     seen = windows(image, 2)
-    x = normalised(sum(seen[i][j] @ kernel[i, j] for i in range(3) for j in range(3)), tensors, "Conv")
+    x = normalised(sum(seen[i][j] @ kernel[i, j] for i in range(3) for j in range(3)), tensors, "Conv", epsilon)
     for name, strides in (("expanded_conv", 1), ("expanded_conv_1", 2), ("expanded_conv_2", 1)):
         y = x
         if name != "expanded_conv":
-            y = normalised(y @ tensors[f"{name}_expand_weights"][0, 0], tensors, f"{name}_expand")
+            y = normalised(y @ tensors[f"{name}_expand_weights"][0, 0], tensors, f"{name}_expand", epsilon)
         kernel = tensors[f"{name}_depthwise_depthwise_weights"][..., 0]
         seen = windows(y, strides)
         y = sum(seen[i][j] * kernel[i, j] for i in range(3) for j in range(3))
-        y = normalised(y, tensors, f"{name}_depthwise")
-        y = normalised(y @ tensors[f"{name}_project_weights"][0, 0], tensors, f"{name}_project", activation=False)
+        y = normalised(y, tensors, f"{name}_depthwise", epsilon)
+        y = normalised(
+            y @ tensors[f"{name}_project_weights"][0, 0], tensors, f"{name}_project", epsilon, activation=False
+        )
         x = x + y if name == "expanded_conv_2" else y
     return x
 
 
-def test_first_layers_equal_a_numpy_oracle():
+@pytest.mark.parametrize(("form", "before", "epsilon"), [("slim", 0, 1e-3), ("torch", 1, 1e-5)])
+def test_first_layers_equal_a_numpy_oracle(form, before, epsilon):
     tensors = made_up(0.35)
-    weights = mobilenet_v2_from_slim(tensors, width=0.35)
+    for name, value in tensors.items():
+        if name.endswith("moving_variance"):
+            value /= 50  # so small that the epsilons differ by a tenth
+    weights = convert(tensors, "slim", "mobilenet_v2", width=0.35).variables
     image = np.random.default_rng(1).uniform(-1, 1, size=(36, 40, 3)).astype(np.float32)
-    module = MobileNetV2(train=False, width=0.35)
-    low, _ = jax.jit(module.apply)({"params": weights.params, "batch_stats": weights.batch_stats}, image[None])
-    np.testing.assert_allclose(low[0], low_level_oracle(image.astype(np.float64), tensors), rtol=1e-3, atol=1e-3)
+    module = MobileNetV2(train=False, width=0.35, form=form)
+    low, _ = jax.jit(module.apply)({name: tree["encoder"] for name, tree in weights._asdict().items()}, image[None])
+    oracle = low_level_oracle(image.astype(np.float64), tensors, before, epsilon)
+    np.testing.assert_allclose(low[0], oracle, rtol=1e-3, atol=1e-3)
+
+
+SUFFIXES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+
+
+def renamed(tensors, names):
+    """PyTorch's tensors of TF-slim's, each layer under the name that `names` gives it, as (convolution, norm)."""
+    found = {}
+    for slim, (conv, norm) in names.items():
+        depthwise = slim.endswith("depthwise")
+        kernel = tensors[f"{slim}_{'depthwise_' if depthwise else ''}weights"]
+        found[f"{conv}.weight"] = np.ascontiguousarray(kernel.transpose((2, 3, 0, 1) if depthwise else (3, 2, 0, 1)))
+        found |= {f"{norm}.{theirs}": tensors[f"{slim}_BatchNorm_{ours}"] for ours, theirs in SUFFIXES.items()}
+    return found
+
+
+def pytorchs_names(source):
+    """The names of the 51 layers in torchvision, timm and transformers, listed from their models' state dicts."""
+    stems = {
+        "torchvision": ("features.0.0", "features.0.1", "features.1.conv.{}.0", "features.1.conv.{}.1"),
+        "timm": ("conv_stem", "bn1", "blocks.0.0.conv_dw", "blocks.0.0.bn1"),
+        "transformers": (
+            "conv_stem.first_conv.convolution",
+            "conv_stem.first_conv.normalization",
+            "conv_stem.conv_3x3.convolution",
+            "conv_stem.conv_3x3.normalization",
+        ),
+    }
+    conv, norm, first, first_norm = stems[source]
+    names = {"Conv": (conv, norm), "expanded_conv_depthwise": (first.format(0), first_norm.format(0))}
+    names["expanded_conv_project"] = {
+        "torchvision": ("features.1.conv.1", "features.1.conv.2"),
+        "timm": ("blocks.0.0.conv_pw", "blocks.0.0.bn2"),
+        "transformers": ("conv_stem.reduce_1x1.convolution", "conv_stem.reduce_1x1.normalization"),
+    }[source]
+    places = [(stage, block) for stage, depth in enumerate((1, 2, 3, 4, 3, 3, 1)) for block in range(depth)]
+    for index in range(1, 17):
+        at, (stage, block) = f"features.{index + 1}.conv", places[index]
+        of = {
+            "torchvision": [(f"{at}.0.0", f"{at}.0.1"), (f"{at}.1.0", f"{at}.1.1"), (f"{at}.2", f"{at}.3")],
+            "timm": [
+                (f"blocks.{stage}.{block}.{name}", f"blocks.{stage}.{block}.bn{number}")
+                for number, name in enumerate(("conv_pw", "conv_dw", "conv_pwl"), start=1)
+            ],
+            "transformers": [
+                (f"layer.{index - 1}.{name}.convolution", f"layer.{index - 1}.{name}.normalization")
+                for name in ("expand_1x1", "conv_3x3", "reduce_1x1")
+            ],
+        }[source]
+        parts = ("expand", "depthwise", "project")
+        names |= {f"expanded_conv_{index}_{part}": pair for part, pair in zip(parts, of, strict=True)}
+    return names
+
+
+@pytest.mark.parametrize("source", ["torchvision", "timm", "transformers"])
+def test_a_mobilenet_v2_under_pytorchs_names_equals_tf_slims(source):
+    tensors = made_up(0.35)
+    theirs = renamed(tensors, pytorchs_names(source)) | {"classifier.1.weight": np.zeros((1000, 8), np.float32)}
+    wrapped = {f"backbone.{name}": value for name, value in theirs.items()}
+    converted = convert(wrapped, source, "mobilenet_v2", width=0.35)
+    assert converted.stem == ("slim" if source == "transformers" else "torch")
+    assert same(converted.variables, convert(tensors, "slim", "mobilenet_v2", width=0.35).variables)
+
+
+def test_a_mobilenet_v2_is_refused_by_a_network_of_the_other_form(tmp_path):
+    theirs = renamed(made_up(1.0), pytorchs_names("torchvision"))
+    save_file(theirs, tmp_path / "model.safetensors")
+    assert load_weights(tmp_path / "model.safetensors", "mobilenet_v2", form="torch").params.keys() == {"encoder"}
+    with pytest.raises(
+        WeightsError, match=r"^.*: set model\.encoder=mobilenet_v2 and model\.mobilenet_v2\.form=torch, or"
+    ):
+        load_weights(tmp_path / "model.safetensors", "mobilenet_v2")
+    with pytest.raises(WeightsError, match=r"set --arch=mobilenet_v2 \(model\.encoder=mobilenet_v2 in a training\)"):
+        load_weights(tmp_path / "model.safetensors", "resnet50")
+
+
+def test_what_convert_wrote_of_a_mobilenet_v2_knows_its_form(tmp_path):
+    np.savez(tmp_path / "theirs.npz", **renamed(made_up(1.0), pytorchs_names("timm")))
+    _, origin = convert_file(tmp_path / "theirs.npz", tmp_path / "ours.safetensors", "timm", "mobilenet_v2", None)
+    assert (origin.arch, origin.stem) == ("mobilenet_v2", "torch")
+    weights = load_weights(tmp_path / "ours.safetensors", "mobilenet_v2", form="torch")
+    assert same(weights, convert(made_up(1.0), "slim", "mobilenet_v2").variables)
+    with pytest.raises(WeightsError, match=r"model\.mobilenet_v2\.form=torch"):
+        load_weights(tmp_path / "ours.safetensors", "mobilenet_v2")
 
 
 def test_reads_a_file_into_the_networks_layout(tmp_path):
@@ -104,15 +199,36 @@ def test_reads_a_file_into_the_networks_layout(tmp_path):
         assert jax.tree.map(jnp.shape, mine["encoder"]) == jax.tree.map(jnp.shape, other["encoder"])
 
 
-def test_every_misfit_is_named():
+def test_misfits_are_named_in_three_lines_behind_the_remedy():
     tensors = made_up(0.35)
     tensors["expanded_conv_3_expand_weights"] = np.zeros((1, 1, 2, 2), np.float32)
     tensors["surprise"] = np.zeros(3, np.float32)
     del tensors["Conv_BatchNorm_beta"]
-    with pytest.raises(ValueError, match="Conv_BatchNorm_beta is missing") as error:
-        mobilenet_v2_from_slim(tensors, width=0.35)
-    assert "surprise is unknown" in str(error.value)
-    assert "expanded_conv_3_expand_weights has shape (1, 1, 2, 2)" in str(error.value)
+    with pytest.raises(WeightsError) as error:
+        convert(tensors, "slim", "mobilenet_v2", width=0.35)
+    remedy, problems = str(error.value).splitlines()
+    assert remedy == "take weights of a plain mobilenet_v2 of width 0.35, as model.mobilenet_v2.width says"
+    assert "Conv_BatchNorm_beta is missing; expanded_conv_3_expand_weights has shape (1, 1, 2, 2)" in problems
+    assert problems.endswith("surprise is unknown")
+
+
+@pytest.mark.parametrize("source", ["slim", "timm"])
+def test_a_mobilenet_v2_of_another_width_says_which(source):
+    tensors = made_up(0.35)
+    tensors = tensors if source == "slim" else renamed(tensors, pytorchs_names(source))
+    with pytest.raises(
+        WeightsError, match=r"^set model\.mobilenet_v2\.width=0\.35 and model\.weights to this"
+    ) as error:
+        convert(tensors, source, "mobilenet_v2")
+    assert len(str(error.value)) < 600
+
+
+def test_the_deep_stem_says_whose_weights_have_it(tmp_path):
+    write_variables(
+        tmp_path / "a.safetensors", made_up_variables(0), Origin("resnet101", "7x7", "torchvision", "0" * 64)
+    )
+    with pytest.raises(WeightsError, match=r"resnet\.stem=7x7, or for the deep stem .*=hf:timm/resnet101s\.gluon_in1k"):
+        load_weights(tmp_path / "a.safetensors", "resnet101", stem="deep")
 
 
 RESNET = {"encoder": "resnet18", "width": 1 / 16, "stem": "deep"}
@@ -179,7 +295,7 @@ def test_an_encoder_that_does_not_fit_is_an_error(tmp_path):
 
 def test_another_stem_says_what_to_set(tmp_path):
     stored(tmp_path / "a.safetensors")
-    with pytest.raises(WeightsError, match=r"model\.encoder=resnet18 and model\.resnet\.stem=deep"):
+    with pytest.raises(WeightsError, match=r"set model\.encoder=resnet18 and model\.resnet\.stem=deep"):
         load_weights(tmp_path / "a.safetensors", "resnet50")
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from forec_jax.training import Onlooker, Reporter
 from forec_jax.training.events import METRICS_FILE, Lines, cut_back, read_events
+from forec_jax.training.optimizer import poly_schedule
 from forec_jax.training.reporting import BAR, Board, evaluation_line, in_short
 from forec_jax.training.scores import Best, best_of, is_better
 from forec_jax.training.watch import PATIENCE, PseudoLabelWatch
@@ -95,6 +96,19 @@ def test_tensorboard_sees_what_its_usual_writer_writes(tmp_path):
     for own, other in zip(ours[-2:], theirs[-2:], strict=True):
         assert (own.step, own.summary) == (other.step, other.summary)
         assert abs(own.wall_time - other.wall_time) < 3600
+
+
+def test_tensorboard_shows_the_learning_rate_and_every_classs_iou(tmp_path):
+    rate = poly_schedule(0.5, steps=10, power=1.0, warmup=0)
+    reporter = Reporter(tmp_path, steps=10, first_step=0, images_per_step=1, classes=("cat", "dog"), rate=rate)
+    reporter.train(5, {"loss": 1.0})
+    reporter.evaluation(5, {"teacher_miou": 0.25, "teacher_iou": [0.25, math.nan]})
+    reporter.close()
+    values = {v.tag: v.simple_value for e in events_in(tmp_path / "tensorboard") for v in e.summary.value}
+    assert values["train/learning_rate"] == pytest.approx(0.3)  # of the fifth step: 0.5 * (1 - 4/10)
+    assert values["evaluation/teacher_iou/cat"] == 0.25
+    assert "evaluation/teacher_iou/dog" not in values  # no pixel of it was there to count
+    assert json.loads((tmp_path / METRICS_FILE).read_text().splitlines()[0])["learning_rate"] == pytest.approx(0.3)
 
 
 class FullDisk(io.StringIO):

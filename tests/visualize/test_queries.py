@@ -7,15 +7,16 @@ import pytest
 
 from forec_jax.augment import NoMixing
 from forec_jax.contracts import HeadOutput, HeadSpec, Network, Variables
-from forec_jax.data import Example
+from forec_jax.data import Example, Labels
 from forec_jax.methods import Auxiliary, RegionalContrast, Supervised
 from forec_jax.training import first_state
-from forec_jax.visualize import Legend, Model, heatmap, query_sheets
+from forec_jax.visualize import Model, heatmap, query_sheets
 from forec_jax.visualize.compare import CELL_SIDE
 from forec_jax.visualize.queries import contrast_of
 
-PALETTE = np.array([(0, 0, 0), (250, 10, 10), (10, 10, 250)], np.uint8)
-LEGEND = Legend(("background", "a", "b"), PALETTE, (0,))
+COLOURS = ((0, 0, 0), (250, 10, 10), (10, 10, 250))
+PALETTE = np.array(COLOURS, np.uint8)
+LABELS = Labels(("background", "a", "b"), COLOURS, (0,))
 STRIDE = 4
 
 
@@ -64,43 +65,43 @@ def cells(sheet):
 
 
 def test_sure_pixels_are_easy_and_unsure_ones_hard():
-    ((_, sheet),) = query_sheets([model()], [example()], LEGEND, class_index=None)
+    ((_, sheet),) = query_sheets([model()], [example()], LABELS, class_index=None)
     _, label, probability, easy, hard, drawn = cells(sheet)
-    np.testing.assert_array_equal(label[::40, ::80], PALETTE[[[0, 1], [0, 1]]])
+    np.testing.assert_array_equal(label[::60, ::120], PALETTE[[[0, 1], [0, 1]]])
     sure, unsure = (float(np.exp(p) / (np.exp(p) + 2)) for p in (20, 20 * 25 / 255))
     assert sure > 0.97 > unsure  # delta_s
     np.testing.assert_array_equal(probability[10, 10], heatmap(np.array([[sure]]))[0, 0])
-    np.testing.assert_array_equal(probability[70, 10], heatmap(np.array([[unsure]]))[0, 0])
-    assert (easy[:40] == 255).all()
-    assert (easy[40:] < 255).all()
-    assert (hard[40:] == 255).all()
-    assert (hard[:40] < 255).all()
+    np.testing.assert_array_equal(probability[105, 10], heatmap(np.array([[unsure]]))[0, 0])
+    assert (easy[:60] == 255).all()
+    assert (easy[60:] < 255).all()
+    assert (hard[60:] == 255).all()
+    assert (hard[:60] < 255).all()
     white, black = (drawn == 255).all(-1), (drawn == 0).all(-1)
-    assert white[41:, 78:].any()
-    assert not white[:, :75].any()
-    assert not white[:35].any()
-    assert black[:, :75].any()
+    assert white[61:, 117:].any()
+    assert not white[:, :112].any()
+    assert not white[:52].any()
+    assert black[:, :112].any()
     assert not (drawn == PALETTE[1]).all(-1).any()
 
 
 def test_an_absent_class_has_no_queries_and_a_method_without_contrast_only_probabilities():
-    ((_, absent),) = query_sheets([model()], [example()], LEGEND, class_index=2)
+    ((_, absent),) = query_sheets([model()], [example()], LABELS, class_index=2)
     assert len(cells(absent)) == 5
-    ((_, without),) = query_sheets([model(contrast=False)], [example()], LEGEND, class_index=None)
+    ((_, without),) = query_sheets([model(contrast=False)], [example()], LABELS, class_index=None)
     assert len(cells(without)) == 3
     assert contrast_of(model(contrast=False).method) is None
 
 
 def test_without_a_truth_the_students_own_labels_take_part_where_it_is_sure():
-    ((_, sheet),) = query_sheets([model()], [example()._replace(label=None)], LEGEND, class_index=None)
+    ((_, sheet),) = query_sheets([model()], [example()._replace(label=None)], LABELS, class_index=None)
     _, label, _, easy, hard, *_ = cells(sheet)
-    np.testing.assert_array_equal(label[::40, ::80], PALETTE[[[0, 1], [0, 1]]])
-    assert (easy[:40] == 255).all()
-    assert (hard[40:] == 255).all()
+    np.testing.assert_array_equal(label[::60, ::120], PALETTE[[[0, 1], [0, 1]]])
+    assert (easy[:60] == 255).all()
+    assert (hard[60:] == 255).all()
 
 
 def test_a_method_that_does_not_segment_has_no_queries():
     bare = model()
     method = Supervised(network=network(("other",)), colour=bare.method.colour, mixing=NoMixing())
     with pytest.raises(ValueError, match="no segmentation head"):
-        next(query_sheets([bare._replace(method=method)], [example()], LEGEND, class_index=None))
+        next(query_sheets([bare._replace(method=method)], [example()], LABELS, class_index=None))

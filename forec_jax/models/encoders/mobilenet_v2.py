@@ -1,15 +1,17 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018) as a dilated encoder, compatible with TF-slim's weights."""
+"""MobileNetV2 (Sandler et al., CVPR 2018) as a dilated encoder, in TensorFlow's form and in PyTorch's."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from forec_jax.contracts import Variables
+from forec_jax.contracts import IMAGENET_MEAN, IMAGENET_STD, RGB, Variables
 from forec_jax.models.conv import Padding
-from forec_jax.models.layers import ConvNorm
+from forec_jax.models.layers import ConvNorm, same_padding
 from forec_jax.models.network import DilatedOptions, Encoder, EncoderEntry, Form
+from forec_jax.options import option
 
 Array = jax.Array
 
@@ -17,8 +19,33 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 """Expansion, channels, blocks and stride of each stage, as in the paper's Table 2."""
 
 _LOW_LEVEL_STAGE = 1
-_EPSILON = 1e-3
 _HALF = (0.5, 0.5, 0.5)
+
+
+class Convention(NamedTuple):
+    """What weights take for granted and no tensor shows: it depends on where they were trained."""
+
+    symmetric: bool  # margins at stride 2: alike on all sides, or only at the bottom and the right
+    epsilon: float  # of BatchNorm
+    mean: RGB  # images in [0, 1] are normalised by
+    std: RGB
+
+
+FORMS = {
+    "slim": Convention(symmetric=False, epsilon=1e-3, mean=_HALF, std=_HALF),
+    "torch": Convention(symmetric=True, epsilon=1e-5, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+}
+"""TensorFlow's (TF-slim, and transformers, which took its weights), and PyTorch's (torchvision, timm)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MobileNetOptions(DilatedOptions):
+    """The form of a MobileNetV2."""
+
+    form: Literal["slim", "torch"] = option(
+        "slim",
+        "padding, epsilon and colours of slim (TF-slim's and transformers' weights) or torch (torchvision's, timm's)",
+    )
 
 
 def scaled_channels(published: int, width: float) -> int:
@@ -37,12 +64,18 @@ def _bottom_right(height: int, width: int) -> Padding:
     return (0, 1 + height % 2), (0, 1 + width % 2)
 
 
+def _halving(x: Array, convention: Convention) -> Padding:
+    """The margins with which a 3x3 convolution at stride 2 halves a map, rounding up."""
+    return same_padding(3) if convention.symmetric else _bottom_right(*x.shape[1:3])
+
+
 class _Block(nn.Module):
     """An inverted residual block: 1x1 expansion, 3x3 depthwise, linear 1x1 projection."""
 
     features: int
     expansion: int
     train: bool
+    convention: Convention
     strides: int = 1
     dilation: int = 1
     momentum: float = 0.9
@@ -50,7 +83,8 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, valid: Array | None) -> Array:
-        shared = {"train": self.train, "epsilon": _EPSILON, "momentum": self.momentum, "dtype": self.dtype}
+        epsilon = self.convention.epsilon
+        shared = {"train": self.train, "epsilon": epsilon, "momentum": self.momentum, "dtype": self.dtype}
         hidden = x.shape[-1] * self.expansion
         y = x
         if self.expansion > 1:
@@ -61,7 +95,7 @@ class _Block(nn.Module):
             strides=self.strides,
             dilation=self.dilation,
             depthwise=True,
-            padding=_bottom_right(*y.shape[1:3]) if self.strides == 2 else None,
+            padding=_halving(y, self.convention) if self.strides == 2 else None,
             activation="relu6",
             name="depthwise",
             **shared,
@@ -71,7 +105,7 @@ class _Block(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Encoder: images in [-1, 1] -> a low-level map at stride 4 (24 channels) and a high-level map (320 channels).
+    """Encoder: normalised images -> a low-level map at stride 4 (24 channels) and a high-level map (320 channels).
 
     Beyond the output stride a stage dilates instead of striding; its first block keeps the dilation before it.
     """
@@ -82,19 +116,20 @@ class MobileNetV2(nn.Module):
     momentum: float = 0.9
     dtype: Any = jnp.float32
     remat: bool = False  # a block's inside is computed again in the backward pass, not kept
+    form: str = "slim"  # a key of `FORMS`
 
     @nn.compact
     def __call__(self, x: Array, valid: Array | None = None) -> tuple[Array, Array]:
         """f32[B,H,W,3] -> [B,ceil(H/4),ceil(W/4),24], [B,ceil(H/os),ceil(W/os),320], channels times `width`."""
-        block_type = nn.remat(_Block) if self.remat else _Block
+        block_type, convention = nn.remat(_Block) if self.remat else _Block, FORMS[self.form]
         x = ConvNorm(
             scaled_channels(32, self.width),
             self.train,
             size=3,
             strides=2,
-            padding=_bottom_right(*x.shape[1:3]),
+            padding=_halving(x, convention),
             activation="relu6",
-            epsilon=_EPSILON,
+            epsilon=convention.epsilon,
             momentum=self.momentum,
             dtype=self.dtype,
             name="stem",
@@ -111,6 +146,7 @@ class MobileNetV2(nn.Module):
                     scaled_channels(features, self.width),
                     expansion,
                     self.train,
+                    convention,
                     first_strides if block == 0 else 1,
                     first_dilation if block == 0 else dilation,
                     self.momentum,
@@ -122,21 +158,21 @@ class MobileNetV2(nn.Module):
         return low, x
 
 
-def build(variant: str, o: DilatedOptions, form: Form) -> Encoder:
+def build(variant: str, o: MobileNetOptions, form: Form) -> Encoder:
     """A MobileNetV2 as an encoder."""
     del variant  # there is one
 
     def module(train: bool) -> nn.Module:
-        return MobileNetV2(train, o.output_stride, o.width, form.momentum, form.dtype, o.remat)
+        return MobileNetV2(train, o.output_stride, o.width, form.momentum, form.dtype, o.remat, o.form)
 
-    return Encoder(module, _HALF, _HALF, gives="low_high")
+    return Encoder(module, FORMS[o.form].mean, FORMS[o.form].std, gives="low_high")
 
 
-def weights(source: str, variant: str, o: DilatedOptions) -> Variables:
-    """TF-slim's weights; see `load_weights`."""
+def weights(source: str, variant: str, o: MobileNetOptions) -> Variables:
+    """Pretrained weights; see `load_weights`."""
     from forec_jax.models.pretrained import load_weights  # lays out whole networks, of which this is a part
 
-    return load_weights(source, variant, width=o.width)
+    return load_weights(source, variant, form=o.form, width=o.width)
 
 
-ENTRY = EncoderEntry("mobilenet_v2", ("mobilenet_v2",), DilatedOptions, build, decoder="deeplab", weights=weights)
+ENTRY = EncoderEntry("mobilenet_v2", ("mobilenet_v2",), MobileNetOptions, build, decoder="deeplab", weights=weights)

@@ -16,9 +16,11 @@ Array = jax.Array
 
 BLOCKS = {
     "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet26": ("bottleneck", (2, 2, 2, 2)),
     "resnet34": ("basic", (3, 4, 6, 3)),
     "resnet50": ("bottleneck", (3, 4, 6, 3)),
     "resnet101": ("bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("bottleneck", (3, 8, 36, 3)),
 }
 """Kind of block, and blocks in each of the four layers."""
 
