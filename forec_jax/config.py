@@ -60,7 +60,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class MethodOptions:
+class _MethodOptions:
     """Which method."""
 
     name: str = option("mean_teacher", "the way to train; its own options are method.NAME.*")
@@ -94,7 +94,7 @@ def every_block() -> Blocks:
     networks: list[EncoderEntry | DecoderEntry] = [*ENCODERS.values(), *DECODERS.values()]
     return (
         FIXED
-        | {"method": (MethodOptions, *shared)}
+        | {"method": (_MethodOptions, *shared)}
         | {f"method.{name}": (entry.options,) for name, entry in METHODS.items()}
         | {f"data.{name}": (entry.options,) for name, entry in DATASETS.items()}
         | {f"model.{part.name}": (part.options,) for part in networks}
@@ -108,7 +108,7 @@ def blocks_of(c: ConfigDict) -> Blocks:
     data, decoder = choose("data.name", c.data.name, tuple(DATASETS)), decoder_name(c)
     return (
         FIXED
-        | {"method": (MethodOptions, *method.shared), f"method.{method.name}": (method.options,)}
+        | {"method": (_MethodOptions, *method.shared), f"method.{method.name}": (method.options,)}
         | {f"data.{data}": (DATASETS[data].options,)}
         | {f"model.{encoder.name}": (encoder.options,), f"model.{decoder}": (DECODERS[decoder].options,)}
         | {

@@ -19,31 +19,31 @@ class OptionError(ValueError):
     """An option with a value that cannot be used; the message names the key and what it takes."""
 
 
-class Rule(NamedTuple):
+class _Rule(NamedTuple):
     """Whether a value is allowed, and the end of the sentence that says what is."""
 
     allows: Callable[[Any], bool]
     words: str
 
 
-def from_to(low: float, high: float) -> Rule:
+def from_to(low: float, high: float) -> _Rule:
     """Both ends are allowed; NaN never is."""
-    return Rule(lambda value: low <= value <= high, f" must be between {low} and {high}")
+    return _Rule(lambda value: low <= value <= high, f" must be between {low} and {high}")
 
 
-def at_least(low: float) -> Rule:
+def at_least(low: float) -> _Rule:
     """Finite numbers from `low` on."""
-    return Rule(lambda value: low <= value < math.inf, f" must be at least {low}")
+    return _Rule(lambda value: low <= value < math.inf, f" must be at least {low}")
 
 
-def must_be(words: str, allows: Callable[[Any], bool]) -> Rule:
+def must_be(words: str, allows: Callable[[Any], bool]) -> _Rule:
     """A rule in words of its own."""
-    return Rule(allows, f" must be {words}")
+    return _Rule(allows, f" must be {words}")
 
 
-def one_of(*choices: Any) -> Rule:
+def one_of(*choices: Any) -> _Rule:
     """A choice. An option whose type is a Literal has this rule without saying so."""
-    return Rule(lambda value: value in choices, f": choose one of {', '.join(map(repr, choices))}")
+    return _Rule(lambda value: value in choices, f": choose one of {', '.join(map(repr, choices))}")
 
 
 SHARE = from_to(0, 1)
@@ -59,7 +59,7 @@ STEPS = must_be(
 )
 
 
-def option(default: Any, meaning: str, rule: Rule | None = None) -> Any:
+def option(default: Any, meaning: str, rule: _Rule | None = None) -> Any:
     """A dataclass field that is an option. `meaning` is one sentence, with the unit."""
     return dataclasses.field(default=default, metadata={"meaning": meaning, "rule": rule})
 
@@ -75,7 +75,7 @@ class Option(NamedTuple):
     name: str
     default: Any
     meaning: str
-    rule: Rule | None
+    rule: _Rule | None
 
 
 def options_of(block: type) -> Iterator[Option]:
@@ -112,7 +112,7 @@ def checked(block: T, prefix: str) -> T:
     return block
 
 
-def check(key: str, value: Any, rule: Rule | None) -> None:
+def check(key: str, value: Any, rule: _Rule | None) -> None:
     """Raises OptionError where the rule does not allow the value."""
     if rule is not None and not rule.allows(value):
         raise OptionError(f"{key}={value!r}{rule.words}")

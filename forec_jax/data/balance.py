@@ -62,7 +62,7 @@ def balanced_draw(
     left = sorted(range(len(ids)), key=rank)
     seen = dict.fromkeys(sorted(set().union(*classes)), 0)
     for _ in range(count):
-        image = next_image(left, classes, seen)
+        image = _next_image(left, classes, seen)
         left.remove(image)
         for k in classes[image]:
             seen[k] += 1
@@ -71,7 +71,7 @@ def balanced_draw(
     return tuple(ids[i] for i in sorted(set(range(len(ids))).difference(left)))
 
 
-def next_image(left: Sequence[int], classes: Sequence[Collection[int]], seen: Mapping[int, int]) -> int:
+def _next_image(left: Sequence[int], classes: Sequence[Collection[int]], seen: Mapping[int, int]) -> int:
     """The first image that is left of the class least seen, of those that an image is left of; the first without any."""
     for k in sorted(seen, key=seen.__getitem__):
         for index in left:

@@ -78,12 +78,12 @@ def partial_label(label: np.ndarray, share: Fraction, name: str) -> np.ndarray:
     shown = np.where(label == IGNORE, label, UNLABELLED).astype(np.uint8)
     for k in np.unique(label[label < UNLABELLED]).tolist():
         rows, columns = np.nonzero(label == k)
-        grown = grow(rows, columns, first_pixel(f"{name}:{k}", len(rows)), share)
+        grown = grow(rows, columns, _first_pixel(f"{name}:{k}", len(rows)), share)
         shown[rows[grown], columns[grown]] = k
     return shown
 
 
-def first_pixel(name: str, count: int) -> int:
+def _first_pixel(name: str, count: int) -> int:
     """One of `count` pixels: the SHA-256 of the name, so that it depends on no library's random numbers."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()) % count
 

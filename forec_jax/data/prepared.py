@@ -69,7 +69,7 @@ Raises DataError for those that cannot be used.
 """
 
 
-def as_it_is(entry: Entry, image: bytes, mask: bytes) -> Packed:
+def _as_it_is(entry: Entry, image: bytes, mask: bytes) -> Packed:
     """Takes every file as it is: a broken one is found when it is read."""
     return Packed(image, mask, mask)
 
@@ -144,7 +144,7 @@ def default_prepared() -> Path:
     return cache_folder()
 
 
-def fingerprint(root: Path, entries: Sequence[Entry], lists: Sequence[str] = (), options: str = "") -> str:
+def _fingerprint(root: Path, entries: Sequence[Entry], lists: Sequence[str] = (), options: str = "") -> str:
     """A SHA-256 of the ids, paths, sizes and times of the files used, and of `options`.
 
     Raises DataError for a missing file.
@@ -185,7 +185,7 @@ def prepare(
     *,
     lists: Sequence[str] = (),
     prepared: Path | None = None,
-    pack: Pack = as_it_is,
+    pack: Pack = _as_it_is,
     options: str = "",
     skip: bool = False,
 ) -> Path:
@@ -200,7 +200,7 @@ def prepare(
     if not entries:
         raise DataError(f"{root}: the lists of {name} name no image; check the data set's folder")
     where = default_prepared() if prepared is None else Path(prepared)
-    folder = where / f"{name}-{fingerprint(root, entries, lists, options)[:16]}"
+    folder = where / f"{name}-{_fingerprint(root, entries, lists, options)[:16]}"
     if folder.is_dir():
         return folder
     try:

@@ -38,7 +38,7 @@ def shrunk_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Shrunk:
+class _Shrunk:
     """A source of examples with at most `longest_side` pixels a side."""
 
     source: Source
@@ -57,7 +57,7 @@ class Shrunk:
 
     def without_labels(self) -> Source:
         """The same images, masks unopened."""
-        return Shrunk(self.source.without_labels(), self.longest_side)
+        return _Shrunk(self.source.without_labels(), self.longest_side)
 
 
 def with_longest_side(dataset: Dataset, longest_side: int) -> Dataset:
@@ -69,5 +69,5 @@ def with_longest_side(dataset: Dataset, longest_side: int) -> Dataset:
         raise DataError(f"data.longest_side={longest_side} must be a number of pixels, or 0 for images as they are")
     if not longest_side:
         return dataset
-    sources = {split: Shrunk(source, longest_side) for split, source in dataset.sources.items()}
+    sources = {split: _Shrunk(source, longest_side) for split, source in dataset.sources.items()}
     return dataclasses.replace(dataset, sources=sources)

@@ -112,7 +112,7 @@ def check_tags(tags: Tags, classes: Sequence[str], foreground: Sequence[int]) ->
 
 
 @dataclass(frozen=True)
-class OneClass:
+class _OneClass:
     """A source whose masks show one class as 1, all others as 0, void as void."""
 
     source: Source
@@ -143,7 +143,7 @@ def one_against_rest(dataset: Dataset, class_name: str) -> Dataset:
     """The data set with two classes: `class_name`, and background, which is everything else."""
     k = dataset.classes.index(class_name)
     palette = ((0, 0, 0), dataset.palette[k] if any(dataset.palette[k]) else (255, 255, 255))
-    sources = {split: OneClass(source, k) for split, source in dataset.sources.items()}
+    sources = {split: _OneClass(source, k) for split, source in dataset.sources.items()}
     classes = ("background", class_name)
     return replace(dataset, classes=classes, palette=palette, sources=sources, background_classes=(0,))
 

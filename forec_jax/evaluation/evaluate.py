@@ -53,7 +53,7 @@ class Evaluation(NamedTuple):
     confusion: np.ndarray  # i64[K,K], truth by prediction
 
 
-class Padded(NamedTuple):
+class _Padded(NamedTuple):
     """Images of one shape bucket, each in the top-left corner of its row."""
 
     image: np.ndarray  # u8[n,H,W,3]
@@ -75,7 +75,7 @@ class Buckets:
         """The bucket of an image."""
         return -(-height // self.step) * self.step, -(-width // self.step) * self.step
 
-    def batches(self, examples: Iterable[Example]) -> Iterator[tuple[list[Example], Padded]]:
+    def batches(self, examples: Iterable[Example]) -> Iterator[tuple[list[Example], _Padded]]:
         """Full batches of one bucket each, in the order in which they fill; the rest at the end, with empty rows."""
         waiting: dict[tuple[int, int], list[Example]] = {}
         for example in examples:
@@ -92,7 +92,7 @@ class Buckets:
         for shape, rows in waiting.items():
             yield rows, self.pad(rows, shape)
 
-    def pad(self, examples: list[Example], shape: tuple[int, int]) -> Padded:
+    def pad(self, examples: list[Example], shape: tuple[int, int]) -> _Padded:
         """The examples as one batch; missing labels and rows are IGNORE."""
         image = np.full((self.batch, *shape, 3), PAD_COLOUR, np.uint8)
         label = np.full((self.batch, *shape), IGNORE, np.int32)
@@ -103,7 +103,7 @@ class Buckets:
             valid[row, :height, :width] = True
             if example.label is not None:
                 label[row, :height, :width] = example.label
-        return Padded(image, label, valid)
+        return _Padded(image, label, valid)
 
 
 def center_crop(example: Example, size: int) -> Example:

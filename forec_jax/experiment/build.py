@@ -40,7 +40,7 @@ from forec_jax.training import (
 from forec_jax.training.step import Step
 
 
-def no_guide(role: str) -> Guide | None:
+def _no_guide(role: str) -> Guide | None:
     """No run to learn from."""
     del role
     return None
@@ -50,7 +50,7 @@ def build_method(
     c: ConfigDict,
     labels: Labels,
     more: tuple[Auxiliary, ...] = (),
-    guide: Callable[[str], Guide | None] = no_guide,
+    guide: Callable[[str], Guide | None] = _no_guide,
     mesh: Mesh | None = None,
 ) -> Method:
     """The method with its networks and auxiliary tasks: those of the config, and `more`, which no config knows.
@@ -58,7 +58,7 @@ def build_method(
     `guide` gives the trained runs that the method learns from, by their roles; `mesh` is the devices of a training.
     """
     entry = method_entry(c)
-    parts = build_parts(c, labels, (*build_auxiliary(c, labels, mesh), *more), guide)
+    parts = _build_parts(c, labels, (*_build_auxiliary(c, labels, mesh), *more), guide)
     return entry.build(method_options(c), parts)
 
 
@@ -69,7 +69,7 @@ def method_options(c: ConfigDict) -> Any:
     return options
 
 
-def build_parts(
+def _build_parts(
     c: ConfigDict, labels: Labels, auxiliary: tuple[Auxiliary, ...], guide: Callable[[str], Guide | None]
 ) -> Parts:
     """All that a method may be built from."""
@@ -91,7 +91,7 @@ def build_parts(
     )
 
 
-def build_auxiliary(c: ConfigDict, labels: Labels, mesh: Mesh | None) -> tuple[Auxiliary, ...]:
+def _build_auxiliary(c: ConfigDict, labels: Labels, mesh: Mesh | None) -> tuple[Auxiliary, ...]:
     """The auxiliary tasks, in the order of their names."""
     tasks = []
     for name in sorted(c.auxiliary):
@@ -123,10 +123,10 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
         network = assemble(encoder.build(m.encoder, options, form), decoder.build(decoder_options, form), heads)
     except ValueError as error:
         raise OptionError(f"model.encoder={m.encoder!r} with model.decoder={decoder.name!r}: {error}") from error
-    return with_weights(network, m, encoder, options, c.seed) if m.weights else network
+    return _with_weights(network, m, encoder, options, c.seed) if m.weights else network
 
 
-def with_weights(network: Network, m: ModelOptions, encoder: EncoderEntry, options: Any, seed: int) -> Network:
+def _with_weights(network: Network, m: ModelOptions, encoder: EncoderEntry, options: Any, seed: int) -> Network:
     """The network that starts from the weights of model.weights. Raises OptionError where they do not fit.
 
     What does not fit of the segmentation's head is named in the log.
@@ -143,7 +143,7 @@ def with_weights(network: Network, m: ModelOptions, encoder: EncoderEntry, optio
     except WeightsError as error:
         why = f", a run of another encoder: {error}" if from_run else _misfit(m, encoder, options, error)
         raise OptionError(f"model.weights={m.weights!r}{why}") from error
-    return network._replace(init=functools.partial(pretrained_init, network, weights))
+    return network._replace(init=functools.partial(_pretrained_init, network, weights))
 
 
 def _of_run(workdir: Path) -> Variables:
@@ -163,7 +163,7 @@ def _misfit(m: ModelOptions, encoder: EncoderEntry, options: Any, error: Weights
     return f" with {chosen}: {error}{published}"
 
 
-def pretrained_init(network: Network, weights: Variables, key: jax.Array) -> Variables:
+def _pretrained_init(network: Network, weights: Variables, key: jax.Array) -> Variables:
     """A network's first variables with pretrained ones in their places."""
     return filled(network.init(key), weights)
 
@@ -219,7 +219,7 @@ def build_mesh(c: ConfigDict) -> Mesh:
     return mesh
 
 
-def side_multiple(method: Method) -> int:
+def _side_multiple(method: Method) -> int:
     """What padded image sides must be multiples of for a method's networks."""
     return max((network.multiple for network in method.networks.values()), default=1)
 
@@ -234,7 +234,7 @@ def build_evaluator(c: ConfigDict, method: Method, labels: Labels, mesh: Mesh) -
 
 def build_buckets(c: ConfigDict, method: Method, batch: int) -> Buckets:
     """How images become batches of few shapes. Raises OptionError for sides that the networks cannot take."""
-    multiple = side_multiple(method)
+    multiple = _side_multiple(method)
     if c.eval.bucket % multiple:
         raise OptionError(f"eval.bucket={c.eval.bucket} must be a multiple of {multiple}")
     return Buckets(c.eval.bucket, batch)
@@ -245,7 +245,7 @@ def build_predicts(c: ConfigDict, method: Method) -> Predicts:
     o = from_config(EvaluationOptions, c.eval, "eval")
     if o.mode != "sliding":
         return method
-    return SlidingWindow(method, o.crop, max(round(o.crop * o.stride_fraction), 1), side_multiple(method))
+    return SlidingWindow(method, o.crop, max(round(o.crop * o.stride_fraction), 1), _side_multiple(method))
 
 
 def network_variables(state: TrainState, network: str) -> dict[str, Variables]:

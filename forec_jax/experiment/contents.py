@@ -91,14 +91,14 @@ def check_same_classes(stored: Labels, now: Labels, what: str) -> None:
     """Raises WorkdirError where a data set's classes are others, or in another order, than those that a run learned."""
     if stored.classes != now.classes:
         raise WorkdirError(
-            f"{what} learned the classes {in_order(stored.classes)}; the data set now has {in_order(now.classes)}.\n"
+            f"{what} learned the classes {_in_order(stored.classes)}; the data set now has {_in_order(now.classes)}.\n"
             "Put the data set's names back in that order (classes.toml), or train anew in another --workdir"
         )
 
 
 def check_same_background(stored: Labels, now: Labels, what: str) -> None:
     """Raises WorkdirError where a run would go on with other classes as background than it began with."""
-    was, now_is = (in_order([labels.classes[k] for k in labels.background_classes]) for labels in (stored, now))
+    was, now_is = (_in_order([labels.classes[k] for k in labels.background_classes]) for labels in (stored, now))
     if was != now_is:
         raise WorkdirError(
             f"{what} began with {was} as background; the data set now has {now_is}.\n"
@@ -106,7 +106,7 @@ def check_same_background(stored: Labels, now: Labels, what: str) -> None:
         )
 
 
-def in_order(names: Sequence[str]) -> str:
+def _in_order(names: Sequence[str]) -> str:
     """Names in words."""
     return "[" + ", ".join(names) + "]"
 

@@ -45,13 +45,13 @@ def visualize_runs(
 ) -> int:
     """Writes a sheet for each image that `images` names to `out`, a row a run; returns their number (docs/visualize.md)."""
     first, *_ = runs.values()
-    labels, class_index = shared_labels(runs), class_index_of(runs, class_name)
-    models = [shown_model(run, name, network) for name, run in runs.items()]
-    sheets = compare(models, chosen_examples(images, first), labels, class_index=class_index, count=count)
-    return write_sheets(sheets, out) + write_decompositions(runs, images, out)
+    labels, class_index = _shared_labels(runs), _class_index_of(runs, class_name)
+    models = [_shown_model(run, name, network) for name, run in runs.items()]
+    sheets = compare(models, _chosen_examples(images, first), labels, class_index=class_index, count=count)
+    return _write_sheets(sheets, out) + _write_decompositions(runs, images, out)
 
 
-def write_sheets(sheets: Iterable[tuple[Example, np.ndarray]], out: Path) -> int:
+def _write_sheets(sheets: Iterable[tuple[Example, np.ndarray]], out: Path) -> int:
     """Writes each example's picture to `out`, by its id; returns their number."""
     written: set[str] = set()
     for example, picture in sheets:
@@ -61,15 +61,15 @@ def write_sheets(sheets: Iterable[tuple[Example, np.ndarray]], out: Path) -> int
     return len(written)
 
 
-def write_decompositions(runs: Mapping[str, Run], images: str, out: Path) -> int:
+def _write_decompositions(runs: Mapping[str, Run], images: str, out: Path) -> int:
     """Writes a sheet of mask-lets and image-lets to `out`/decomposition for each image and each run of wsss_rec."""
     count = 0
     for name, run in runs.items():
         if not isinstance(run.method, WsssRec):
             continue
-        variables, examples = build.network_variables(run.state, "student"), chosen_examples(images, run)
+        variables, examples = build.network_variables(run.state, "student"), _chosen_examples(images, run)
         sheets = decompositions(run.method, variables, examples, run.labels.classes, run.config.eval.bucket)
-        count += write_sheets(sheets, out / "decomposition" / Path(name).name)
+        count += _write_sheets(sheets, out / "decomposition" / Path(name).name)
     return count
 
 
@@ -78,17 +78,17 @@ def correlate_runs(runs: Mapping[str, Run], split: str, out: Path) -> dict[str, 
 
     The runs' data sets may differ. A run without a reconstruction head has no classes and the mean None.
     """
-    content = {"split": split, "runs": {name: correlations_of(run, name, split) for name, run in runs.items()}}
+    content = {"split": split, "runs": {name: _correlations_of(run, name, split) for name, run in runs.items()}}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "latents.json", content)
     return content
 
 
-def correlations_of(run: Run, name: str, split: str) -> dict[str, Any]:
+def _correlations_of(run: Run, name: str, split: str) -> dict[str, Any]:
     """One run's part of latents.json: by class, and the mean over the classes that are not background."""
     examples = evaluation_examples(run.dataset().scored(split))
     # The student's head whatever the network that is evaluated: no teacher keeps one.
-    best = mean_correlations(shown_model(run, name, "student"), examples)
+    best = mean_correlations(_shown_model(run, name, "student"), examples)
     foreground = [found.correlation for k, found in best.items() if k not in run.labels.background_classes]
     return {
         "step": int(run.state.step),
@@ -101,10 +101,10 @@ def correlations_of(run: Run, name: str, split: str) -> dict[str, Any]:
 def query_runs(runs: Mapping[str, Run], images: str, out: Path, class_name: str | None) -> int:
     """Writes a sheet of easy and hard queries for each image to `out`/queries, a row a run; returns their number."""
     first, *_ = runs.values()
-    models = [shown_model(run, name, "student") for name, run in runs.items()]
-    examples = chosen_examples(images, first)
-    sheets = query_sheets(models, examples, shared_labels(runs), class_index=class_index_of(runs, class_name))
-    return write_sheets(sheets, out / "queries")
+    models = [_shown_model(run, name, "student") for name, run in runs.items()]
+    examples = _chosen_examples(images, first)
+    sheets = query_sheets(models, examples, _shared_labels(runs), class_index=_class_index_of(runs, class_name))
+    return _write_sheets(sheets, out / "queries")
 
 
 def relate_runs(runs: Mapping[str, Run], out: Path) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def relate_runs(runs: Mapping[str, Run], out: Path) -> dict[str, Any]:
 
     Writes classes.png, a row a run and a column an embedding, and classes.json.
     """
-    found = {name: relations_of(run, name) for name, run in runs.items()}
+    found = {name: _relations_of(run, name) for name, run in runs.items()}
     embeddings = max(found.values(), key=len)  # the encoder's, and the representation where a run has one
     rows = [[relation_picture(r, runs[name].labels.classes) for r in by.values()] for name, by in found.items()]
     captioned_rows = [[captioned(picture, name) for picture in row] for name, row in zip(found, rows, strict=True)]
@@ -123,7 +123,7 @@ def relate_runs(runs: Mapping[str, Run], out: Path) -> dict[str, Any]:
             "split": runs[name].config.eval.split,
             "step": int(runs[name].state.step),
             "network": "student",
-            **{embedding: relation_content(r, runs[name].labels.classes) for embedding, r in by.items()},
+            **{embedding: _relation_content(r, runs[name].labels.classes) for embedding, r in by.items()},
         }
         for name, by in found.items()
     }
@@ -131,7 +131,7 @@ def relate_runs(runs: Mapping[str, Run], out: Path) -> dict[str, Any]:
     return content
 
 
-def relations_of(run: Run, name: str) -> dict[str, Relations]:
+def _relations_of(run: Run, name: str) -> dict[str, Relations]:
     """The class relations of a run's student by embedding. Raises WorkdirError where it does not segment."""
     network = segmenting_network(run.method)
     if network is None:
@@ -141,7 +141,7 @@ def relations_of(run: Run, name: str) -> dict[str, Relations]:
     return relations(network[1], variables, examples, len(run.labels.classes), run.config.eval.bucket)
 
 
-def relation_content(found: Relations, classes: Sequence[str]) -> dict[str, Any]:
+def _relation_content(found: Relations, classes: Sequence[str]) -> dict[str, Any]:
     """An embedding's part of classes.json."""
     return {
         "mean_similarity": found.mean_similarity(),
@@ -160,26 +160,26 @@ def show_labels(data: sources.TrainingData, shares: Sequence[str], out: Path, co
     if data.labelled is None:
         raise DataError("this config trains on tags and no masks: there are no labels to show; choose another variant")
     parts = {share: sources.with_partial_labels(data.labelled, share) for share in shares}
-    return write_sheets(label_sheets(data.labelled, parts, data.dataset.labels, count), out)
+    return _write_sheets(label_sheets(data.labelled, parts, data.dataset.labels, count), out)
 
 
-def shared_labels(runs: Mapping[str, Run]) -> Labels:
+def _shared_labels(runs: Mapping[str, Run]) -> Labels:
     """The labels of runs of one data set, the first one's; raises WorkdirError where their classes differ."""
     first, *_ = runs.values()
-    shared_classes(runs)
+    _shared_classes(runs)
     return first.labels
 
 
-def class_index_of(runs: Mapping[str, Run], class_name: str | None) -> int | None:
+def _class_index_of(runs: Mapping[str, Run], class_name: str | None) -> int | None:
     """The index of the class that --class names; None where it names none."""
     if class_name is None:
         return None
-    classes = shared_classes(runs)
+    classes = _shared_classes(runs)
     choose("--class", class_name, classes)
     return classes.index(class_name)
 
 
-def shown_model(run: Run, name: str, network: str) -> Model:
+def _shown_model(run: Run, name: str, network: str) -> Model:
     """A run as `visualize` takes it; the student stands in where there is no teacher."""
     student = build.network_variables(run.state, "student")
     network = network if run.state.teacher else "student"
@@ -189,7 +189,7 @@ def shown_model(run: Run, name: str, network: str) -> Model:
     return Model(name, run.method, network, variables, student, c.eval.bucket, build.pixel_space(c), predicts)
 
 
-def chosen_examples(images: str, run: Run) -> Iterable[Example]:
+def _chosen_examples(images: str, run: Run) -> Iterable[Example]:
     """The examples that --images names: a file, a folder, or ids of eval.split, with commas between them.
 
     Ids bring their masks. Raises DataError where it is neither.
@@ -206,7 +206,7 @@ def chosen_examples(images: str, run: Run) -> Iterable[Example]:
     return (chosen[index] for index in range(len(chosen)))
 
 
-def shared_classes(runs: Mapping[str, Run]) -> tuple[str, ...]:
+def _shared_classes(runs: Mapping[str, Run]) -> tuple[str, ...]:
     """The runs' classes; raises WorkdirError where they differ."""
     (name, first), *others = runs.items()
     for other, run in others:

@@ -50,7 +50,7 @@ class Written(NamedTuple):
     without: int
 
 
-class Found(NamedTuple):
+class _Found(NamedTuple):
     """A mask that a model found."""
 
     example: Example
@@ -235,7 +235,7 @@ def _probabilities_of(run: Run) -> Probabilities:
     return lambda variables, image, valid, tags: predicts.predict(variables, image, valid)
 
 
-def _found_masks(run: Run, images: Source, how: Labelling) -> Iterator[Found]:
+def _found_masks(run: Run, images: Source, how: Labelling) -> Iterator[_Found]:
     """The masks that a run finds, in the order in which shape buckets fill; less sure pixels are IGNORE."""
     predict = _probabilities_of(run)
     variables = jax.device_get(build.network_variables(run.state, how.network))
@@ -267,12 +267,12 @@ def mirrored(rows: Array, valid: Array) -> Array:
     return jnp.take_along_axis(rows, source[:, None, :, None], axis=2)
 
 
-def _found_mask(example: Example, label: np.ndarray, certainty: np.ndarray, confidence: float) -> Found:
+def _found_mask(example: Example, label: np.ndarray, certainty: np.ndarray, confidence: float) -> _Found:
     """A mask cut to its image, IGNORE where the model is less sure than `confidence`."""
     height, width = example.image.shape[:2]
     inside = certainty[:height, :width]
     mask = np.where(inside >= confidence, label[:height, :width], IGNORE).astype(np.uint8)
-    return Found(example, mask, inside)
+    return _Found(example, mask, inside)
 
 
 def surest(confidences: Mapping[str, float], numbers: Mapping[str, int], keep: float) -> frozenset[str]:

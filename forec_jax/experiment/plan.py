@@ -65,7 +65,7 @@ def plan_training(c: ConfigDict) -> Plan:
     memory = compiled.memory_analysis()
     # The cost analysis counts a scan's body once: FLOPs are those of the batch taken whole.
     cost: Mapping[str, float] = lowered_step(c, method, mesh, 1).cost_analysis() or {}
-    params = abstract_training_state(c, method, mesh).params
+    params = _abstract_training_state(c, method, mesh).params
     parts = {part: tree for network in params.values() for part, tree in network.items()}
     return Plan(
         devices=f"{mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
@@ -88,10 +88,10 @@ def lowered_step(c: ConfigDict, method: Method, mesh: Mesh, accumulate: int) -> 
     """The step of a config, ready to be compiled, taken in `accumulate` parts."""
     tx = build.build_optimizer(c)
     step: Any = compile_step(method, tx, seed=c.seed, accumulate=accumulate, mesh=mesh, wrap=build.build_guard(c))
-    return step.lower(abstract_training_state(c, method, mesh), abstract_batch(c, mesh))
+    return step.lower(_abstract_training_state(c, method, mesh), _abstract_batch(c, mesh))
 
 
-def abstract_training_state(c: ConfigDict, method: Method, mesh: Mesh) -> TrainState:
+def _abstract_training_state(c: ConfigDict, method: Method, mesh: Mesh) -> TrainState:
     """The shapes and shardings of a config's state."""
     tx = build.build_optimizer(c)
     return abstract_state(method, tx, c.seed, state_sharding(method, tx, c.seed, mesh))
@@ -105,7 +105,7 @@ def planned_method(c: ConfigDict, mesh: Mesh) -> Method:
     return build.build_method(build.with_epoch(c, 1), planned_labels(c), guide=guide_of(c), mesh=mesh)
 
 
-def abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:
+def _abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:
     """The shapes and shardings of a config's batch."""
 
     def leaf(rows: int, dtype: Any, shape: tuple[int, ...]) -> Any:

@@ -66,7 +66,7 @@ def sum_of(dataset: Dataset, source: Source) -> str:
 
 def known_results(stored: Stored) -> Iterator[Result]:
     """The scores of a run that are on record, those of its training first."""
-    yield from logged_results(stored)
+    yield from _logged_results(stored)
     try:
         yield from kept_results(stored.workdir)
     except WorkdirError as error:
@@ -79,10 +79,10 @@ def kept_results(workdir: Path) -> list[Result]:
         return []
     with damage_named(workdir / EVALUATIONS, "remove it, and its scores are found anew"):
         entries = json.loads((workdir / EVALUATIONS).read_text(encoding="utf-8"))
-        return [from_entry(entry) for entry in entries]
+        return [_from_entry(entry) for entry in entries]
 
 
-def logged_results(stored: Stored) -> Iterator[Result]:
+def _logged_results(stored: Stored) -> Iterator[Result]:
     """What the training logged, where it says which images it scored; those have not changed since unless sums differ."""
     began = contents.stored_contents(stored.workdir)
     if began is None or began.changed:
@@ -150,7 +150,7 @@ def as_entry(result: Result) -> dict[str, Any]:
     }
 
 
-def from_entry(entry: Mapping[str, Any]) -> Result:
+def _from_entry(entry: Mapping[str, Any]) -> Result:
     """The inverse of `as_entry`."""
     question = Question(**{key: entry[key] for key in Question._fields})
     return Result(question, entry["images"], entry["miou"], entry["iou"], entry["checkpoint"], entry["date"])

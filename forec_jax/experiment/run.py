@@ -61,7 +61,7 @@ def run_training(c: ConfigDict, workdir: Path) -> int | None:
         if is_primary():
             places.make_workdir(workdir)
             stack.enter_context(only_run_in(workdir))
-        return train_in(workdir, c)
+        return _train_in(workdir, c)
 
 
 def build_training(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> Built:
@@ -97,14 +97,14 @@ def check_rows(c: ConfigDict) -> None:
             )
 
 
-def train_in(workdir: Path, c: ConfigDict) -> int | None:
+def _train_in(workdir: Path, c: ConfigDict) -> int | None:
     """`run_training` in a work directory that is there, and is this run's alone."""
-    built = build_training(c, resumed_val(workdir))
+    built = build_training(c, _resumed_val(workdir))
     if is_primary():
-        begin_run(workdir, built)
+        _begin_run(workdir, built)
     places.meet(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    state = first_or_resumed(built, checkpoints)
+    state = _first_or_resumed(built, checkpoints)
     first_step = int(jax.device_get(state.step))
     if is_primary():
         forget_after(workdir, first_step)
@@ -118,45 +118,45 @@ def train_in(workdir: Path, c: ConfigDict) -> int | None:
         start=getattr(built.method, "start", 0),
         rate=build.build_rate(built.config),
     )
-    pictures = build_panel(built)
+    pictures = _build_panel(built)
     if first_step < built.config.steps:
         log.info("the first step takes longer: it compiles the program, a minute or so on a CPU")
     else:
         log.info("%s is finished: %d steps. %s", workdir, first_step, places.GO_ON.format(workdir=workdir))
     with Interruption() as interruption:
         try:
-            state, stopped_by = train_built(built, state, first_step, pictures, checkpoints, reporter, interruption)
+            state, stopped_by = _train_built(built, state, first_step, pictures, checkpoints, reporter, interruption)
         except BaseException:
             if jax.process_count() == 1:  # of several, one that is gone would be waited for
-                close_after_error(checkpoints)
+                _close_after_error(checkpoints)
             raise
         finally:
             reporter.close()
         checkpoints.close()
-    shown = shown_state(built.mesh, state)
+    shown = _shown_state(built.mesh, state)
     if is_primary() and stopped_by is None:
         pictures.save(shown, workdir / "pictures" / "last.png")
         write_json(workdir / "summary.json", summary(built.config, built.data, reporter.events))
     return stopped_by
 
 
-def resumed_val(workdir: Path) -> tuple[str, ...] | None:
+def _resumed_val(workdir: Path) -> tuple[str, ...] | None:
     """The validation images of the run in `workdir`, where there is something to go on from."""
     return places.stored_val(workdir) if holds_any(workdir / "checkpoints") else None
 
 
-def begin_run(workdir: Path, built: Built) -> None:
+def _begin_run(workdir: Path, built: Built) -> None:
     """Writes what a run is to the work directory. Raises WorkdirError where the run already there is another."""
     c, data = built.config, built.data
     places.check_same_run(workdir, c, data.split)
-    check_same_data(workdir, built)
+    _check_same_data(workdir, built)
     places.begin(workdir, c, data.dataset.labels, data.split, val_of(data))
     if contents.stored_contents(workdir) is None:
         contents.keep_contents(workdir, contents.contents_of(data, c.eval.split))
     keep_guides(c, workdir)
 
 
-def check_same_data(workdir: Path, built: Built) -> None:
+def _check_same_data(workdir: Path, built: Built) -> None:
     """Raises WorkdirError where a run would go on with other classes, images or masks than it began with.
 
     As long as it has no checkpoint nothing was learned from them, and what is there now is what it begins with.
@@ -178,7 +178,7 @@ def val_of(data: sources.TrainingData) -> tuple[str, ...]:
     return tuple(data.dataset.sources["val"].ids) if "val" in data.dataset.sources else ()
 
 
-def train_built(
+def _train_built(
     built: Built,
     state: TrainState,
     first_step: int,
@@ -203,7 +203,7 @@ def train_built(
         ),
         batches=built.streams.batches(first_step, jax.process_index(), jax.process_count()),
         batch_ids=built.streams.ids,
-        evaluate=make_evaluate(evaluator, built.data.validation, pictures, reporter, mesh),
+        evaluate=_make_evaluate(evaluator, built.data.validation, pictures, reporter, mesh),
         schedule=build.build_schedule(c),
         checkpoints=checkpoints,
         reporter=reporter,
@@ -212,7 +212,7 @@ def train_built(
     )
 
 
-def close_after_error(checkpoints: Checkpoints) -> None:
+def _close_after_error(checkpoints: Checkpoints) -> None:
     """Closes the checkpoints of a training that an error ended; that error is told, so one of their own is a warning."""
     try:
         checkpoints.close()
@@ -220,12 +220,12 @@ def close_after_error(checkpoints: Checkpoints) -> None:
         log.warning("%s", error)
 
 
-def shown_state(mesh: Mesh, state: TrainState) -> TrainState:
+def _shown_state(mesh: Mesh, state: TrainState) -> TrainState:
     """What pictures need of a state, on this process's devices; every process must call it."""
     return on_local_devices(mesh, state._replace(opt_state=(), memory=()))
 
 
-def first_or_resumed(built: Built, checkpoints: Checkpoints) -> TrainState:
+def _first_or_resumed(built: Built, checkpoints: Checkpoints) -> TrainState:
     """The last checkpoint's state, or a new one."""
     c, method = built.config, built.method
     tx = build.build_optimizer(c)
@@ -239,26 +239,26 @@ def first_or_resumed(built: Built, checkpoints: Checkpoints) -> TrainState:
     return state
 
 
-def build_panel(built: Built) -> Panel:
+def _build_panel(built: Built) -> Panel:
     """What shows the first validation images at each evaluation."""
     c, method = built.config, built.method
-    examples = pictured(built.data.validation, c.eval.pictures)
+    examples = _pictured(built.data.validation, c.eval.pictures)
     labels = built.data.dataset.labels
     return Panel(method, build.build_predicts(c, method), labels, examples, c.eval.bucket, build.pixel_space(c))
 
 
-def pictured(source: Source, count: int) -> list[Example]:
+def _pictured(source: Source, count: int) -> list[Example]:
     """The first `count` examples, which are shown at each evaluation."""
     return [source[index] for index in range(min(count, len(source)))]
 
 
-def make_evaluate(
+def _make_evaluate(
     evaluator: Evaluator, source: Source, pictures: Panel, reporter: Reporter, mesh: Mesh
 ) -> Callable[[TrainState, int, Callable[[], bool]], dict[str, Any]]:
     """What the loop calls to evaluate: scores both networks on `source`, and shows the pictures."""
 
     def evaluate(state: TrainState, step: int, stop: Callable[[], bool]) -> dict[str, Any]:
-        shown = shown_state(mesh, state)
+        shown = _shown_state(mesh, state)
         if is_primary() and (picture := pictures.draw(shown)) is not None:
             reporter.picture(step, "examples", picture)
         return evaluate_networks(evaluator, state, source, stop)

@@ -62,34 +62,34 @@ def say_if_changed(workdir: Path, dataset: Dataset, split: str) -> None:
 
 
 def evaluated_pairs(run: Run, images: Path, masks: Path, network: str, checkpoint: str) -> tuple[Evaluation, Result]:
-    """Scores a stored model on any images with masks, and keeps the result beside the run; raises as `paired` does."""
+    """Scores a stored model on any images with masks, and keeps the result beside the run; raises as `_paired` does."""
     remarks = Remarks()
-    dataset = paired(run, images, masks, remarks)
+    dataset = _paired(run, images, masks, remarks)
     (split,) = dataset.sources
     found = evaluated(run, dataset, split, network, checkpoint)
     remarks.report()
     return found
 
 
-def paired(run: Run, images: Path, masks: Path, remarks: Remarks) -> Dataset:
+def _paired(run: Run, images: Path, masks: Path, remarks: Remarks) -> Dataset:
     """A data set of any images with masks, whose split is their folder; read as the run's own data set is.
 
     A classes.toml beside the masks' folder says what the masks mean; failing that the run's own does, or masks hold the
     indices of its classes and 255 where void. Raises WorkdirError where its classes are not the run's.
     """
     c, entries = run.config, pairs_of(images, masks)
-    said = mask_classes(run, masks)
+    said = _mask_classes(run, masks)
     follow: Follow = c.data.folder.masks_follow if "folder" in c.data else "display"
     source = PairSource(entries, said.rule, follow, c.data.longest_side, remarks)
     labels = Labels(said.names, said.palette, said.background)
-    sums = {entry.id: sum_of_files(entry) for entry in entries}
+    sums = {entry.id: _sum_of_files(entry) for entry in entries}
     full = dataset_of("--images", labels, {str(images.absolute()): source}, sums=sums)
     dataset = sources.with_tag(full, c.data.tag)
     check_same_classes(run.labels, dataset.labels, f"{run.workdir}: the run")
     return dataset
 
 
-def mask_classes(run: Run, masks: Path) -> ClassFile:
+def _mask_classes(run: Run, masks: Path) -> ClassFile:
     """What the pixels of masks mean to a run."""
     own = [Path(run.config.data.root) / CLASS_FILE] if "folder" in run.config.data else []
     file = next((file for file in (masks.absolute().parent / CLASS_FILE, *own) if file.is_file()), None)
@@ -100,6 +100,6 @@ def mask_classes(run: Run, masks: Path) -> ClassFile:
     return ClassFile(*run.labels, MaskRule(len(run.labels.classes)))
 
 
-def sum_of_files(entry: Entry) -> str:
+def _sum_of_files(entry: Entry) -> str:
     """Of an image's file and its mask's."""
     return "-".join(sha256_of(Path(file))[:16] for file in (entry.image, entry.mask) if file)

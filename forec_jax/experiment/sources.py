@@ -63,13 +63,13 @@ class TrainingData(NamedTuple):
     pseudo: WithPseudoLabels | None = None
 
 
-def data_entry(c: ConfigDict) -> DataEntry:
+def _data_entry(c: ConfigDict) -> DataEntry:
     """The entry of the config's data set. Raises OptionError for an unknown one."""
     entry: DataEntry = DATASETS[choose("data.name", c.data.name, tuple(DATASETS))]
     return entry
 
 
-def data_options(c: ConfigDict, entry: DataEntry) -> Any:
+def _data_options(c: ConfigDict, entry: DataEntry) -> Any:
     """The data set's own options."""
     return from_config(entry.options, c.data[entry.name], f"data.{entry.name}")
 
@@ -84,21 +84,21 @@ def build_dataset(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> Data
 
 def build_full_dataset(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> Dataset:
     """The data set that data.name names, with all its classes."""
-    entry = data_entry(c)
+    entry = _data_entry(c)
     if entry.holds and not c.data.root:
         raise OptionError(f"data.root is empty: set it to the folder that holds {entry.holds}")
     prepared = Path(c.data.prepared).expanduser() if c.data.prepared else None
     place = Place(Path(c.data.root).expanduser(), prepared, c.data.longest_side, c.data.on_corrupt, val_ids)
-    dataset = entry.load(place, data_options(c, entry))
-    return with_background(with_longest_side(dataset, c.data.longest_side), c.data.background)
+    dataset = entry.load(place, _data_options(c, entry))
+    return _with_background(with_longest_side(dataset, c.data.longest_side), c.data.background)
 
 
 def planned_labels(c: ConfigDict) -> Labels:
     """The classes and background of the config's data set; no image is opened."""
-    entry = data_entry(c)
-    labels = entry.labels(Path(c.data.root).expanduser(), data_options(c, entry))
+    entry = _data_entry(c)
+    labels = entry.labels(Path(c.data.root).expanduser(), _data_options(c, entry))
     without_images = Dataset(entry.name, labels.classes, labels.palette, {}, labels.background_classes)
-    return with_tag(with_background(without_images, c.data.background), c.data.tag).labels
+    return with_tag(_with_background(without_images, c.data.background), c.data.tag).labels
 
 
 def with_tag(dataset: Dataset, tag: str) -> Dataset:
@@ -109,7 +109,7 @@ def with_tag(dataset: Dataset, tag: str) -> Dataset:
     return one_against_rest(dataset, choose("data.tag", tag, tuple(classes)))
 
 
-def with_background(dataset: Dataset, names: str) -> Dataset:
+def _with_background(dataset: Dataset, names: str) -> Dataset:
     """The data set with other background classes, "name,name"; with its own where `names` is empty."""
     if not names:
         return dataset
@@ -125,13 +125,13 @@ def build_training_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -
             "leave it empty with tags and with data.partial"
         )
     if c.batch.tagged:
-        return build_tagged_data(c, val_ids)
+        return _build_tagged_data(c, val_ids)
     dataset = build_dataset(c, val_ids)
     pool, validation = dataset.source(c.data.pool), dataset.scored(c.eval.split)
     on_corrupt = from_config(ReadingOptions, c.data, "data").on_corrupt
     split = resolve_split(
         pool_ids=pool.ids,
-        validation_ids=evaluation_ids(dataset, c.data.pool),
+        validation_ids=_evaluation_ids(dataset, c.data.pool),
         maskless=dataset.maskless,
         labelled=c.data.labelled,
         unlabelled=c.data.unlabelled if c.batch.unlabelled else "none",
@@ -145,20 +145,20 @@ def build_training_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -
     if len(validation) <= SMALL_VAL and (absent := classes_not_shown(validation, dataset.classes, on_corrupt)):
         log.warning("no image of %s shows: %s. Their IoU says nothing", c.eval.split, ", ".join(absent))
     unlabelled = select(pool, split.unlabelled).without_labels() if c.batch.unlabelled else None
-    pseudo = build_pseudo(c, dataset, split)
+    pseudo = _build_pseudo(c, dataset, split)
     if pseudo is not None:
         split = split._replace(pseudo=tuple(pseudo.ids), pseudo_sha256=content_sha256(pseudo))
     partial = with_partial_labels(labelled, c.data.partial)
     return TrainingData(dataset, split, partial, unlabelled, validation, pseudo=pseudo)
 
 
-def build_pseudo(c: ConfigDict, dataset: Dataset, split: Split) -> WithPseudoLabels | None:
+def _build_pseudo(c: ConfigDict, dataset: Dataset, split: Split) -> WithPseudoLabels | None:
     """The images with a model's masks, where the batch has rows of them. Raises OptionError where none are named."""
     if not c.batch.pseudo:
         return None
     if not c.data.pseudo:
         raise OptionError("batch.pseudo needs masks: set data.pseudo to a folder that forec-jax label wrote")
-    others = evaluation_ids(dataset, c.data.pool) | set(split.labelled)
+    others = _evaluation_ids(dataset, c.data.pool) | set(split.labelled)
     return with_pseudo_labels(dataset.source(c.data.pool), Path(c.data.pseudo).expanduser(), dataset.classes, others)
 
 
@@ -173,7 +173,7 @@ def with_partial_labels(labelled: Source, partial: str) -> Source:
     return PartialLabels(labelled, share, seed)
 
 
-def build_tagged_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> TrainingData:
+def _build_tagged_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> TrainingData:
     """Data set and sources of a run that sees image-level tags; its tagged stream cannot open a mask.
 
     With data.tag, images with and without the tag are equally many (the paper draws a batch's halves from either).
@@ -181,9 +181,9 @@ def build_tagged_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> 
     full = build_full_dataset(c, val_ids)
     dataset = with_tag(full, c.data.tag)
     pool = dataset.source(c.data.pool)
-    split = tagged_split(pool_ids=pool.ids, validation_ids=evaluation_ids(dataset, c.data.pool))
+    split = tagged_split(pool_ids=pool.ids, validation_ids=_evaluation_ids(dataset, c.data.pool))
     foreground = foreground_classes(dataset.labels)
-    tags = build_tags(c, full, dataset)
+    tags = _build_tags(c, full, dataset)
     check_tags(tags, dataset.classes, foreground)
     images: Source = pool.without_labels()
     if c.data.tag:
@@ -192,7 +192,7 @@ def build_tagged_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> 
     return TrainingData(dataset, split, None, None, dataset.scored(c.eval.split), tagged)
 
 
-def build_tags(c: ConfigDict, full: Dataset, dataset: Dataset) -> Tags:
+def _build_tags(c: ConfigDict, full: Dataset, dataset: Dataset) -> Tags:
     """The tags of the pool's images as classes of `dataset`; names are looked up among those of the `full` one."""
     pool = dataset.source(c.data.pool)
     match c.data.tags:
@@ -217,7 +217,7 @@ def claim_protocol(c: ConfigDict, split: Split) -> None:
         log.info("%s: %d images, SHA-256 %s, %s", c.data.labelled, len(split.labelled), split.sha256, is_what)
 
 
-def evaluation_ids(dataset: Dataset, pool: str) -> set[str]:
+def _evaluation_ids(dataset: Dataset, pool: str) -> set[str]:
     """The ids of every split that is not for training: none of them may be trained on."""
     return {
         i

@@ -24,7 +24,7 @@ OPTIONS = "chain.json"
 """In the work directory: what was asked for beside the stages' configs."""
 
 
-class TrainingStage(NamedTuple):
+class _TrainingStage(NamedTuple):
     """A stage that trains."""
 
     name: str  # of its work directory
@@ -33,7 +33,7 @@ class TrainingStage(NamedTuple):
     finish: Callable[[Path], None] = lambda workdir: None  # what is done in its work directory afterwards, each time
 
 
-class LabellingStage(NamedTuple):
+class _LabellingStage(NamedTuple):
     """A stage that writes a data set."""
 
     name: str  # of its folder
@@ -41,11 +41,11 @@ class LabellingStage(NamedTuple):
     write: Callable[[Run, Path], Any]
 
 
-def run_stages(stages: Sequence[TrainingStage | LabellingStage], workdir: Path) -> int | None:
+def _run_stages(stages: Sequence[_TrainingStage | _LabellingStage], workdir: Path) -> int | None:
     """Does one stage after another, and leaves what is done as it is; returns the signal that ended one, if any."""
     for stage in stages:
         folder = workdir / stage.name
-        if isinstance(stage, LabellingStage):
+        if isinstance(stage, _LabellingStage):
             if not folder.exists():
                 stage.write(load_run(workdir / stage.run, "last"), folder)
             continue
@@ -79,12 +79,12 @@ def run_chain(configs: Mapping[str, ConfigDict], workdir: Path, *, split: str, m
 
     guided = {"method.wsss_rec.classifier": "classifier"}
     stages = (
-        TrainingStage("classifier", configs["classifier"], finish=threshold),
-        TrainingStage("wsss", configs["wsss"], guided, threshold),
-        LabellingStage("masks", "wsss", lambda run, folder: write_labels(run, folder, Labelling(**masks))),
-        TrainingStage("segmenter", configs["segmenter"], {"data.root": "masks"}),
+        _TrainingStage("classifier", configs["classifier"], finish=threshold),
+        _TrainingStage("wsss", configs["wsss"], guided, threshold),
+        _LabellingStage("masks", "wsss", lambda run, folder: write_labels(run, folder, Labelling(**masks))),
+        _TrainingStage("segmenter", configs["segmenter"], {"data.root": "masks"}),
     )
-    return run_stages(stages, workdir)
+    return _run_stages(stages, workdir)
 
 
 def check(configs: Mapping[str, ConfigDict], split: str, labelled: str) -> None:

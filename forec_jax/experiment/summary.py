@@ -48,10 +48,10 @@ def summary(c: ConfigDict, data: TrainingData, events: Iterable[Mapping[str, Any
         "classes": list(classes),
         "method": c.method.name,
         "auxiliary": sorted(c.auxiliary.keys()),
-        "split": split_content(data),
+        "split": _split_content(data),
         "seed": c.seed,
         "steps": c.steps,
-        "options": changed_options(c),
+        "options": _changed_options(c),
         "config": flat(c.to_dict()),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {"jax": jax.__version__, "forec_jax": forec_jax.__version__},
@@ -68,7 +68,7 @@ def summary(c: ConfigDict, data: TrainingData, events: Iterable[Mapping[str, Any
     return content
 
 
-def split_content(data: TrainingData) -> dict[str, Any]:
+def _split_content(data: TrainingData) -> dict[str, Any]:
     """Which images were trained on."""
     split = data.split
     return {
@@ -83,7 +83,7 @@ def split_content(data: TrainingData) -> dict[str, Any]:
     }
 
 
-def changed_options(c: ConfigDict) -> dict[str, Any]:
+def _changed_options(c: ConfigDict) -> dict[str, Any]:
     """Every option that is not at its default, by dotted key; an auxiliary task's all, as the task itself is not."""
     usual = flat(defaults().to_dict())
     return {key: value for key, value in sorted(flat(c.to_dict()).items()) if key not in usual or value != usual[key]}

@@ -45,7 +45,7 @@ class Row(NamedTuple):
         """What may make its scores others: its options, and which images are labelled."""
         every = flat(self.stored.config.to_dict())
         kept = {key: value for key, value in every.items() if not key.startswith((*REPORTING_KEYS, "plugin"))}
-        return kept | labelled_images(self.stored.workdir)
+        return kept | _labelled_images(self.stored.workdir)
 
 
 def compare_runs(
@@ -62,7 +62,7 @@ def compare_runs(
     runs' data set lies now, if it moved; `seen` is how images are shown.
     """
     rows = [
-        Row(name, stored, {split: result_of(stored, split, network, checkpoint, seen or Seen()) for split in splits})
+        Row(name, stored, {split: _result_of(stored, split, network, checkpoint, seen or Seen()) for split in splits})
         for name, stored in named(workdirs, root).items()
     ]
     repeated = list(repetitions(rows))
@@ -82,11 +82,11 @@ def named(workdirs: Sequence[Path], root: str | None) -> dict[str, Stored]:
     return {workdir.name if unique else str(workdir): read_stored(workdir, root) for workdir in different}
 
 
-def result_of(stored: Stored, split: str, network: str, checkpoint: str, seen: Seen) -> Result:
+def _result_of(stored: Stored, split: str, network: str, checkpoint: str, seen: Seen) -> Result:
     """A run's score on a split: from its records, or found now and kept there."""
     stored = stored._replace(config=seen.of(stored.config))
     dataset = stored.dataset()
-    step, tested = newest_step(stored.workdir / "checkpoints", checkpoint), network_of(stored.workdir, network)
+    step, tested = newest_step(stored.workdir / "checkpoints", checkpoint), _network_of(stored.workdir, network)
     known = dataset.sums or not stored.config.data.root  # without sums of its files their change would not be seen
     if step is not None and tested is not None and known:
         protocol = protocol_of(stored.config, stored.workdir)
@@ -98,7 +98,7 @@ def result_of(stored: Stored, split: str, network: str, checkpoint: str, seen: S
     return evaluated(run, dataset, split, network, checkpoint)[1]
 
 
-def network_of(workdir: Path, network: str) -> str | None:
+def _network_of(workdir: Path, network: str) -> str | None:
     """The network that stands for `network` in a run: the student where there is no teacher; None if that is unknown."""
     scored = logged_evaluations(workdir)
     if network == "student" or not scored:
@@ -112,7 +112,7 @@ def repetitions(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
     for row in rows:
         began = contents.stored_contents(row.stored.workdir)
         options = row.options()
-        kept = {key: value for key, value in options.items() if key not in (*DRAWS, *map(images_of, IMAGES))}
+        kept = {key: value for key, value in options.items() if key not in (*DRAWS, *map(_images_of, IMAGES))}
         # Without a record of how many images are labelled, another list may be of another length.
         drawn = (began.labelled, len(began.trained)) if began else [options.get(key) for key in DRAWS[1:]]
         asked = [(result.question.sha256, result.question.protocol) for result in row.results.values()]
@@ -134,16 +134,16 @@ def spread(group: Sequence[Row], split: str) -> str:
     return f"{mean(scores):.2f} +- {stdev(scores):.2f}" if len(scores) > 1 else NOTHING
 
 
-def labelled_images(workdir: Path) -> dict[str, str]:
+def _labelled_images(workdir: Path) -> dict[str, str]:
     """Which images are labelled and which are not, as sums, beside the options that name them."""
     if not (workdir / SPLIT).exists():
         return {}
     with damage_named(workdir / SPLIT, "remove it if the lists of images are as they were"):
         sums = json.loads((workdir / SPLIT).read_text(encoding="utf-8"))
-        return {images_of(part): sums[part][:8] for part in IMAGES}
+        return {_images_of(part): sums[part][:8] for part in IMAGES}
 
 
-def images_of(part: str) -> str:
+def _images_of(part: str) -> str:
     """What stands for the images of a part of the split among a run's options."""
     return f"({part} images)"
 

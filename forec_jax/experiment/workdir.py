@@ -63,18 +63,18 @@ def check_same_run(workdir: Path, c: ConfigDict, split: Split) -> None:
     stored = workdir / "config.json"
     if stored.exists() and holds_any(workdir / "checkpoints"):
         check_same_config(json.loads(read_config(stored).to_json()), json.loads(c.to_json()), workdir)
-        check_same_images(split, c, workdir)
+        _check_same_images(split, c, workdir)
 
 
 def begin(workdir: Path, c: ConfigDict, labels: Labels, split: Split, val_ids: Sequence[str]) -> None:
     """Writes what a run is to the work directory."""
-    write_json(workdir / SPLIT, image_sums(split))
+    write_json(workdir / SPLIT, _image_sums(split))
     write_json(workdir / VAL, list(val_ids))
     write_json(workdir / "config.json", json.loads(c.to_json()))
     write_json(workdir / "labels.json", labels._asdict())
 
 
-def image_sums(split: Split) -> dict[str, str]:
+def _image_sums(split: Split) -> dict[str, str]:
     """The SHA-256 of the images that are trained on, by the part of the split; of pseudo, that of its masks."""
     return {"labelled": split.sha256, "unlabelled": list_sha256(split.unlabelled), "pseudo": split.pseudo_sha256}
 
@@ -150,7 +150,7 @@ def check_same_config(stored: dict[str, Any], given: dict[str, Any], workdir: Pa
         )
 
 
-def check_same_images(split: Split, c: ConfigDict, workdir: Path) -> None:
+def _check_same_images(split: Split, c: ConfigDict, workdir: Path) -> None:
     """Raises WorkdirError where a run is resumed on other images; one of an earlier version does not say which it had."""
     stored = workdir / SPLIT
     if not stored.exists():
@@ -158,7 +158,7 @@ def check_same_images(split: Split, c: ConfigDict, workdir: Path) -> None:
     with damage_named(stored, "remove it if the lists of images are as they were"):
         before = json.loads(stored.read_text(encoding="utf-8"))
         changed = [
-            f"data.{part}={c.data[part]!r}" for part, sums in image_sums(split).items() if before.get(part, "") != sums
+            f"data.{part}={c.data[part]!r}" for part, sums in _image_sums(split).items() if before.get(part, "") != sums
         ]
     if changed:
         raise WorkdirError(

@@ -86,14 +86,14 @@ def draw(
         keys: M, keys in a set.
     """
     classes = weights.shape[0]
-    query_order, query_count, query_start = by_class(label, valid & eligible, classes)
-    key_order, key_count, key_start = by_class(label, valid, classes)
+    query_order, query_count, query_start = _by_class(label, valid & eligible, classes)
+    key_order, key_count, key_start = _by_class(label, valid, classes)
 
     def draw_class(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         index, weight, class_key = inputs
         query_key, other_key, place_key = jax.random.split(class_key, 3)
         place = jax.random.randint(query_key, (queries,), 0, jnp.maximum(query_count[index], 1))
-        other = draw_by_weight(other_key, weight, (sets, keys))
+        other = _draw_by_weight(other_key, weight, (sets, keys))
         negative = jax.random.randint(place_key, (sets, keys), 0, jnp.maximum(key_count[other], 1))
         return query_order[query_start[index] + place], key_order[key_start[other] + negative]
 
@@ -102,7 +102,7 @@ def draw(
     return Draws(query, negative, (query_count > 0) & jnp.any(weights > 0, axis=-1))
 
 
-def by_class(label: Array, chosen: Array, classes: int) -> tuple[Array, Array, Array]:
+def _by_class(label: Array, chosen: Array, classes: int) -> tuple[Array, Array, Array]:
     """The chosen pixels ordered by class: i32[N] indices (the others follow), i32[K] counts and i32[K] first places."""
     group = jnp.where(chosen, label, classes)
     count = jnp.sum(group[:, None] == jnp.arange(classes)[None], axis=0, dtype=jnp.int32)
@@ -111,7 +111,7 @@ def by_class(label: Array, chosen: Array, classes: int) -> tuple[Array, Array, A
     return jnp.argsort(group, stable=True).astype(jnp.int32), count, start
 
 
-def draw_by_weight(key: Array, weight: Array, shape: tuple[int, ...]) -> Array:
+def _draw_by_weight(key: Array, weight: Array, shape: tuple[int, ...]) -> Array:
     """i32[shape] draws of an index into i32[K], as often as the weights say; K - 1 where all are 0."""
     cumulative = jnp.cumsum(weight)
     point = jax.random.randint(key, shape, 0, jnp.maximum(cumulative[-1], 1))

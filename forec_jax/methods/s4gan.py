@@ -44,14 +44,14 @@ DISCRIMINATOR = "discriminator"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureMatching:
+class _FeatureMatching:
     """How much L_fm counts."""
 
     feature_matching_weight: float = option(0.1, "of L_fm", at_least(0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(FeatureMatching):
+class Options(_FeatureMatching):
     """The discriminator and its optimiser."""
 
     lr: float = option(1e-4, "of the discriminator's Adam, at the start", at_least(0))
@@ -63,7 +63,7 @@ class Options(FeatureMatching):
     )
 
 
-class Exhibit(NamedTuple):
+class _Exhibit(NamedTuple):
     """What the discriminator is shown: N pairs of an image and a class map, of B rows."""
 
     pair: Array  # f32[N,H,W,3+K]; only what is shown as a prediction carries a gradient
@@ -73,7 +73,7 @@ class Exhibit(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class S4Gan(SemiSupervised, FeatureMatching):
+class S4Gan(SemiSupervised, _FeatureMatching):
     """L = supervised_weight * L_s + unsupervised_weight * ramp * L_st + feature_matching_weight * L_fm + L_D + tasks.
 
     The discriminator D sees [image, truth] of the labelled and [image, softmax] of the unlabelled rows. L_D teaches it
@@ -157,25 +157,25 @@ class S4Gan(SemiSupervised, FeatureMatching):
         return outputs[SCORE]
 
 
-def shown_once(image: Array, views: Views, probabilities: Array) -> Exhibit:
+def shown_once(image: Array, views: Views, probabilities: Array) -> _Exhibit:
     """Labelled rows with their truth, unlabelled rows with their prediction."""
     is_truth = views.labelled_row[:, None, None, None]
-    shown = jnp.where(is_truth, with_truth(views, probabilities), probabilities)
+    shown = jnp.where(is_truth, _with_truth(views, probabilities), probabilities)
     rows = jnp.arange(image.shape[0])
-    return Exhibit(beside_image(image, views, shown), views.labelled_row, ~views.labelled_row, rows)
+    return _Exhibit(_beside_image(image, views, shown), views.labelled_row, ~views.labelled_row, rows)
 
 
-def shown_twice(image: Array, views: Views, probabilities: Array) -> Exhibit:
+def shown_twice(image: Array, views: Views, probabilities: Array) -> _Exhibit:
     """Every row with what truth it has, and with its prediction. A row without any truth stands for neither.
 
     The two of a row differ in its labelled pixels alone, and there are as many of one kind as of the other: neither
     anything else in a row nor the number of rows tells truth from prediction.
     """
-    truth = beside_image(image, views, with_truth(views, probabilities))
-    prediction = beside_image(image, views, probabilities)
+    truth = _beside_image(image, views, _with_truth(views, probabilities))
+    prediction = _beside_image(image, views, probabilities)
     has_truth = jnp.any(labelled_pixels(views) & views.valid, axis=(1, 2))
     neither = jnp.zeros_like(has_truth)
-    return Exhibit(
+    return _Exhibit(
         interleave(truth, prediction),
         interleave(has_truth, neither),
         interleave(neither, has_truth),
@@ -183,13 +183,13 @@ def shown_twice(image: Array, views: Views, probabilities: Array) -> Exhibit:
     )
 
 
-def with_truth(views: Views, probabilities: Array) -> Array:
+def _with_truth(views: Views, probabilities: Array) -> Array:
     """The truth f32[B,H,W,K] (one-hot) where there is one, elsewhere the prediction; a constant."""
     truth = jax.nn.one_hot(views.label, probabilities.shape[-1], dtype=probabilities.dtype)
     return jnp.where(labelled_pixels(views)[..., None], truth, jax.lax.stop_gradient(probabilities))
 
 
-def beside_image(image: Array, views: Views, shown: Array) -> Array:
+def _beside_image(image: Array, views: Views, shown: Array) -> Array:
     """f32[B,H,W,3+K]: the image with the class map that is shown for it, zeros in the padding."""
     return jnp.concatenate([image, jnp.where(views.valid[..., None], shown, 0.0)], axis=-1)
 

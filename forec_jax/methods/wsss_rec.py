@@ -191,7 +191,7 @@ class WsssRec(EmaMethod, Weights, MaskOptions):
         return self.at_threshold(self.scores(variables, image, valid), self.mask_threshold)
 
 
-def guiding_network(guide: Guide | None, labels: Labels) -> Network:
+def _guiding_network(guide: Guide | None, labels: Labels) -> Network:
     """The trained classifier's network, whose `init` gives its variables. Raises OptionError where it cannot guide."""
     if guide is None:
         raise OptionError(
@@ -218,7 +218,7 @@ def build(o: Options, p: Parts) -> WsssRec:
     """The method from its parts."""
     foreground = foreground_classes(p.labels)
     check_no_tasks("wsss_rec", p)
-    classifier = guiding_network(p.guide(CLASSIFIER), p.labels)
+    classifier = _guiding_network(p.guide(CLASSIFIER), p.labels)
     network, (background,) = p.network(wsss_heads(len(p.labels.classes))), p.labels.background_classes
     return WsssRec(network, classifier, foreground, background, **taken(WsssRec, o, p.shared(MaskOptions), p.ema))
 

@@ -42,7 +42,7 @@ _ENDINGS = {"kernel": ".weight", "scale": ".weight", "bias": ".bias", "mean": ".
 _SLIM = {"kernel": "_weights", "scale": "_gamma", "bias": "_beta", "mean": "_moving_mean", "var": "_moving_variance"}
 
 
-class Converted(NamedTuple):
+class _Converted(NamedTuple):
     """Another project's tensors in this library's layout, and which network they fill."""
 
     variables: Variables  # dicts by part: "encoder", and SEGMENTATION for a full model; NumPy, float32
@@ -107,7 +107,7 @@ _MODELS = {
 
 def convert(
     tensors: Tensors, source: str, arch: str, *, width: float = 1.0, decoder: DeepLabOptions | None = None
-) -> Converted:
+) -> _Converted:
     """Arranges an encoder's tensors, or a full DeepLabV3+'s, as this library's variables.
 
     Kernels OIHW become HWIO; the bias of a convolution before BatchNorm goes into the running mean, which changes
@@ -145,7 +145,7 @@ def convert(
         )
     _report(dropped)
     variables = nested(filled)
-    return Converted(Variables(variables["params"], variables["batch_stats"]), stem)
+    return _Converted(Variables(variables["params"], variables["batch_stats"]), stem)
 
 
 def _fill(

@@ -18,7 +18,7 @@ SCORE = "score"
 MIN_SIZE = 16  # of an image side: four halvings leave one pixel
 
 
-class Strided(nn.Module):
+class _Strided(nn.Module):
     """Four 4x4 convolutions of stride 2 with LeakyReLU, channel dropout between them, and global average pooling."""
 
     channels: int  # of the first; each further one has twice as many
@@ -46,7 +46,7 @@ class Strided(nn.Module):
         return x.astype(jnp.float32).mean((1, 2))
 
 
-class Linear(nn.Module):
+class _Linear(nn.Module):
     """A linear function of pooled features."""
 
     @nn.compact
@@ -79,7 +79,7 @@ def discriminator_network(
         if min(image.shape[1:3]) < MIN_SIZE:
             raise ValueError(f"the discriminator needs images of {MIN_SIZE} pixels a side, not {image.shape[1:3]}")
         rngs = {"dropout": named_key(rng, "encoder")} if train and rng is not None else None
-        module = Strided(channels, dropout, train, dtype)
+        module = _Strided(channels, dropout, train, dtype)
         features = module.apply({"params": variables.params["encoder"]}, image, rngs=rngs)
         return cast(Array, features), variables.batch_stats
 
@@ -87,15 +87,15 @@ def discriminator_network(
         variables: Variables, head: str, features: Array, *, train: bool = False, rng: Array | None = None
     ) -> tuple[HeadOutput, PyTree]:
         del train, rng
-        score = Linear().apply({"params": variables.params[head]}, features)
+        score = _Linear().apply({"params": variables.params[head]}, features)
         return HeadOutput(cast(Array, score), features), variables.batch_stats
 
     @jax.jit
     def init(key: Array) -> Variables:
         pair = jax.ShapeDtypeStruct((1, MIN_SIZE, MIN_SIZE, 3 + classes), jnp.float32)
         pooled = jax.ShapeDtypeStruct((1, 8 * channels), jnp.float32)
-        encoder = draw_variables(Strided(channels, dropout, False), named_key(key, "encoder"), pair)
-        score = draw_variables(Linear(), named_key(key, SCORE), pooled)
+        encoder = draw_variables(_Strided(channels, dropout, False), named_key(key, "encoder"), pair)
+        score = draw_variables(_Linear(), named_key(key, SCORE), pooled)
         return Variables({"encoder": encoder["params"], SCORE: score["params"]}, {"encoder": {}, SCORE: {}})
 
     return Network(init, encode, decode, (HeadSpec(SCORE, 1),))

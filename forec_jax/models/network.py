@@ -167,7 +167,7 @@ class _Parts:
         rng: Array | None = None,
     ) -> tuple[Features, PyTree]:
         """The maps of images f32[B,H,W,3] in [0, 1], and the batch_stats after them."""
-        check_valid(image, valid, self.encoder.multiple)
+        _check_valid(image, valid, self.encoder.multiple)
         mean, std = (channelwise(jnp.asarray(colour, image.dtype)) for colour in (self.encoder.mean, self.encoder.std))
         maps, stats = _apply(self.encoder.module(train), variables, ENCODER, ((image - mean) / std, valid), train, None)
         if self.shared is not None:
@@ -224,7 +224,7 @@ def named_key(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, crc32(name.encode()))
 
 
-def check_valid(image: Array, valid: Array | None, multiple: int) -> None:
+def _check_valid(image: Array, valid: Array | None, multiple: int) -> None:
     """Raises ValueError where `valid` has not the images' shape, or `multiple` does not divide their sides."""
     if valid is None:
         return

@@ -44,7 +44,7 @@ def launcher(environ: Mapping[str, str]) -> str | None:
     return None
 
 
-def has_the_whole_node(environ: Mapping[str, str]) -> bool:
+def _has_the_whole_node(environ: Mapping[str, str]) -> bool:
     """Whether Slurm or Open MPI started one process a node, which then drives every GPU there."""
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", "") or environ.get("SLURM_TASKS_PER_NODE", "")
     if launcher(environ) == "slurm":
@@ -66,7 +66,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, bi
         if bind is not None:
             raise DistributedError(f"--bind={bind} is for process 0 of --coordinator=HOST:PORT; leave it out")
         if started_by := launcher(os.environ):
-            join_cluster(started_by)
+            _join_cluster(started_by)
         return
     if coordinator is None or processes is None or process is None:
         raise DistributedError(
@@ -95,10 +95,10 @@ def listens_on(coordinator: str, bind: str | None) -> str | None:
         raise DistributedError(f"--coordinator={coordinator} must be HOST:PORT, such as node1:1234")
     if bind is not None:
         return f"[{bind}]:{port}" if ":" in bind and not bind.startswith("[") else f"{bind}:{port}"
-    return coordinator if is_loopback(host) else None
+    return coordinator if _is_loopback(host) else None
 
 
-def is_loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """Whether a host's name or address is this machine for itself alone."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
@@ -106,7 +106,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def join_cluster(started_by: str) -> None:
+def _join_cluster(started_by: str) -> None:
     """Joins the processes that a launcher started, as JAX finds them. Raises DistributedError where it does not."""
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat())
@@ -115,7 +115,7 @@ def join_cluster(started_by: str) -> None:
             f"{started_by} started this process as one of several, but JAX does not find the others ({error}); "
             "say where they are by --coordinator=HOST:PORT --processes=N --process=0..N-1"
         ) from error
-    if has_the_whole_node(os.environ):  # JAX supposes a process a GPU, and would leave it the first one
+    if _has_the_whole_node(os.environ):  # JAX supposes a process a GPU, and would leave it the first one
         jax.config.update("jax_cuda_visible_devices", "all")
         jax.config.update("jax_rocm_visible_devices", "all")
 

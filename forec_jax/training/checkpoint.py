@@ -31,7 +31,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says which, why and what to do."""
 
 
-class UnreadableError(CheckpointError):
+class _UnreadableError(CheckpointError):
     """Checkpoints none of which can be read."""
 
 
@@ -80,7 +80,7 @@ class Checkpoints:
             step_prefix="step",
             # Both managers may save one step at a time: without names of their own several processes would mix them up.
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name),
-            async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(seal, self.folder / name)),
+            async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(_seal, self.folder / name)),
         )
         return ocp.CheckpointManager(self.folder / name, item_names=("state", "layout", "score"), options=options)
 
@@ -170,7 +170,7 @@ class Checkpoints:
             if (state := self._restore(self._last, abstract)) is not None:
                 return state
             reason = f"{self._last.directory} holds no checkpoint"
-        except UnreadableError as error:
+        except _UnreadableError as error:
             reason = str(error)
         log.warning("%s: going on from the best one in %s", reason.partition(";")[0], self._best.directory)
         return self._restore(self._best, abstract)
@@ -196,7 +196,7 @@ class Checkpoints:
                 self._warn_of_damage(manager, step, short(error))
         if steps:
             where = ", ".join(str(self._path(manager, step)) for step in steps)
-            raise UnreadableError(f"no checkpoint can be read ({where}); start anew in another --workdir")
+            raise _UnreadableError(f"no checkpoint can be read ({where}); start anew in another --workdir")
         return None
 
     def _is_damaged(self, manager: ocp.CheckpointManager, step: int) -> bool:
@@ -210,7 +210,7 @@ class Checkpoints:
 
     def _restore_step(self, manager: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
         stored = manager.restore(step, args=ocp.args.Composite(layout=ocp.args.JsonRestore()))["layout"]
-        check_layout(stored, layout(abstract), self._path(manager, step))
+        _check_layout(stored, layout(abstract), self._path(manager, step))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(flatten(abstract)))
         leaves = manager.restore(step, args=items)["state"]
         return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[path] for path in flatten(abstract)])
@@ -251,7 +251,7 @@ class Checkpoints:
             ) from failure
 
 
-def seal(folder: Path) -> None:
+def _seal(folder: Path) -> None:
     """Writes the checksums of the checkpoint that is about to appear in `folder` under its name."""
     for unfinished in folder.glob(UNFINISHED):
         write_checksums(unfinished)
@@ -268,7 +268,7 @@ def short(error: Exception) -> str:
     return line or type(error).__name__
 
 
-def check_layout(stored: Layout, expected: Layout, where: Path) -> None:
+def _check_layout(stored: Layout, expected: Layout, where: Path) -> None:
     """Raises CheckpointError where a stored state is not of the model that the config describes."""
     if stored == expected:
         return

@@ -46,7 +46,7 @@ class Schedule:
         return done % every == 0 or done == self.steps
 
 
-class Pending(NamedTuple):
+class _Pending(NamedTuple):
     """Metrics of a dispatched step, still on the device."""
 
     step: int  # counted from 0
@@ -101,14 +101,14 @@ class Interruption:
         self._handlers = {}
 
 
-def read_metrics(pending: Pending) -> dict[str, float]:
+def _read_metrics(pending: _Pending) -> dict[str, float]:
     """A step's metrics on the host; waits for the step."""
     return {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
 
 
-def check_finite(step: int, metrics: Mapping[str, float], batch_ids: Callable[[int], Any]) -> None:
+def _check_finite(step: int, metrics: Mapping[str, float], batch_ids: Callable[[int], Any]) -> None:
     """Raises NotFiniteError where a metric of `step` (counted from 0) is not finite."""
-    if found := not_finite(metrics):
+    if found := _not_finite(metrics):
         raise NotFiniteError(
             f"step {step + 1}: {found}. The batch was {batch_ids(step)}. No checkpoint of this step was written: go on "
             'from the last one with on_nan="skip", which drops such updates, or start anew in another --workdir with a '
@@ -116,12 +116,12 @@ def check_finite(step: int, metrics: Mapping[str, float], batch_ids: Callable[[i
         )
 
 
-def not_finite(metrics: Mapping[str, float]) -> str:
+def _not_finite(metrics: Mapping[str, float]) -> str:
     """The metrics that are not finite, in words; empty where all are."""
     return ", ".join(f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value))
 
 
-class DroppedUpdates:
+class _DroppedUpdates:
     """Counts the updates that on_nan="skip" dropped, since the process started."""
 
     def __init__(self) -> None:
@@ -138,17 +138,17 @@ class DroppedUpdates:
             return {**metrics, DROPPED: self.number}
         self.number, self._in_a_row = self.number + 1, self._in_a_row + 1
         log.warning(
-            "step %d: %s; the update is dropped. The batch was %s", step + 1, not_finite(metrics), batch_ids(step)
+            "step %d: %s; the update is dropped. The batch was %s", step + 1, _not_finite(metrics), batch_ids(step)
         )
         if self._in_a_row == DROPPED_IN_A_ROW:
             raise NotFiniteError(
-                f"step {step + 1}: the {DROPPED_IN_A_ROW}th update in a row that is not finite ({not_finite(metrics)}); "
+                f"step {step + 1}: the {DROPPED_IN_A_ROW}th update in a row that is not finite ({_not_finite(metrics)}); "
                 "start anew in another --workdir with a lower optim.lr or with optim.clip_norm"
             )
         return {name: value for name, value in metrics.items() if math.isfinite(value)} | {DROPPED: self.number}
 
 
-def was_scored(reporter: Reporter, step: int) -> bool:
+def _was_scored(reporter: Reporter, step: int) -> bool:
     """Whether the evaluation after `step` steps was made: a signal may have come before it, or during it."""
     return any(event["event"] == "evaluation" and event["step"] == step for event in reporter.events)
 
@@ -176,18 +176,18 @@ def train(
     The best state is told by the score that the best checkpoint holds, not by the log; `is_best` is another rule.
     The caller has entered `interruption`, and leaves it when the checkpoints are closed: the last save is not cut short.
     """
-    pending: Pending | None = None
-    dropped = DroppedUpdates()
+    pending: _Pending | None = None
+    dropped = _DroppedUpdates()
     best = checkpoints.best_score() or best_of(reporter.events)
 
     def settle() -> None:
         nonlocal pending
         if pending is None:
             return
-        metrics, done = read_metrics(pending), pending.step + 1
+        metrics, done = _read_metrics(pending), pending.step + 1
         if DROPPED in metrics:
             metrics = dropped.count(pending.step, metrics, batch_ids)
-        check_finite(pending.step, metrics, batch_ids)
+        _check_finite(pending.step, metrics, batch_ids)
         reporter.advance(done, metrics)
         if schedule.is_due(schedule.log_every, done) or done == 1:
             reporter.train(done, metrics)
@@ -208,7 +208,7 @@ def train(
             checkpoints.save_best(state, done, score_of(results))
         return better, 0
 
-    if first_step and schedule.is_due(schedule.evaluate_every, first_step) and not was_scored(reporter, first_step):
+    if first_step and schedule.is_due(schedule.evaluate_every, first_step) and not _was_scored(reporter, first_step):
         _, stopped_by = score(first_step)
         if stopped_by:
             return state, stopped_by
@@ -217,7 +217,7 @@ def train(
         with jax.transfer_guard("disallow"):
             state, metrics = step(state, batch)
         settle()
-        pending, done = Pending(index, metrics), index + 1
+        pending, done = _Pending(index, metrics), index + 1
         stopped_by, better = interruption.heard(mesh), False
         if schedule.is_due(schedule.evaluate_every, done) and not stopped_by:
             settle()

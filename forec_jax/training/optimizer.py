@@ -30,7 +30,7 @@ def poly_schedule(peak: float, steps: int, power: float, warmup: int) -> optax.S
     return schedule
 
 
-def parameter_groups(params: dict[str, PyTree]) -> dict[str, PyTree]:
+def _parameter_groups(params: dict[str, PyTree]) -> dict[str, PyTree]:
     """A tree of "encoder" or "heads", one a parameter; `params` is network name -> part -> parameters."""
     return {
         network: {
@@ -57,7 +57,7 @@ def with_own_optimizers(
     return optax.partition({SHARED: shared, **own}, owner)
 
 
-def is_kernel(params: PyTree) -> PyTree:
+def _is_kernel(params: PyTree) -> PyTree:
     """True for convolution kernels, False for biases and BatchNorm's scale and shift."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
@@ -79,7 +79,7 @@ class OptimizerOptions:
 
 def make_optimizer(o: OptimizerOptions, steps: int) -> optax.GradientTransformation:
     """SGD with momentum, or AdamW, with poly decay over `steps`."""
-    mask = None if o.decay_batch_norm else is_kernel
+    mask = None if o.decay_batch_norm else _is_kernel
 
     def rule(multiplier: float) -> optax.GradientTransformation:
         schedule = poly_schedule(o.lr * multiplier, steps, o.poly_power, o.warmup)
@@ -88,5 +88,5 @@ def make_optimizer(o: OptimizerOptions, steps: int) -> optax.GradientTransformat
         decay = optax.add_decayed_weights(o.weight_decay, mask)
         return optax.chain(decay, optax.sgd(schedule, momentum=o.momentum, nesterov=False))
 
-    rules = optax.partition({ENCODER: rule(1.0), HEADS: rule(o.head_lr_multiplier)}, parameter_groups)
+    rules = optax.partition({ENCODER: rule(1.0), HEADS: rule(o.head_lr_multiplier)}, _parameter_groups)
     return optax.chain(optax.clip_by_global_norm(o.clip_norm), rules) if o.clip_norm else rules

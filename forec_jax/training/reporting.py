@@ -148,11 +148,11 @@ class Reporter:
         event = finite(event)
         self.events.append(event)
         self._file.write(to_json(event))
-        for name, value in scalars_of(event, self._classes):
+        for name, value in _scalars_of(event, self._classes):
             self._board.scalar(f"{event['event']}/{name}", value, event["step"])
 
 
-def scalars_of(event: Mapping[str, Any], classes: Sequence[str]) -> Iterator[tuple[str, float]]:
+def _scalars_of(event: Mapping[str, Any], classes: Sequence[str]) -> Iterator[tuple[str, float]]:
     """The numbers of an event by name, as TensorBoard shows them: a class's IoU as `teacher_iou/cat`."""
     for name, value in event.items():
         if isinstance(value, int | float) and name != "step":

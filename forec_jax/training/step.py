@@ -18,7 +18,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 DROPPED = "dropped_updates"
 
 
-def step_key(seed: int, step: Array) -> Array:
+def _step_key(seed: int, step: Array) -> Array:
     """The key of a step: nothing random is kept in the state, so a resumed run draws what an uninterrupted one draws."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP_STREAM), step)
 
@@ -28,7 +28,7 @@ def objective(terms: Terms) -> Array:
     return sum((term.weight * term.mean.value() for term in terms.values()), start=jnp.zeros(()))
 
 
-def micro_batches(batch: Batch, parts: int) -> Batch:
+def _micro_batches(batch: Batch, parts: int) -> Batch:
     """[B, ...] to [parts, B/parts, ...]; micro-batch m holds rows m, m + parts, ... so that no row leaves its device."""
 
     def split(rows: Array) -> Array:
@@ -62,7 +62,7 @@ def accumulated_terms(
         carry = carry._replace(batch_stats=aux.batch_stats, teacher=teacher, memory=aux.memory)
         return carry, (terms, aux.metrics)
 
-    last, (terms, metrics) = jax.lax.scan(body, state, (micro_batches(batch, parts), jax.random.split(key, parts)))
+    last, (terms, metrics) = jax.lax.scan(body, state, (_micro_batches(batch, parts), jax.random.split(key, parts)))
     add = functools.partial(jax.tree.map, lambda leaf: jnp.sum(leaf, axis=0))
     # A weight is the same in every part, or a schedule's value that is; the mean keeps it.
     terms = {name: term._replace(mean=add(term.mean), weight=jnp.mean(term.weight)) for name, term in terms.items()}
@@ -90,7 +90,7 @@ def train_step(
     The metrics are those of the state before the update: every term unweighted, the loss, the gradient's norm. `gather`
     makes whole what is sharded between steps, where the networks use it.
     """
-    key = step_key(seed, state.step)
+    key = _step_key(seed, state.step)
     seen = state._replace(teacher=gather(state.teacher))
 
     def loss(params: dict[str, PyTree]) -> tuple[Array, tuple[Terms, Aux]]:
@@ -105,10 +105,10 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     teacher = method.update_teacher(state, params, aux.batch_stats, aux.teacher_stats)
     new_state = TrainState(state.step + 1, params, aux.batch_stats, teacher, opt_state, aux.memory)
-    return new_state, step_metrics(value, terms, aux.metrics, optax.tree.norm(gradients), skipped(batch))
+    return new_state, _step_metrics(value, terms, aux.metrics, optax.tree.norm(gradients), skipped(batch))
 
 
-def step_metrics(loss: Array, terms: Terms, metrics: Metrics, gradient_norm: Array, skip: Array) -> StepMetrics:
+def _step_metrics(loss: Array, terms: Terms, metrics: Metrics, gradient_norm: Array, skip: Array) -> StepMetrics:
     """Scalars to log."""
     scalars = {"loss": loss, "gradient_norm": gradient_norm, "skipped": skip}
     scalars |= {name: term.mean.value() for name, term in terms.items()}

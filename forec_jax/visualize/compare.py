@@ -147,10 +147,10 @@ def truth_of(example: Example) -> np.ndarray:
 
 def sheets_class(example: Example, predicted: Sequence[np.ndarray], labels: Labels) -> int:
     """The class that all rows of a sheet are about: the truth's main one, or else the first prediction's."""
-    return main_class(predicted[0] if example.label is None else example.label, labels.background_classes)
+    return _main_class(predicted[0] if example.label is None else example.label, labels.background_classes)
 
 
-def main_class(label: np.ndarray, background: Sequence[int]) -> int:
+def _main_class(label: np.ndarray, background: Sequence[int]) -> int:
     """The class of most pixels that is not the background's; IGNORE where there is none."""
     pixels = np.bincount(label.ravel(), minlength=IGNORE + 1)
     pixels[[*background, IGNORE]] = 0

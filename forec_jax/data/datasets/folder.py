@@ -300,10 +300,10 @@ def load(place: Place, o: Options) -> Dataset:
     )
 
 
-def folder_labels(root: Path, _: Options) -> Labels:
+def _folder_labels(root: Path, _: Options) -> Labels:
     """The class file's labels."""
     said = read_classes(root / CLASS_FILE)
     return Labels(said.names, said.palette, said.background)
 
 
-ENTRY = DataEntry("folder", Options, load, folder_labels, holds=f"images/, masks/ and {CLASS_FILE}")
+ENTRY = DataEntry("folder", Options, load, _folder_labels, holds=f"images/, masks/ and {CLASS_FILE}")

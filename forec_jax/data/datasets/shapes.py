@@ -38,7 +38,7 @@ _OBJECT_SATURATION, _BACKGROUND_SATURATION = (0.45, 0.95), (0.15, 0.5)
 _SUPERSAMPLING = 4
 
 
-class Thing(NamedTuple):
+class _Thing(NamedTuple):
     """An object of a scene. Lengths are fractions of the image's side."""
 
     class_index: int
@@ -51,13 +51,13 @@ class Thing(NamedTuple):
     frequency: float
 
 
-class Scene(NamedTuple):
+class _Scene(NamedTuple):
     """All that is drawn for one image, before pixels."""
 
     background: int  # index of the background's texture kind
     colours: np.ndarray  # f32[2,3] in [0, 255]
     frequency: float
-    things: tuple[Thing, ...]  # back to front; the last is the main object
+    things: tuple[_Thing, ...]  # back to front; the last is the main object
 
 
 def shapes_dataset(*, size: int = 96, seed: int = 0, counts: Mapping[str, int] | None = None) -> Dataset:
@@ -101,11 +101,11 @@ class ShapesSource:
             raise IndexError(f"shapes/{self.split} has {self.count} examples; there is no index {index}")
         if index not in self._cache:
             rng = self._rng(index)
-            self._cache[index] = render(rng, self._draw(rng), self.size)
+            self._cache[index] = _render(rng, self._draw(rng), self.size)
         image, label = self._cache[index]
         return Example(f"{self.split}_{index:05d}", image, label if self.labels else None)
 
-    def scene(self, index: int) -> Scene:
+    def scene(self, index: int) -> _Scene:
         """What example `index` is made of."""
         return self._draw(self._rng(index))
 
@@ -116,14 +116,14 @@ class ShapesSource:
     def _rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, zlib.crc32(self.split.encode()), index])
 
-    def _draw(self, rng: np.random.Generator) -> Scene:
-        return draw_scene(rng, 0.0 if self.split == "val_decorrelated" else CONTEXT_RATE)
+    def _draw(self, rng: np.random.Generator) -> _Scene:
+        return _draw_scene(rng, 0.0 if self.split == "val_decorrelated" else CONTEXT_RATE)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}  # a worker process draws for itself; images need not travel
 
 
-def draw_scene(rng: np.random.Generator, context_rate: float) -> Scene:
+def _draw_scene(rng: np.random.Generator, context_rate: float) -> _Scene:
     """A scene whose background is the main class's own with probability `context_rate`, any kind alike otherwise."""
     main = int(rng.integers(1, len(CLASSES)))
     background = main - 1 if rng.random() < context_rate else int(rng.integers(len(_KINDS)))
@@ -134,14 +134,14 @@ def draw_scene(rng: np.random.Generator, context_rate: float) -> Scene:
     ]
     things = [_draw_thing(rng, k, (0.12, 0.22)) for k in others]
     things.append(_draw_thing(rng, main, (0.25, 0.42)))
-    return Scene(background, colours, rng.uniform(3.0, 9.0), tuple(things))
+    return _Scene(background, colours, rng.uniform(3.0, 9.0), tuple(things))
 
 
-def _draw_thing(rng: np.random.Generator, class_index: int, radii: tuple[float, float]) -> Thing:
+def _draw_thing(rng: np.random.Generator, class_index: int, radii: tuple[float, float]) -> _Thing:
     centre = rng.uniform(0.18, 0.82, 2)
     own = class_index - 1
     hue = own / len(_KINDS) if rng.random() < TYPICAL_RATE else rng.random()
-    return Thing(
+    return _Thing(
         class_index,
         (float(centre[0]), float(centre[1])),
         radius=rng.uniform(*radii),
@@ -160,7 +160,7 @@ def _two_colours(rng: np.random.Generator, hue: float, saturation: tuple[float, 
     return 255 * np.array([colorsys.hsv_to_rgb(hue, *shade) for shade in shades])
 
 
-def render(rng: np.random.Generator, scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _render(rng: np.random.Generator, scene: _Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The scene's image u8[size,size,3] and label u8[size,size]."""
     image = paint(rng, _KINDS[scene.background], size, scene.colours, scene.frequency)
     label = np.zeros((size, size), np.uint8)
@@ -174,7 +174,7 @@ def render(rng: np.random.Generator, scene: Scene, size: int) -> tuple[np.ndarra
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), label
 
 
-def _coverage(thing: Thing, size: int) -> np.ndarray:
+def _coverage(thing: _Thing, size: int) -> np.ndarray:
     """How much of each pixel the object covers, f32[size,size] in [0, 1]."""
     canvas = Image.new("L", (size * _SUPERSAMPLING, size * _SUPERSAMPLING))
     draw = ImageDraw.Draw(canvas)
@@ -197,7 +197,7 @@ def _outline(shape: str) -> np.ndarray:
     return np.stack([radius * np.sin(turn), -radius * np.cos(turn)], axis=1)
 
 
-def _on_canvas(points: np.ndarray, thing: Thing, side: int) -> list[tuple[float, float]]:
+def _on_canvas(points: np.ndarray, thing: _Thing, side: int) -> list[tuple[float, float]]:
     """Unit corners stretched, turned, scaled and moved to where the object is, in canvas pixels."""
     stretched = points * np.array([thing.stretch**0.5, thing.stretch**-0.5])
     c, s = np.cos(thing.angle), np.sin(thing.angle)

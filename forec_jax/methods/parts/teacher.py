@@ -34,14 +34,14 @@ def ema_decay(step: Array, decay: float) -> Array:
     return jnp.minimum(1.0 - 1.0 / (step.astype(jnp.float32) + 1.0), decay)
 
 
-def restrict(tree: PyTree, heads: tuple[str, ...]) -> PyTree:
+def _restrict(tree: PyTree, heads: tuple[str, ...]) -> PyTree:
     """The parts of a params or batch_stats dict that these heads need; there is a pyramid where it is shared."""
     return {part: tree[part] for part in ("encoder", PYRAMID, *heads) if part in tree}
 
 
 def first_teacher(student: Variables, heads: tuple[str, ...] = TEACHER_HEADS) -> Variables:
     """A teacher equal to the student, with buffers of its own (the state is donated: no two leaves may share one)."""
-    return jax.tree.map(jnp.copy, Variables(restrict(student.params, heads), restrict(student.batch_stats, heads)))
+    return jax.tree.map(jnp.copy, Variables(_restrict(student.params, heads), _restrict(student.batch_stats, heads)))
 
 
 def updated_teacher(

@@ -99,19 +99,19 @@ def unsupervised_terms(
     divides by their number (ReCo, Eq. 5). A threshold of 0 keeps all. Each pixel's cross-entropy is times `pixel_weight`,
     which may be f32[B,H,W].
     """
-    candidate, kept = kept_pixels(views, threshold)
-    share, number = pixel_weights(candidate, kept, normaliser)
+    candidate, kept = _kept_pixels(views, threshold)
+    share, number = _pixel_weights(candidate, kept, normaliser)
     error = weighted_cross_entropy(logits, views.label, share * pixel_weight)
-    return {name: Term(Mean(jnp.sum(error), number), weight)}, pseudo_label_metrics(views, candidate, kept)
+    return {name: Term(Mean(jnp.sum(error), number), weight)}, _pseudo_label_metrics(views, candidate, kept)
 
 
-def kept_pixels(views: Views, threshold: float) -> tuple[Array, Array]:
+def _kept_pixels(views: Views, threshold: float) -> tuple[Array, Array]:
     """The pseudo-labelled pixels, and those of them above the threshold; both bool[B,H,W]."""
     candidate = ~views.is_ground_truth & views.valid & (views.label != IGNORE)
     return candidate, candidate & (views.confidence > threshold)
 
 
-def pixel_weights(candidate: Array, kept: Array, normaliser: Normaliser) -> tuple[Array, Array]:
+def _pixel_weights(candidate: Array, kept: Array, normaliser: Normaliser) -> tuple[Array, Array]:
     """What each pixel of L_u counts, f32[B,H,W], and the number f32[] that the sum is divided by."""
     match normaliser:
         case "eta":
@@ -124,7 +124,7 @@ def pixel_weights(candidate: Array, kept: Array, normaliser: Normaliser) -> tupl
             return kept.astype(jnp.float32), jnp.sum(candidate, dtype=jnp.float32)
 
 
-def pseudo_label_metrics(views: Views, candidate: Array, kept: Array) -> Metrics:
+def _pseudo_label_metrics(views: Views, candidate: Array, kept: Array) -> Metrics:
     """The share of the pseudo-labelled pixels that was kept, and their mean confidence."""
     candidates = jnp.sum(candidate, dtype=jnp.float32)
     return {

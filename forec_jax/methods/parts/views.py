@@ -40,20 +40,20 @@ def labelled_rows(key: Array, part: Labelled, colour: Colour) -> Rows:
     )
 
 
-def completed_rows(key: Array, part: Labelled, probabilities: Array, colour: Colour) -> Rows:
+def _completed_rows(key: Array, part: Labelled, probabilities: Array, colour: Colour) -> Rows:
     """Rows of ground truth whose UNLABELLED pixels are labelled by the teacher's f32[b,H,W,K] probabilities."""
     rows = labelled_rows(key, part, colour)
-    label, confidence = pseudo_labels(probabilities)
+    label, confidence = _pseudo_labels(probabilities)
     return rows._replace(
         label=jnp.where(rows.is_ground_truth, rows.label, label),
         confidence=jnp.where(rows.is_ground_truth, rows.confidence, confidence),
     )
 
 
-def pseudo_labelled_rows(key: Array, part: Unlabelled, probabilities: Array, colour: Colour) -> Rows:
+def _pseudo_labelled_rows(key: Array, part: Unlabelled, probabilities: Array, colour: Colour) -> Rows:
     """Rows labelled by the teacher's f32[b,H,W,K] probabilities of the weak view, unthresholded; IGNORE in the padding."""
     clean = unit_image(part.image)
-    label, confidence = pseudo_labels(probabilities)
+    label, confidence = _pseudo_labels(probabilities)
     return Rows(
         clean=clean,
         strong=colour(key, clean, part.valid),
@@ -104,13 +104,13 @@ def taught_views(
     """
     colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
     if partial_labels:
-        rows = completed_rows(colour_l, labelled, teach(unit_image(labelled.image)), labelled_colour)
+        rows = _completed_rows(colour_l, labelled, teach(unit_image(labelled.image)), labelled_colour)
     else:
         rows = labelled_rows(colour_l, labelled, labelled_colour)
     rows = labelled_mixing(mixing_l, rows)
     if unlabelled is None:
         return student_input(rows, None)
-    pseudo = pseudo_labelled_rows(colour_u, unlabelled, teach(unit_image(unlabelled.image)), colour)
+    pseudo = _pseudo_labelled_rows(colour_u, unlabelled, teach(unit_image(unlabelled.image)), colour)
     return student_input(rows, mixing(mixing_u, pseudo))
 
 
@@ -129,7 +129,7 @@ def unlabelled_rows(key: Array, part: Unlabelled, colour: Colour) -> Rows:
 
 def self_labelled(views: Views, probabilities: Array) -> Views:
     """The views with the student's own f32[B,H,W,K] probabilities of them as pseudo-labels where there is no truth."""
-    label, confidence = pseudo_labels(probabilities)
+    label, confidence = _pseudo_labels(probabilities)
     asked = views.valid & ~views.is_ground_truth
     return views._replace(
         label=jnp.where(asked, label, views.label), confidence=jnp.where(asked, confidence, views.confidence)
@@ -142,7 +142,7 @@ def without_pseudo_labels(views: Views, hidden: Array) -> Views:
     return views._replace(label=jnp.where(gone, IGNORE, views.label), confidence=jnp.where(gone, 0.0, views.confidence))
 
 
-def pseudo_labels(probabilities: Array) -> tuple[Array, Array]:
+def _pseudo_labels(probabilities: Array) -> tuple[Array, Array]:
     """The likeliest classes i32[b,H,W] by f32[b,H,W,K], and how likely they are, f32[b,H,W]; without gradient."""
     probabilities = jax.lax.stop_gradient(probabilities)
     label = checkpoint_name(jnp.argmax(probabilities, axis=-1).astype(jnp.int32), PSEUDO_LABELS)

@@ -33,7 +33,7 @@ PixelSpace = Literal["unit", "imagenet"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Painting(RowWeights):
+class _Painting(RowWeights):
     """What both tasks have."""
 
     pixel_space: PixelSpace = option(
@@ -42,20 +42,20 @@ class Painting(RowWeights):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ForegroundPainting(Painting, PseudoTruth):
+class _ForegroundPainting(_Painting, PseudoTruth):
     """What the foreground's has beside that."""
 
     void: Void = option("exclude", 'foreground: void ground truth is left out, or "zero" as Eq. 3 to the letter')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(ForegroundPainting, TaskOptions):
+class Options(_ForegroundPainting, TaskOptions):
     """Which of the two tasks it is."""
 
     target: Literal["image", "foreground"] = option("image", '"image": every pixel; "foreground": FOrec, section 4.4')
 
 
-def reconstruction_terms(
+def _reconstruction_terms(
     output: Array, target: Array, included: Array, views: Views, weights: tuple[float, float]
 ) -> Terms:
     """Mean squared errors, apart for labelled and unlabelled rows, with their weights (labelled, unlabelled)."""
@@ -68,7 +68,7 @@ def reconstruction_terms(
     }
 
 
-def target_pixels(image: Array, space: PixelSpace) -> Array:
+def _target_pixels(image: Array, space: PixelSpace) -> Array:
     """The pixels to reconstruct from f32[B,H,W,3] in [0,1]: as they are, or normalised by ImageNet's mean and deviation."""
     if space == "unit":
         return image
@@ -77,7 +77,7 @@ def target_pixels(image: Array, space: PixelSpace) -> Array:
 
 
 def unit_pixels(output: Array, space: PixelSpace) -> Array:
-    """The inverse of `target_pixels`: what a head painted, f32[B,H,W,3], in [0,1] where it paints colours that exist."""
+    """The inverse of `_target_pixels`: what a head painted, f32[B,H,W,3], in [0,1] where it paints colours that exist."""
     if space == "unit":
         return output
     mean, std = _imagenet()
@@ -90,7 +90,7 @@ def _imagenet() -> tuple[Array, Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageReconstruction(Painting):
+class ImageReconstruction(_Painting):
     """Standard reconstruction (FOrec, section 4.3): every valid pixel of the clean view."""
 
     memory: ClassVar[PyTree] = ()
@@ -105,14 +105,14 @@ class ImageReconstruction(Painting):
     ) -> tuple[Terms, Metrics, PyTree]:
         """The labelled and the unlabelled rows' mean squared error."""
         del key
-        target = target_pixels(views.image, self.pixel_space)
+        target = _target_pixels(views.image, self.pixel_space)
         weights = (self.labelled_weight, self.unlabelled_weight)
-        terms = reconstruction_terms(outputs[self.head.name].output, target, views.valid, views, weights)
+        terms = _reconstruction_terms(outputs[self.head.name].output, target, views.valid, views, weights)
         return terms, {}, memory
 
 
 @dataclasses.dataclass(frozen=True)
-class ForegroundReconstruction(ForegroundPainting):
+class ForegroundReconstruction(_ForegroundPainting):
     """FOrec (section 4.4, Eq. 3): foreground pixels as they are, background as 0, pixels of unknown class left out.
 
     A pixel's class is its ground truth, or the teacher's pseudo-label where it is more confident than `threshold`.
@@ -134,7 +134,7 @@ class ForegroundReconstruction(ForegroundPainting):
         if self.void == "zero":
             included |= void
         painted = included & ~void & ~is_background(views.label, self.background_classes)
-        target = jnp.where(painted[..., None], target_pixels(views.image, self.pixel_space), 0.0)
+        target = jnp.where(painted[..., None], _target_pixels(views.image, self.pixel_space), 0.0)
         return target, included
 
     def loss(
@@ -144,7 +144,7 @@ class ForegroundReconstruction(ForegroundPainting):
         del key
         target, included = self.target(views)
         weights = (self.labelled_weight, self.unlabelled_weight)
-        terms = reconstruction_terms(outputs[self.head.name].output, target, included, views, weights)
+        terms = _reconstruction_terms(outputs[self.head.name].output, target, included, views, weights)
         valid = jnp.sum(views.valid, dtype=jnp.float32)
         return terms, {"reconstructed": Mean(jnp.sum(included, dtype=jnp.float32), valid)}, memory
 

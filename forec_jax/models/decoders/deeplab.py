@@ -40,7 +40,7 @@ U2PL = DeepLabOptions(rates=(12, 24, 36), low_level_channels=256, projection_siz
 """U2PL's, AEL's and semi_seg_proto's decoder; their encoder is output stride 8, deep stem, multi_grid (2, 2, 4)."""
 
 
-def atrous_pyramid(
+def _atrous_pyramid(
     x: Array, valid: Array | None, options: DeepLabOptions, train: bool, momentum: float, dtype: Any
 ) -> Array:
     """The ASPP, [B,h,w,C] -> [B,h,w,options.channels]: image pooling, 1x1 and three dilated 3x3 branches, joined.
@@ -59,16 +59,16 @@ def atrous_pyramid(
         branches.append(branch(x))
     x = jnp.concatenate(branches, axis=-1)
     x = ConvNorm(options.channels, size=options.projection_size, name="projection", **shared)(x, valid)
-    return drop_channels(x, options, train)
+    return _drop_channels(x, options, train)
 
 
-def drop_channels(x: Array, options: DeepLabOptions, train: bool) -> Array:
+def _drop_channels(x: Array, options: DeepLabOptions, train: bool) -> Array:
     """Dropout of whole channels, in train mode."""
     return nn.Dropout(options.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
 
 
-class SharedPyramid(nn.Module):
-    """One ASPP that all heads read (`SharingDecoder`)."""
+class _SharedPyramid(nn.Module):
+    """One ASPP that all heads read (`_SharingDecoder`)."""
 
     options: DeepLabOptions
     train: bool
@@ -78,7 +78,7 @@ class SharedPyramid(nn.Module):
     @nn.compact
     def __call__(self, high: Array, valid: Array | None) -> Array:
         """[B,h',w',C'] -> [B,h',w',options.channels]."""
-        return atrous_pyramid(high, valid, self.options, self.train, self.momentum, self.dtype)
+        return _atrous_pyramid(high, valid, self.options, self.train, self.momentum, self.dtype)
 
 
 class DeepLabDecoder(nn.Module):
@@ -102,7 +102,7 @@ class DeepLabDecoder(nn.Module):
         x = jnp.concatenate([x, detail], axis=-1)
         for index in (1, 2):
             x = ConvNorm(options.channels, size=3, name=f"fuse{index}", **shared)(x, valid)
-            x = drop_channels(x, options, self.train)
+            x = _drop_channels(x, options, self.train)
         output = Conv(self.channels, last=True, dtype=self.dtype, name="last")(x)
         output = output.astype(jnp.float32)
         if self.upsample:
@@ -111,7 +111,7 @@ class DeepLabDecoder(nn.Module):
 
     def _pyramid(self, x: Array, valid: Array | None) -> Array:
         """The head's own ASPP."""
-        return atrous_pyramid(x, valid, self.options, self.train, self.momentum, self.dtype)
+        return _atrous_pyramid(x, valid, self.options, self.train, self.momentum, self.dtype)
 
     def _resize(self, x: Array, size: tuple[int, int], valid: Array | None, image: tuple[int, int]) -> Array:
         if valid is None:
@@ -125,8 +125,8 @@ class DeepLabDecoder(nn.Module):
         )
 
 
-class SharingDecoder(DeepLabDecoder):
-    """A head without an ASPP of its own: the high-level map that it is given is the `SharedPyramid`'s result."""
+class _SharingDecoder(DeepLabDecoder):
+    """A head without an ASPP of its own: the high-level map that it is given is the `_SharedPyramid`'s result."""
 
     def _pyramid(self, x: Array, valid: Array | None) -> Array:
         """The map as it is."""
@@ -136,7 +136,7 @@ class SharingDecoder(DeepLabDecoder):
 
 def build(o: DeepLabOptions, form: Form) -> Decoder:
     """DeepLabV3+'s decoder as any number of heads; with `share_aspp` they share more than the encoder."""
-    kind = SharingDecoder if o.share_aspp else DeepLabDecoder
+    kind = _SharingDecoder if o.share_aspp else DeepLabDecoder
 
     def head(spec: HeadSpec) -> Callable[[bool], nn.Module]:
         if spec.linear:
@@ -144,7 +144,7 @@ def build(o: DeepLabOptions, form: Form) -> Decoder:
         return lambda train: kind(spec.channels, o, train, spec.upsample, form.momentum, form.dtype)
 
     def pyramid(train: bool) -> nn.Module:
-        return SharedPyramid(o, train, form.momentum, form.dtype)
+        return _SharedPyramid(o, train, form.momentum, form.dtype)
 
     return Decoder(head, reads="low_high", shared=pyramid if o.share_aspp else None)
 

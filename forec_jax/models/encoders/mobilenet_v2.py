@@ -22,7 +22,7 @@ _LOW_LEVEL_STAGE = 1
 _HALF = (0.5, 0.5, 0.5)
 
 
-class Convention(NamedTuple):
+class _Convention(NamedTuple):
     """What weights take for granted and no tensor shows: it depends on where they were trained."""
 
     symmetric: bool  # margins at stride 2: alike on all sides, or only at the bottom and the right
@@ -32,14 +32,14 @@ class Convention(NamedTuple):
 
 
 FORMS = {
-    "slim": Convention(symmetric=False, epsilon=1e-3, mean=_HALF, std=_HALF),
-    "torch": Convention(symmetric=True, epsilon=1e-5, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "slim": _Convention(symmetric=False, epsilon=1e-3, mean=_HALF, std=_HALF),
+    "torch": _Convention(symmetric=True, epsilon=1e-5, mean=IMAGENET_MEAN, std=IMAGENET_STD),
 }
 """TensorFlow's (TF-slim, and transformers, which took its weights), and PyTorch's (torchvision, timm)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MobileNetOptions(DilatedOptions):
+class _MobileNetOptions(DilatedOptions):
     """The form of a MobileNetV2."""
 
     form: Literal["slim", "torch"] = option(
@@ -64,7 +64,7 @@ def _bottom_right(height: int, width: int) -> Padding:
     return (0, 1 + height % 2), (0, 1 + width % 2)
 
 
-def _halving(x: Array, convention: Convention) -> Padding:
+def _halving(x: Array, convention: _Convention) -> Padding:
     """The margins with which a 3x3 convolution at stride 2 halves a map, rounding up."""
     return same_padding(3) if convention.symmetric else _bottom_right(*x.shape[1:3])
 
@@ -75,7 +75,7 @@ class _Block(nn.Module):
     features: int
     expansion: int
     train: bool
-    convention: Convention
+    convention: _Convention
     strides: int = 1
     dilation: int = 1
     momentum: float = 0.9
@@ -158,7 +158,7 @@ class MobileNetV2(nn.Module):
         return low, x
 
 
-def build(variant: str, o: MobileNetOptions, form: Form) -> Encoder:
+def build(variant: str, o: _MobileNetOptions, form: Form) -> Encoder:
     """A MobileNetV2 as an encoder."""
     del variant  # there is one
 
@@ -168,11 +168,11 @@ def build(variant: str, o: MobileNetOptions, form: Form) -> Encoder:
     return Encoder(module, FORMS[o.form].mean, FORMS[o.form].std, gives="low_high")
 
 
-def weights(source: str, variant: str, o: MobileNetOptions) -> Variables:
+def weights(source: str, variant: str, o: _MobileNetOptions) -> Variables:
     """Pretrained weights; see `load_weights`."""
     from forec_jax.models.pretrained import load_weights  # lays out whole networks, of which this is a part
 
     return load_weights(source, variant, form=o.form, width=o.width)
 
 
-ENTRY = EncoderEntry("mobilenet_v2", ("mobilenet_v2",), MobileNetOptions, build, decoder="deeplab", weights=weights)
+ENTRY = EncoderEntry("mobilenet_v2", ("mobilenet_v2",), _MobileNetOptions, build, decoder="deeplab", weights=weights)
