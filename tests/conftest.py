@@ -26,6 +26,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")  # a broadcast that nobod
 TOY_CHANNELS = 4
 
 
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """For tests in which compiling takes the time, not running: pytestmark = pytest.mark.usefixtures(...)."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def toy_network(heads=(HeadSpec("segmentation", 3),), normalise=True, channels=TOY_CHANNELS):
     """A network of two matrices a head, with a BatchNorm-like mean in the encoder if `normalise`."""
 

@@ -110,7 +110,7 @@ class Remembered:
     def loss(self, outputs, views, key, memory):
         number, mean = memory[0] + 1, jnp.stack(memory[1])
         mean = mean + (views.image.mean((0, 1, 2)) - mean) / number
-        error = ((outputs["remembered"].output - mean) ** 2).sum(-1)
+        error = ((outputs["remembered"].output - mean[None, None, None]) ** 2).sum(-1)
         return {"remembered_loss": Term(Mean(error.sum(), 1.0 * error.size), 1.0)}, {}, (number, tuple(mean))
 
 

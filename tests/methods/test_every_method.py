@@ -40,15 +40,8 @@ SEE_WHOLE_IMAGES = ("feature_matching_loss", "discriminator_real_loss", "discrim
 START = 4
 """The step from which they are trained: all terms count."""
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 every_method = pytest.mark.parametrize("variant", VARIANTS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_quickly():
-    """Compiling takes the time here, not running."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def same_colour(key, image, valid):

@@ -15,6 +15,8 @@ from forec_jax.methods.ps_mt import TEACHERS
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state, first_state, objective, train_step
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 HEADS = (HeadSpec("segmentation", 3), HeadSpec("reconstruction", 3))
 TASK = Auxiliary(1.0, ForegroundReconstruction((0,), threshold=0.0))
 TX = optax.sgd(0.5)

@@ -16,6 +16,8 @@ from forec_jax.models import discriminator_network
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state, first_state, objective, with_own_optimizers
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 CLASSES, SIZE = 3, 16
 HEADS = (HeadSpec("segmentation", CLASSES), HeadSpec("reconstruction", 3))
 TASK = Auxiliary(1.0, ForegroundReconstruction((0,), threshold=0.4))

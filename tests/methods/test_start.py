@@ -28,17 +28,17 @@ def same_colour(key, image, valid):
 class Seen:
     """An auxiliary task that notes how many pixels it is told the class of, by who says so."""
 
-    head = HeadSpec("seen", 1)
+    head, memory = HeadSpec("seen", 1), ()
 
     def __init__(self):
         self.truth, self.pseudo, self.confidence = [], [], []
 
-    def loss(self, outputs, views, key):
+    def loss(self, outputs, views, key, memory):
         told = views.label != IGNORE
         self.truth.append(int((told & views.is_ground_truth).sum()))
         self.pseudo.append(int((told & ~views.is_ground_truth).sum()))
         self.confidence.append(float(jnp.where(views.is_ground_truth, 0, views.confidence).max()))
-        return {}, {}
+        return {}, {}, memory
 
 
 def make_batch(rows=2, size=16):
