@@ -30,9 +30,9 @@ class Contents(NamedTuple):
 
 def contents_of(data: TrainingData, split: str) -> Contents:
     """The images as they are now."""
-    trained = (*data.split.labelled, *data.split.unlabelled, *data.split.tagged)
-    sums = data.dataset.sums
-    return Contents(split, chosen_sums(sums, data.validation.ids), chosen_sums(sums, trained), len(data.split.labelled))
+    parts, sums = data.split, data.dataset.sums
+    trained = (*parts.labelled, *parts.unlabelled, *parts.tagged, *parts.pseudo)
+    return Contents(split, chosen_sums(sums, data.validation.ids), chosen_sums(sums, trained), len(parts.labelled))
 
 
 def chosen_sums(sums: Sums, ids: Iterable[str]) -> dict[str, str]:
