@@ -52,29 +52,16 @@ def _completed_rows(key: Array, part: Labelled, probabilities: Array, colour: Co
 
 def _pseudo_labelled_rows(key: Array, part: Unlabelled, probabilities: Array, colour: Colour) -> Rows:
     """Rows labelled by the teacher's f32[b,H,W,K] probabilities of the weak view, unthresholded; IGNORE in the padding."""
-    clean = unit_image(part.image)
     label, confidence = _pseudo_labels(probabilities)
-    return Rows(
-        clean=clean,
-        strong=colour(key, clean, part.valid),
-        label=jnp.where(part.valid, label, IGNORE),
-        confidence=jnp.where(part.valid, confidence, 0.0),
-        is_ground_truth=jnp.zeros(part.valid.shape, bool),
-        valid=part.valid,
+    return unlabelled_rows(key, part, colour)._replace(
+        label=jnp.where(part.valid, label, IGNORE), confidence=jnp.where(part.valid, confidence, 0.0)
     )
 
 
 def stored_rows(key: Array, part: Pseudo, colour: Colour) -> Rows:
     """Rows labelled by the stored masks of a model."""
-    clean = unit_image(part.image)
-    return Rows(
-        clean=clean,
-        strong=colour(key, clean, part.valid),
-        label=part.label,
-        confidence=jnp.where(part.label == IGNORE, 0.0, part.confidence.astype(jnp.float32) / 255.0),
-        is_ground_truth=jnp.zeros(part.valid.shape, bool),
-        valid=part.valid,
-    )
+    confidence = jnp.where(part.label == IGNORE, 0.0, part.confidence.astype(jnp.float32) / 255.0)
+    return unlabelled_rows(key, part, colour)._replace(label=part.label, confidence=confidence)
 
 
 def taught_views(
@@ -114,7 +101,7 @@ def taught_views(
     return student_input(rows, mixing(mixing_u, pseudo))
 
 
-def unlabelled_rows(key: Array, part: Unlabelled, colour: Colour) -> Rows:
+def unlabelled_rows(key: Array, part: Unlabelled | Pseudo, colour: Colour) -> Rows:
     """Rows of which nothing is said yet: every label is IGNORE."""
     clean = unit_image(part.image)
     return Rows(
