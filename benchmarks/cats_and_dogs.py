@@ -75,7 +75,9 @@ def main() -> None:
     for split, names in {"train": masked + others, "val": list(val), "val_tune": tune}.items():
         (args.out / f"{split}.txt").write_text("".join(f"{name}\n" for name in sorted(names)))
     (args.out / "classes.toml").write_text(CLASSES)
-    print(f"{args.out}: {len(masked)} masks, {len(others)} without, val {len(val)}, val_tune {len(tune)} of {len(pool)}")
+    print(
+        f"{args.out}: {len(masked)} masks, {len(others)} without, val {len(val)}, val_tune {len(tune)} of {len(pool)}"
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from forec_jax.methods.tasks.reconstruction import RECONSTRUCTION, PixelSpace
 from forec_jax.models import WeightsError, assemble, filled, fitting_weights
 from forec_jax.models.decoders import DECODERS
 from forec_jax.models.encoders import ENCODERS
-from forec_jax.models.network import EncoderEntry, Form, ModelOptions
+from forec_jax.models.network import EncoderEntry, Form, ModelOptions, with_statistics_of_weights
 from forec_jax.options import OptionError, choose, from_config
 from forec_jax.parallel import global_batch, local_mesh, make_mesh
 from forec_jax.training import (
@@ -119,8 +119,11 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     decoder, form = DECODERS[decoder_name(c)], Form(m.bn_momentum, compute_dtype(c))
     options: Any = from_config(encoder.options, c.model[encoder.name], f"model.{encoder.name}")
     decoder_options: Any = from_config(decoder.options, c.model[decoder.name], f"model.{decoder.name}")
+    built = encoder.build(m.encoder, options, form)
+    if m.encoder_statistics == "weights":
+        built = with_statistics_of_weights(built)
     try:
-        network = assemble(encoder.build(m.encoder, options, form), decoder.build(decoder_options, form), heads)
+        network = assemble(built, decoder.build(decoder_options, form), heads)
     except ValueError as error:
         raise OptionError(f"model.encoder={m.encoder!r} with model.decoder={decoder.name!r}: {error}") from error
     return _with_weights(network, m, encoder, options, c.seed) if m.weights else network

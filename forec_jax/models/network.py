@@ -5,7 +5,7 @@ An encoder gives maps, the coarsest last; a decoder makes a head of them. `assem
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
 import jax
@@ -95,6 +95,9 @@ class ModelOptions:
     bn_momentum: float = option(
         0.9, "of BatchNorm's running statistics: new = momentum * old + (1 - momentum) * batch", SHARE
     )
+    encoder_statistics: Literal["batch", "weights"] = option(
+        "batch", 'of BatchNorm in the encoder: "batch", or "weights": those of model.weights, for few rows a step'
+    )
 
 
 @jax.tree_util.register_static
@@ -118,6 +121,15 @@ class Features(NamedTuple):
         """The coarsest map, [B,h,w,C]: what is most abstract."""
         last: Array = self.maps[-1]
         return last
+
+
+def with_statistics_of_weights(encoder: Encoder) -> Encoder:
+    """The encoder, in training as in inference: BatchNorm normalises by the statistics it was given, and keeps them.
+
+    Its scales, biases and kernels are trained. For pretrained weights and small batches, whose own statistics are noise
+    (Chen et al., DeepLab, fine-tune so).
+    """
+    return encoder._replace(module=lambda train: encoder.module(False))
 
 
 def assemble(encoder: Encoder, decoder: Decoder, heads: tuple[HeadSpec, ...]) -> Network:
