@@ -2,9 +2,9 @@
 
     python benchmarks/cats_and_dogs.py --voc=VOCdevkit/VOC2012 --out=CATDOG --draw=0
 
-Photographs of train_aug that show a cat or a dog and not both, on at least one pixel in a hundred. By the hash of their ids, 60 are
-held out to choose settings by (val_tune.txt); of the others a draw takes 10 masks of each animal and 180 photographs. What
-VOC's val shows of the two is val.txt. All other objects are background.
+Photographs of train_aug that show a cat or a dog and not both, on at least one pixel in a hundred. By the hash of their ids,
+60 are held out to choose settings by (val_tune.txt); of the others a draw takes 10 masks of each animal and 180 photographs.
+What VOC's val shows of the two is val.txt. All other objects are background.
 """
 
 import argparse

@@ -50,7 +50,7 @@ def test_an_encoder_keeps_the_statistics_of_its_weights_in_training_where_asked(
 
 
 def test_statistics_of_weights_need_weights():
-    with pytest.raises(OptionError, match="needs model.weights"):
+    with pytest.raises(OptionError, match=r"needs model\.weights"):
         check_options(load_config("configs/shapes.py:forec", {"model.encoder_statistics": "weights"}))
 
 
