@@ -210,12 +210,47 @@ def test_the_variants_of_reco():
     c = config("reco_paper+forec+partial_1px")
     method = build.build_method(c, LABELS)
     assert isinstance(method, MeanTeacher)
-    assert method.auxiliary[0].task == RegionalContrast(3, at_once=8)
+    assert method.auxiliary[0].task == RegionalContrast(3, reads="segmentation", class_mean="present", at_once=8)
     assert isinstance(method.auxiliary[1].task, ForegroundReconstruction)
     assert (method.normaliser, method.threshold, method.partial_labels) == ("eta", 0.97, True)
     assert (c.batch.labelled, c.batch.unlabelled, c.data.labelled, c.data.unlabelled) == (10, 0, "all", "none")
     assert config("reco_forec").to_dict() == config("forec+reco").to_dict()
     assert config("reco").method.normaliser == "valid"  # the task alone: it attaches to any method
+    assert config("reco").auxiliary.reco.class_mean == "contrasted"
+
+
+@pytest.mark.parametrize(("variant", "reads"), [("reco", "segmentation"), ("reco_paper", "segmentation"), ("own", "")])
+def test_recos_representation_reads_what_the_segmentation_fuses_or_has_a_decoder_of_its_own(variant, reads):
+    c = config("reco_paper" if variant == "own" else variant)
+    if variant == "own":
+        c.auxiliary.reco.head = "own"
+    method = build.build_method(c, LABELS)
+    assert [head.reads for head in method.network.heads] == ["", reads]
+    parts = jax.eval_shape(method.network.init, jax.random.key(0)).params
+    assert ("pooling" in parts["representation"]) == (variant == "own")
+
+
+@pytest.mark.parametrize(
+    ("file", "variant", "labelled", "unlabelled"),
+    [
+        ("voc", "reco_paper", 10, 10),
+        ("voc", "supervised+reco_paper", 20, 0),
+        ("voc", "partial_1px+reco_paper", 10, 0),
+        ("sunrgbd", "reco_paper", 5, 5),
+        ("sunrgbd", "supervised+reco_paper", 10, 0),
+        ("cityscapes", "reco_paper", 2, 2),
+        ("cityscapes", "supervised+reco_paper", 4, 0),
+    ],
+)
+def test_recos_batches(file, variant, labelled, unlabelled):
+    c = load_config(f"configs/{file}.py:{variant}", {})
+    assert (c.batch.labelled, c.batch.unlabelled) == (labelled, unlabelled)
+    assert c.method.supervised_loss == "cross_entropy"
+
+
+def test_reco_on_cityscapes_sees_images_at_half_their_size():
+    c = load_config("configs/cityscapes.py:reco_paper", {})
+    assert (c.data.longest_side, c.data.crop, c.data.scale, c.eval.mode) == (1024, 512, (1.0, 1.0), "whole")
 
 
 @pytest.mark.parametrize("name", ["mean_teacher", "ps_mt"])

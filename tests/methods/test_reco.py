@@ -73,6 +73,17 @@ def test_who_takes_part_and_who_is_hard():
     assert terms["reco_loss"].weight == 1.0
 
 
+@pytest.mark.parametrize(("class_mean", "number"), [("contrasted", 2), ("present", 3)])
+def test_the_sum_over_classes_is_divided_by_those_contrasted_or_those_present(class_mean, number):
+    """Of the three classes with a valid pixel the student is sure of the last; a fourth pixel does not take part."""
+    views, outputs = one_row(
+        [0, 1, 2, 2], [1.0, 1.0, 1.0, 0.1], [True] * 3 + [False], [True] * 4, [0.5, 0.5, 0.99, 0.5]
+    )
+    mean = run(task(class_mean=class_mean), views, outputs)[0]["reco_loss"].mean
+    assert float(mean.number) == number
+    assert float(mean.total) == float(run(task(), views, outputs)[0]["reco_loss"].mean.total) > 0
+
+
 @pytest.mark.parametrize(("sampling", "queries"), [("hard", [0, 3]), ("easy", [1, 2]), ("random", [0, 1, 2, 3])])
 def test_queries_by_the_students_confidence(sampling, queries):
     """The pixels with a gradient are the queries; each class has few enough that all are drawn."""

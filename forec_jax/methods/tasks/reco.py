@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 Queries = Literal["hard", "easy", "random"]
 KeySets = Literal["own", "shared"]
+Form = Literal["own", "reads"]
+ClassMean = Literal["contrasted", "present"]
 
 REPRESENTATION = "representation"
 
@@ -55,12 +57,20 @@ class Contrast:
     relation_temperature: float = option(
         0.5, "active keys: of the softmax over the similarities; the paper's formula has 1", TEMPERATURE
     )
+    class_mean: ClassMean = option(
+        "contrasted", 'what the sum over classes is divided by: "contrasted" classes, or all "present" ones (published)'
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Contrast, TaskOptions):
     """The contrast, and how it is computed."""
 
+    head: Form = option(
+        "own",
+        'of the representation: it "reads" what the segmentation\'s decoder fuses (published), or has a decoder of its '
+        '"own" (runs of earlier versions)',
+    )
     stride: int = option(4, "resolution of the representation: 4, a quarter of the image's, or 1", one_of(4, 1))
     queries_at_once: int = option(
         0,
@@ -91,14 +101,15 @@ class RegionalContrast(Contrast):
 
     memory: ClassVar[PyTree] = ()
     classes: int
+    reads: str = ""  # the head whose fused features the representation is made of; empty: its own
     upsample: bool = False  # the representation at the image's resolution instead of a quarter of it
     at_once: int = 256  # queries whose keys are gathered together
     mesh: Mesh | None = None  # whose devices share the queries; without one the compiler chooses
 
     @property
     def head(self) -> HeadSpec:
-        """A decoder like the segmentation's, ending in the representation."""
-        return HeadSpec(REPRESENTATION, self.channels, upsample=self.upsample)
+        """A decoder like the segmentation's, or the end of one, ending in the representation."""
+        return HeadSpec(REPRESENTATION, self.channels, upsample=self.upsample, reads=self.reads)
 
     def loss(
         self, outputs: Mapping[str, HeadOutput], views: Views, key: Array, memory: PyTree
@@ -108,6 +119,8 @@ class RegionalContrast(Contrast):
         mean = regional_contrast(
             sample.representation, sample.means, sample.draws, temperature=self.temperature, at_once=self.at_once
         )
+        if self.class_mean == "present":
+            mean = mean._replace(number=jnp.sum(sample.means.number > 0, dtype=jnp.float32))
         metrics = {
             "reco_valid": share(sample.valid, jnp.ones_like(sample.valid)),
             "reco_hard": share(sample.hard & sample.valid, sample.valid),
@@ -188,6 +201,7 @@ def build(o: Options, p: TaskParts) -> RegionalContrast:
         )
     return RegionalContrast(
         len(classes),
+        reads=SEGMENTATION if o.head == "reads" else "",
         upsample=o.stride == 1,
         at_once=queries_at_once(o, p.mesh),
         mesh=p.mesh,
@@ -195,4 +209,4 @@ def build(o: Options, p: TaskParts) -> RegionalContrast:
     )
 
 
-ENTRY = TaskEntry("reco", Options, build, {"reco": {}})
+ENTRY = TaskEntry("reco", Options, build, {"reco": {"head": "reads"}})
