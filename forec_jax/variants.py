@@ -76,6 +76,7 @@ OTHERS: Mapping[str, Variant] = {
             "ema.bn_mode": "own",
             **batch_of(10),
             "auxiliary.reco.class_mean": "present",
+            "auxiliary.reco.sure_pixels": True,
             "data.crop": 321,
             "data.scale": (0.5, 1.5),
             "optim.lr": 2.5e-3,
@@ -91,6 +92,16 @@ OTHERS: Mapping[str, Variant] = {
     "partial_5pc": _partial("5%", "5 % of each class in an image"),
     "partial_25pc": _partial("25%", "25 % of each class in an image"),
     "partial_masks": _partial("masks", "scribbles and the like: a folder's own partial masks"),
+    "two_streams": Variant(
+        {
+            "data.labelled": "all",
+            "data.unlabelled": "all",
+            "data.overlap": True,
+            "data.partial_rounding": "down",
+            "batch.unlabelled": lambda c: c.batch.labelled,
+        },
+        meaning="after partial_...: labelled and as many unlabelled rows, both of all images, as ReCo takes partial labels",
+    ),
     "other_lambdas": Variant(
         {
             "method.unsupervised_weight": 0.5,

@@ -12,6 +12,7 @@ from forec_jax.config import apply_variant, config_path, defaults, load_config
 from forec_jax.contracts import UNLABELLED, HeadSpec
 from forec_jax.data import Labels, shapes_dataset
 from forec_jax.experiment import build, sources
+from forec_jax.experiment.run import check_rows
 from forec_jax.experiment.workdir import WorkdirError, read_config
 from forec_jax.losses import ohem_cross_entropy
 from forec_jax.methods import (
@@ -300,6 +301,31 @@ def test_partial_labels_of_a_config():
     label, full = data.labelled[0].label, shapes_dataset(size=48).source("tune")[0].label
     assert (label == UNLABELLED).mean() > 0.5
     assert np.isin(np.unique(full), np.unique(label)).all()
+
+
+def test_the_two_streams_of_partial_labels():
+    """The published way: 10 + 10 rows of all images, the masks of either stream shown in part."""
+    c = config("reco_paper+partial_5pc+two_streams")
+    c.data.shapes.size, c.data.pool, c.eval.split = 48, "tune", "val"
+    assert (c.batch.labelled, c.batch.unlabelled, c.data.overlap, c.data.partial_rounding) == (10, 10, True, "down")
+    method = build.build_method(c, LABELS)
+    assert not method.partial_labels
+    assert method.auxiliary[0].task.sure_pixels
+    data = sources.build_training_data(c)
+    assert (len(data.labelled), len(data.unlabelled)) == (96, 96)
+    np.testing.assert_array_equal(data.unlabelled[3].label, data.labelled[3].label)
+    assert data.labelled.rounding == "down"
+    c.batch.unlabelled = 0
+    with pytest.raises(OptionError, match="needs unlabelled rows"):
+        check_rows(c)
+
+
+def test_without_partial_labels_images_in_both_parts_are_unlabelled_rows_like_others():
+    c = config("mean_teacher")
+    c.data.shapes.size, c.data.pool, c.eval.split = 48, "tune", "val"
+    c.data.update({"labelled": "8:0", "unlabelled": "all", "overlap": True})
+    data = sources.build_training_data(c)
+    assert (len(data.labelled), len(data.unlabelled), data.unlabelled[0].label) == (8, 96, None)
 
 
 def test_an_unknown_variant_names_the_known_ones():

@@ -59,6 +59,7 @@ def test_a_plan_over_fsdp_holds_a_part_a_device_and_gathers_it():
     ("config", "options", "images"),
     [
         ("configs/shapes.py:ps_mt", {"batch.labelled": 8, "batch.unlabelled": 8}, 16),
+        ("configs/shapes.py:partial_5pc+two_streams", {"batch.labelled": 8, "batch.unlabelled": 8}, 16),
         ("configs/tags.py:shapes+classifier", {"batch.tagged": 8}, 8),
     ],
 )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from forec_jax.config import check_options
+from forec_jax.config import check_options, labels_in_both
 from forec_jax.contracts import Batch, Labelled, Method, Pseudo, Tagged, TrainState, Unlabelled
 from forec_jax.experiment import build
 from forec_jax.experiment.load import guide_of
@@ -120,7 +120,8 @@ def _abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:
         "tags": (jnp.float32, (len(planned_labels(c).classes),)),
         "skipped": (jnp.int32, ()),
     }
-    kinds: dict[str, Any] = {"labelled": Labelled, "unlabelled": Unlabelled, "tagged": Tagged, "pseudo": Pseudo}
+    unlabelled: Any = Labelled if labels_in_both(c) else Unlabelled
+    kinds: dict[str, Any] = {"labelled": Labelled, "unlabelled": unlabelled, "tagged": Tagged, "pseudo": Pseudo}
     parts = {
         part: kind(*(leaf(c.batch[part], *of_row[field]) for field in kind._fields))
         for part, kind in kinds.items()

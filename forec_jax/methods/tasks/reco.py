@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from forec_jax.contracts import Array, HeadOutput, HeadSpec, Mean, Metrics, PyTree, Term, Terms, Views
+from forec_jax.contracts import IGNORE, Array, HeadOutput, HeadSpec, Mean, Metrics, PyTree, Term, Terms, Views
 from forec_jax.losses import class_means, class_weights, draw, regional_contrast
 from forec_jax.losses.contrast import ClassMeans, Draws, Keys
 from forec_jax.methods.entry import TaskEntry, TaskOptions, TaskParts
@@ -56,6 +56,9 @@ class Contrast:
     temperature: float = option(0.5, "tau of the loss", TEMPERATURE)
     relation_temperature: float = option(
         0.5, "active keys: of the softmax over the similarities; the paper's formula has 1", TEMPERATURE
+    )
+    sure_pixels: bool = option(
+        False, "pixels of labelled rows that nobody labelled take part where the student is surer than query_threshold"
     )
     class_mean: ClassMean = option(
         "contrasted", 'what the sum over classes is divided by: "contrasted" classes, or all "present" ones (published)'
@@ -140,6 +143,8 @@ class RegionalContrast(Contrast):
 
     def sample(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> Sample:
         """Who takes part, who is hard, and which queries and keys are drawn."""
+        if self.sure_pixels:
+            views = with_sure_pixels(views, outputs[SEGMENTATION].output, self.query_threshold)
         representation = outputs[self.head.name].output
         size = (representation.shape[1], representation.shape[2])
         label = nearest(views.label, size).reshape(-1)
@@ -160,6 +165,20 @@ class RegionalContrast(Contrast):
             keys=self.negative_keys,
         )
         return Sample(representation, label, valid, hard, means, draws)
+
+
+def with_sure_pixels(views: Views, logits: Array, threshold: float) -> Views:
+    """The views with the student's word, f32[B,H,W,K], on pixels of labelled rows that nobody labelled.
+
+    It is said with confidence 1 where the student is surer than the threshold, and nothing is said elsewhere.
+    """
+    probabilities = jax.nn.softmax(jax.lax.stop_gradient(logits), axis=-1)
+    nothing_said = views.valid & ~views.is_ground_truth & (views.label == IGNORE)
+    sure = nothing_said & views.labelled_row[:, None, None] & (jnp.max(probabilities, axis=-1) > threshold)
+    return views._replace(
+        label=jnp.where(sure, jnp.argmax(probabilities, axis=-1), views.label),
+        confidence=jnp.where(sure, 1.0, views.confidence),
+    )
 
 
 def share(part: Array, whole: Array) -> Mean:
