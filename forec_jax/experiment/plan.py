@@ -88,7 +88,7 @@ def lowered_step(c: ConfigDict, method: Method, mesh: Mesh, accumulate: int) -> 
     """The step of a config, ready to be compiled, taken in `accumulate` parts."""
     tx = build.build_optimizer(c)
     step: Any = compile_step(method, tx, seed=c.seed, accumulate=accumulate, mesh=mesh, wrap=build.build_guard(c))
-    return step.lower(_abstract_training_state(c, method, mesh), _abstract_batch(c, mesh))
+    return step.lower(_abstract_training_state(c, method, mesh), abstract_batch(c, mesh))
 
 
 def _abstract_training_state(c: ConfigDict, method: Method, mesh: Mesh) -> TrainState:
@@ -105,7 +105,7 @@ def planned_method(c: ConfigDict, mesh: Mesh) -> Method:
     return build.build_method(build.with_epoch(c, 1), planned_labels(c), guide=guide_of(c), mesh=mesh)
 
 
-def _abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:
+def abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:
     """The shapes and shardings of a config's batch."""
 
     def leaf(rows: int, dtype: Any, shape: tuple[int, ...]) -> Any:

@@ -238,6 +238,19 @@ def test_a_head_that_reads_another_moves_what_the_other_fuses_with_and_nothing_o
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), moved["reader"], stats["reader"])))
 
 
+def test_a_head_that_reads_another_has_the_others_fused_features_dropout_and_all():
+    options = DeepLabOptions(rates=(1,), channels=8, low_level_channels=4, dropout=0.5)
+    network = small(heads=(SEGMENTATION, READER), decoder=options)
+    variables, key = network.init(jax.random.key(0)), jax.random.key(1)
+    shapes = jax.eval_shape(lambda v, x: network.encode(v, x)[0], variables, jnp.zeros((1, 32, 32, 3)))
+    features = shapes._replace(maps=tuple(jax.random.normal(key, m.shape) for m in shapes.maps))
+    own, reads = (
+        network.fuse(variables, head, features, train=True, rng=key)[0] for head in ("segmentation", "reader")
+    )
+    np.testing.assert_array_equal(own.maps[0], reads.maps[0])
+    assert (own.maps[0][..., :8] == 0).all((0, 1, 2)).any()  # dropped channels
+
+
 def test_fused_features_are_one_map_at_the_low_levels_stride_and_of_a_linear_head_the_encoders():
     network = small(heads=(SEGMENTATION, HeadSpec("tags", 2, linear=True)))
     variables = jax.eval_shape(network.init, jax.random.key(0))
