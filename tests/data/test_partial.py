@@ -84,6 +84,13 @@ def test_a_share_is_rounded_to_a_number_of_pixels(rounding, shown):
     assert (found == 1).sum() == shown
 
 
+def test_a_source_rounds_as_it_is_told():
+    both = lambda share: [partial_label(scene(), share, "3:b", rounding) for rounding in ("up", "down")]  # noqa: E731
+    share = next(s for s in (Fraction(k, 1000) for k in range(1, 500)) if (both(s)[0] != both(s)[1]).any())
+    found = PartialLabels(Pair(scene()), share, 3, "down")[1].label
+    np.testing.assert_array_equal(found, both(share)[1])
+
+
 def first_pixel(label, name):
     """Where class 1 starts."""
     return tuple(np.argwhere(partial_label(label, Fraction(0), name) == 1)[0].tolist())

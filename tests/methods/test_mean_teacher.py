@@ -109,6 +109,7 @@ def test_known_labels_are_not_overwritten_by_the_students_own_word():
     )
     _, views = student_input(unlabelled_rows(jax.random.key(0), part, same_colour), None)
     assert views.label.tolist() == [[[2, IGNORE, IGNORE, 1]]]
+    assert views.confidence.tolist() == [[[1, 0, 0, 1]]]
     assert not views.is_ground_truth.any()
     found = self_labelled(views, jnp.broadcast_to(jnp.array([0.6, 0.4, 0.0]), (1, 1, 4, 3)))
     assert found.label.tolist() == [[[2, 0, 0, 1]]]
