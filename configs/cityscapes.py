@@ -4,9 +4,10 @@
         --config.data.root=cityscapes --config.data.labelled=lists/186.txt
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
-FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k);
-`scenery` for another background of FOrec: sky, vegetation and building. The paper does not
-say which class it took; road is the default, and any other is --config.data.background=CLASS,CLASS.
+FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k); `reco_paper` for
+ReCo's, which sees, and is scored on, images at half their size; `scenery` for another background of FOrec: sky, vegetation
+and building. The paper does not say which class it took; road is the default, and any other is
+--config.data.background=CLASS,CLASS.
 The default is ResNet-50 at output stride 16, crop 513, 8 + 8 images a step; one large GPU. Not yet measured.
 Published systems also use a threshold of 0 here: --config.method.threshold=0. As in theirs, the supervised loss is OHEM's
 and evaluation goes by sliding windows of the crop's size.
@@ -15,6 +16,7 @@ and evaluation goes by sliding windows of the crop's size.
 from ml_collections import ConfigDict
 
 from forec_jax.config import Variant, apply_variant, defaults
+from forec_jax.variants import OTHERS, batch_of
 
 PARTS = {
     "paper": Variant(
@@ -28,6 +30,19 @@ PARTS = {
             "checkpoint_every": 10 * 2975 // 8,
         },
         meaning="FOrec, section 5.1: ResNet-101, crop 712, batch 16, SGD 1e-2, weight decay 5e-4, 200 epochs of 2,975",
+    ),
+    "reco_paper": Variant(
+        {
+            **OTHERS["reco_paper"].sets,
+            **batch_of(2),
+            "method.supervised_loss": "cross_entropy",
+            "data.longest_side": 1024,
+            "data.crop": 512,
+            "data.scale": (1.0, 1.0),
+            "eval.mode": "whole",
+        },
+        of=OTHERS["reco_paper"].of,
+        meaning="ReCo, appendix A: images at half their size, crop 512 at one scale, 2 + 2 rows, plain loss",
     ),
     "scenery": Variant({"data.background": "sky,vegetation,building"}, meaning="another background for FOrec"),
 }

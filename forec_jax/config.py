@@ -134,6 +134,14 @@ def method_entry(c: ConfigDict) -> MethodEntry:
     return METHODS[choose("method.name", c.method.name, tuple(METHODS))]
 
 
+def labels_in_both(c: ConfigDict) -> bool:
+    """Whether unlabelled rows know what partial labels show of them (ReCo's two streams).
+
+    With partial labels and no overlap a teacher completes the labelled rows instead, and other rows may be wanting.
+    """
+    return bool(c.data.partial) and bool(c.data.overlap)
+
+
 def decoder_name(c: ConfigDict) -> str:
     """The decoder that the config names, or its encoder's own."""
     name = c.model.decoder or ENCODERS[choose("model.encoder", c.model.encoder, tuple(ENCODERS))].decoder

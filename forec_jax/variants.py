@@ -46,9 +46,15 @@ def _partial(share: str, meaning: str) -> Variant:
     )
 
 
-def _ten_if_used(c: ConfigDict) -> int:
-    """None for supervised training and partial labels."""
-    return 10 if c.batch.unlabelled else 0
+def batch_of(rows: int) -> dict[str, Any]:
+    """ReCo's batch: as many labelled as unlabelled rows, and as many labelled ones again where there are no others.
+
+    Partial labels, whose rows a teacher completes, have no other rows either.
+    """
+    return {
+        "batch.labelled": lambda c: 2 * rows if c.method.name == "supervised" else rows,
+        "batch.unlabelled": lambda c: rows if c.batch.unlabelled else 0,
+    }
 
 
 OTHERS: Mapping[str, Variant] = {
@@ -68,8 +74,9 @@ OTHERS: Mapping[str, Variant] = {
         {
             "model.encoder": "resnet101",
             "ema.bn_mode": "own",
-            "batch.labelled": 10,
-            "batch.unlabelled": _ten_if_used,
+            **batch_of(10),
+            "auxiliary.reco.class_mean": "present",
+            "auxiliary.reco.sure_pixels": True,
             "data.crop": 321,
             "data.scale": (0.5, 1.5),
             "optim.lr": 2.5e-3,
@@ -85,6 +92,16 @@ OTHERS: Mapping[str, Variant] = {
     "partial_5pc": _partial("5%", "5 % of each class in an image"),
     "partial_25pc": _partial("25%", "25 % of each class in an image"),
     "partial_masks": _partial("masks", "scribbles and the like: a folder's own partial masks"),
+    "two_streams": Variant(
+        {
+            "data.labelled": "all",
+            "data.unlabelled": "all",
+            "data.overlap": True,
+            "data.partial_rounding": "down",
+            "batch.unlabelled": lambda c: c.batch.labelled,
+        },
+        meaning="after partial_...: labelled and as many unlabelled rows, both of all images, as ReCo takes partial labels",
+    ),
     "other_lambdas": Variant(
         {
             "method.unsupervised_weight": 0.5,
@@ -123,9 +140,7 @@ OTHERS: Mapping[str, Variant] = {
         },
         meaning="MobileNetV2 with a narrow decoder at crop 128: a quarter of an hour on a CPU core",
     ),
-    "share_aspp": Variant(
-        {"model.deeplab.share_aspp": True}, meaning="a departure: the tasks' heads read the segmentation's ASPP"
-    ),
+    "share_aspp": Variant({"model.deeplab.share_aspp": True}, meaning="a departure of FOrec: all heads read one ASPP"),
 }
 """The parts that are neither a method nor a task."""
 

@@ -12,6 +12,7 @@ from forec_jax.config import apply_variant, config_path, defaults, load_config
 from forec_jax.contracts import UNLABELLED, HeadSpec
 from forec_jax.data import Labels, shapes_dataset
 from forec_jax.experiment import build, sources
+from forec_jax.experiment.run import check_rows
 from forec_jax.experiment.workdir import WorkdirError, read_config
 from forec_jax.losses import ohem_cross_entropy
 from forec_jax.methods import (
@@ -210,12 +211,47 @@ def test_the_variants_of_reco():
     c = config("reco_paper+forec+partial_1px")
     method = build.build_method(c, LABELS)
     assert isinstance(method, MeanTeacher)
-    assert method.auxiliary[0].task == RegionalContrast(3, at_once=8)
+    assert method.auxiliary[0].task == RegionalContrast(3, reads="segmentation", class_mean="present", at_once=8)
     assert isinstance(method.auxiliary[1].task, ForegroundReconstruction)
     assert (method.normaliser, method.threshold, method.partial_labels) == ("eta", 0.97, True)
     assert (c.batch.labelled, c.batch.unlabelled, c.data.labelled, c.data.unlabelled) == (10, 0, "all", "none")
     assert config("reco_forec").to_dict() == config("forec+reco").to_dict()
     assert config("reco").method.normaliser == "valid"  # the task alone: it attaches to any method
+    assert config("reco").auxiliary.reco.class_mean == "contrasted"
+
+
+@pytest.mark.parametrize(("variant", "reads"), [("reco", "segmentation"), ("reco_paper", "segmentation"), ("own", "")])
+def test_recos_representation_reads_what_the_segmentation_fuses_or_has_a_decoder_of_its_own(variant, reads):
+    c = config("reco_paper" if variant == "own" else variant)
+    if variant == "own":
+        c.auxiliary.reco.head = "own"
+    method = build.build_method(c, LABELS)
+    assert [head.reads for head in method.network.heads] == ["", reads]
+    parts = jax.eval_shape(method.network.init, jax.random.key(0)).params
+    assert ("pooling" in parts["representation"]) == (variant == "own")
+
+
+@pytest.mark.parametrize(
+    ("file", "variant", "labelled", "unlabelled"),
+    [
+        ("voc", "reco_paper", 10, 10),
+        ("voc", "supervised+reco_paper", 20, 0),
+        ("voc", "partial_1px+reco_paper", 10, 0),
+        ("sunrgbd", "reco_paper", 5, 5),
+        ("sunrgbd", "supervised+reco_paper", 10, 0),
+        ("cityscapes", "reco_paper", 2, 2),
+        ("cityscapes", "supervised+reco_paper", 4, 0),
+    ],
+)
+def test_recos_batches(file, variant, labelled, unlabelled):
+    c = load_config(f"configs/{file}.py:{variant}", {})
+    assert (c.batch.labelled, c.batch.unlabelled) == (labelled, unlabelled)
+    assert c.method.supervised_loss == "cross_entropy"
+
+
+def test_reco_on_cityscapes_sees_images_at_half_their_size():
+    c = load_config("configs/cityscapes.py:reco_paper", {})
+    assert (c.data.longest_side, c.data.crop, c.data.scale, c.eval.mode) == (1024, 512, (1.0, 1.0), "whole")
 
 
 @pytest.mark.parametrize("name", ["mean_teacher", "ps_mt"])
@@ -265,6 +301,31 @@ def test_partial_labels_of_a_config():
     label, full = data.labelled[0].label, shapes_dataset(size=48).source("tune")[0].label
     assert (label == UNLABELLED).mean() > 0.5
     assert np.isin(np.unique(full), np.unique(label)).all()
+
+
+def test_the_two_streams_of_partial_labels():
+    """The published way: 10 + 10 rows of all images, the masks of either stream shown in part."""
+    c = config("reco_paper+partial_5pc+two_streams")
+    c.data.shapes.size, c.data.pool, c.eval.split = 48, "tune", "val"
+    assert (c.batch.labelled, c.batch.unlabelled, c.data.overlap, c.data.partial_rounding) == (10, 10, True, "down")
+    method = build.build_method(c, LABELS)
+    assert not method.partial_labels
+    assert method.auxiliary[0].task.sure_pixels
+    data = sources.build_training_data(c)
+    assert (len(data.labelled), len(data.unlabelled)) == (96, 96)
+    np.testing.assert_array_equal(data.unlabelled[3].label, data.labelled[3].label)
+    assert data.labelled.rounding == "down"
+    c.batch.unlabelled = 0
+    with pytest.raises(OptionError, match="needs unlabelled rows"):
+        check_rows(c)
+
+
+def test_without_partial_labels_images_in_both_parts_are_unlabelled_rows_like_others():
+    c = config("mean_teacher")
+    c.data.shapes.size, c.data.pool, c.eval.split = 48, "tune", "val"
+    c.data.update({"labelled": "8:0", "unlabelled": "all", "overlap": True})
+    data = sources.build_training_data(c)
+    assert (len(data.labelled), len(data.unlabelled), data.unlabelled[0].label) == (8, 96, None)
 
 
 def test_an_unknown_variant_names_the_known_ones():

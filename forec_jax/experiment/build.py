@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from forec_jax.augment import ColourOptions, MixingOptions, Photometric, mixing_of, photometric
-from forec_jax.config import RunOptions, decoder_name, method_entry
+from forec_jax.config import RunOptions, decoder_name, labels_in_both, method_entry
 from forec_jax.contracts import Batch, HeadSpec, Method, Network, TrainState, Variables
 from forec_jax.data import Labels
 from forec_jax.evaluation import Buckets, EvaluationOptions, Evaluator, Predicts, SlidingWindow
@@ -84,7 +84,7 @@ def _build_parts(
         mix_labelled=mixing.mix_labelled,
         ema=from_config(EmaOptions, c.ema, "ema"),
         steps=c.steps,
-        partial=bool(c.data.partial),
+        partial=bool(c.data.partial) and not labels_in_both(c),
         compute_dtype=compute_dtype(c),
         shared=lambda block: from_config(block, c.method, "method"),
         guide=guide,

@@ -76,7 +76,7 @@ class PsMt(SemiSupervised, Options):
         return terms | unsupervised | task_terms, Aux({STUDENT: stats}, teacher_stats, memory, metrics | task_metrics)
 
     def views(
-        self, teachers: dict[str, Variables], labelled: Labelled, unlabelled: Unlabelled | None, key: Array
+        self, teachers: dict[str, Variables], labelled: Labelled, unlabelled: Unlabelled | Labelled | None, key: Array
     ) -> tuple[Array, Views]:
         """The student's images and what it should say about them."""
         return taught_views(

@@ -143,7 +143,7 @@ class S4Gan(SemiSupervised, _FeatureMatching):
         terms |= unsupervised | adversarial | task_terms
         return terms, Aux(new_stats, {STUDENT: teacher_stats}, memory, metrics | task_metrics)
 
-    def views(self, labelled: Labelled, unlabelled: Unlabelled | None, key: Array) -> tuple[Array, Views]:
+    def views(self, labelled: Labelled, unlabelled: Unlabelled | Labelled | None, key: Array) -> tuple[Array, Views]:
         """The student's images and what is known of them before it has seen them."""
         colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
         rows = self.labelled_mixing(mixing_l, labelled_rows(colour_l, labelled, self.labelled_colour))

@@ -70,6 +70,20 @@ def test_pooling_takes_what_is_inside_even_where_it_is_negative():
     np.testing.assert_array_equal(halved(x, valid)[0, :, :, 0], [[1, 0], [0, 0]])
 
 
+def test_a_head_that_reads_another_reads_the_encoder_as_nothing_is_fused():
+    network = unet_network(heads=(HEADS[0], HeadSpec("reader", 3, reads="segmentation")), width=0.0625)
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    assert sorted(variables.params["reader"]) == sorted(variables.params["segmentation"])
+
+    def features(variables, image):
+        found, _ = network.encode(variables, image)
+        return found, network.fuse(variables, "reader", found)[0], network.decode(variables, "reader", found)[0].output
+
+    encoded, fused, output = jax.eval_shape(features, variables, jnp.zeros((1, 32, 32, 3)))
+    assert jax.tree.map(lambda m: m.shape, encoded.maps) == jax.tree.map(lambda m: m.shape, fused.maps)
+    assert output.shape == (1, 32, 32, 3)
+
+
 def test_heads_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="tags is not one"):
         unet_network(heads=(HeadSpec("tags", 2, linear=True),))
