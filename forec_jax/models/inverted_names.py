@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from forec_jax.models.encoders import efficientnet_lite, mobilenet_v2
-from forec_jax.models.encoders.efficientnet_lite import VARIANTS
+from forec_jax.models.encoders.efficientnet_lite import VARIANTS, stages_of
 from forec_jax.models.encoders.inverted import Stage
+from forec_jax.models.encoders.mobilenet_v2 import STAGES
 from forec_jax.models.naming import Layer, Path, Tensors
 
 PASSED_OVER = {  # prefixes of the classifier, and of the last 1x1 convolution before it
@@ -30,8 +30,8 @@ def layer_of(source: str, arch: str) -> Callable[[Path], Layer]:
 
 def width_of(tensors: Tensors, source: str) -> float | None:
     """The published width of a MobileNetV2, told by its last channels; None where it is none of them."""
-    stages, found = mobilenet_v2.STAGES, _last_channels(tensors, source, mobilenet_v2.STAGES)
-    return next((width for width in _WIDTHS if found == round(stages[-1].features * width)), None)
+    found = _last_channels(tensors, source, STAGES)
+    return next((width for width in _WIDTHS if found == round(STAGES[-1].features * width)), None)
 
 
 def variant_of(tensors: Tensors, source: str) -> str | None:
@@ -45,7 +45,7 @@ def variant_of(tensors: Tensors, source: str) -> str | None:
 
 
 def _stages(arch: str) -> tuple[Stage, ...]:
-    return efficientnet_lite.stages_of(arch, 1.0) if arch in VARIANTS else mobilenet_v2.STAGES
+    return stages_of(arch, 1.0) if arch in VARIANTS else STAGES
 
 
 def _blocks(stages: tuple[Stage, ...]) -> int:
