@@ -49,12 +49,12 @@ def old_file(body, storages):
     return magic + b"".join(b"\x80\x02" + pickle + b"." for pickle in pickles) + data
 
 
-def zip_file(body, storages):
+def zip_file(body, storages, order="little"):
     """The layout since then."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02" + body + b".")
-        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/byteorder", order)
         for key, array in storages.items():
             archive.writestr(f"archive/data/{key}", array.tobytes())
     return buffer.getvalue()

@@ -146,20 +146,33 @@ MALFORMED = {
     "a tensor without a storage": mapping(
         {"a": name("torch._utils", "_rebuild_tensor_v2") + b"(" + text("0") + b"K\x00))tR"}
     ),
-    "an item in a list": b"](" + text("a") + b"Nu",
-    "an entry of a dict": b"}(" + text("a") + b"e",
-    "a key that is a tuple": b"})Ns",
-    "a key of tuples of tuples": b"}" + ENDLESS + b"Ns",
     "nothing on the stack": b"R",
     "no mark": b"u",
     "a memo that is empty": b"h\x05",
-    "dicts without an end": b"}q\x00" + text("a") + b"h\x00s",
-    "dicts that double": b"}q\x00"
-    + b"".join(b"}q%c(" % (n + 1) + text("a") + b"h%c" % n + text("b") + b"h%cu" % n for n in range(40)),
     "two values": b"}}",
     "no value": b"",
     "a list": b"]",
 }
+
+
+DOUBLED = {"0": b"}q\x00"} | {
+    str(n): b"}q%c(" % n + text("a") + b"h%c" % (n - 1) + text("b") + b"h%cu" % (n - 1) for n in range(1, 40)
+}
+MISUSED = {
+    "an item in a list": (b"](K\x00Nu", "no dict"),
+    "an entry of a dict": (b"}(" + text("a") + b"e", "no list"),
+    "a key that is a tuple": (b"})Ns", "for a key"),
+    "a key of tuples of tuples": (b"}" + ENDLESS + b"Ns", "for a key"),
+    "dicts without an end": (b"}q\x00" + text("a") + b"h\x00s", "hold each other"),
+    "dicts that double": (mapping(DOUBLED), "hold each other"),
+}
+
+
+@LAYOUTS
+@pytest.mark.parametrize("what", list(MISUSED))
+def test_what_dicts_and_lists_do_not_do_is_refused(tmp_path, what, old):
+    body, why = MISUSED[what]
+    assert why in refusal(tmp_path, file_of(body, TWO if not old else {}, old=old))
 
 
 @LAYOUTS
@@ -197,8 +210,14 @@ def test_what_is_no_whole_file_is_refused(tmp_path, content):
 
 
 def test_numbers_of_a_big_endian_machine_are_refused(tmp_path):
-    content = saved(ARRAYS).replace(b"little", b"big   ")
-    assert "no readable file" in refusal(tmp_path, content)
+    body = mapping({"a": tensor("0", (2,), (1,), size=2)})
+    assert "big-endian" in refusal(tmp_path, zip_file(body, TWO, order="big"))
+
+
+def test_another_programs_pickles_are_refused(tmp_path):
+    content = bytearray(saved(ARRAYS, old=True))
+    content[4] ^= 1
+    assert "does not begin as PyTorch's files do" in refusal(tmp_path, bytes(content))
 
 
 def test_a_long_pickle_is_refused(tmp_path, monkeypatch):
