@@ -89,11 +89,14 @@ class ModelOptions:
 
     encoder: str = option(
         "resnet50",
-        "resnet18, 26, 34, 50, 101 or 152, mobilenet_v2, or unet; its options are model.resnet.*, ...",
+        "resnet18, 26, 34, 50, 101 or 152, mobilenet_v2, efficientnet_lite0, 1 or 2, or unet; "
+        "its options are model.resnet.*, ...",
     )
     decoder: str = option("", "deeplab or unet; empty: the one that the encoder is published with")
     weights: str = option(
-        "", "a file, the work directory of a run, or hf:OWNER/NAME[@REVISION][#sha256=...]; empty: random"
+        "",
+        "a file, the work directory of a run, efficientnet_lite0, 1 or 2 (of an installed package, docs/weights.md), or "
+        "hf:OWNER/NAME[@REVISION][#sha256=...]; empty: random",
     )
     bn_momentum: float = option(
         0.9, "of BatchNorm's running statistics: new = momentum * old + (1 - momentum) * batch", SHARE
