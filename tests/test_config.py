@@ -186,8 +186,22 @@ def test_an_epoch_is_the_unlabelled_images_over_the_batch():
     partial = data._replace(labelled=range(41), unlabelled=None)
     c.batch.labelled = 8
     assert build.with_epoch(c, sources.epoch_of(c, partial)).method.ps_mt.epoch == 6
+    assert sources.epoch_of(c, partial._replace(labelled=None)) == (0, 0)  # tags
     c.method.ps_mt.epoch = 7
     assert build.with_epoch(c, sources.epoch_of(c, data)).method.ps_mt.epoch == 7
+
+
+def test_a_warm_up_in_passes_lies_beside_the_schedule():
+    """92 labels, 8 a step: 60 steps in which the rate does not move, then L_u's ramp and the decay begin."""
+    data = sources.TrainingData(dataset=None, split=None, labelled=range(92), unlabelled=range(800), validation=None)
+    c = config("ps_mt").lock()
+    c.update_from_flattened_dict({"method.ps_mt.warmup_passes": 5, "steps": 1060, "batch.labelled": 8})
+    assert build.with_epoch(c, sources.epoch_of(c, data)._replace(steps=0)) is c  # data unknown
+    c = build.with_epoch(c, sources.epoch_of(c, data))
+    assert (c.method.ps_mt.warmup, c.optim.hold) == (60, 60)
+    method, rate = build.build_method(c, LABELS), build.build_rate(c)
+    assert method.warmup == 60
+    assert [rate(step) / c.optim.lr for step in (0, 60, 560, 1060)] == pytest.approx([1, 1, 0.5**0.9, 0])
 
 
 def test_the_discriminator_sees_boxes_in_both_kinds_of_rows_or_in_none():
@@ -201,9 +215,29 @@ def test_the_discriminator_has_adam_and_its_own_rate():
     c = config("s4gan")
     c.optim.clip_norm, c.method.s4gan.lr = 1e-6, 0.25
     tx, params = build.build_optimizer(c), {n: {"encoder": jnp.ones(2)} for n in ("student", "discriminator")}
-    updates, _ = tx.update(params, tx.init(params), params)
+    updates, state = tx.update(params, tx.init(params), params)
     np.testing.assert_allclose(updates["discriminator"]["encoder"], -0.25, rtol=1e-5)
     assert float(jnp.abs(updates["student"]["encoder"]).max()) < 1e-3
+    # The second gradient is -1: m = (0.9 * 0.1 - 0.1) / (1 - 0.81), v stays 1 (betas 0.9 and 0.99).
+    updates, state = tx.update(jax.tree.map(jnp.negative, params), state, params)
+    rate = 0.25 * (1 - 1 / c.steps) ** 0.9
+    np.testing.assert_allclose(updates["discriminator"]["encoder"], rate * 0.01 / 0.19, rtol=1e-4)
+    # The third is 2: m = (0.9 * -0.01 + 0.2) / (1 - 0.729), v = (0.99 * 0.0199 + 0.04) / (1 - 0.970299).
+    updates, _ = tx.update(jax.tree.map(lambda leaf: 2 * leaf, params), state, params)
+    rate = 0.25 * (1 - 2 / c.steps) ** 0.9
+    expected = -rate * (0.191 / 0.271) / ((0.059701 / 0.029701) ** 0.5)
+    np.testing.assert_allclose(updates["discriminator"]["encoder"], expected, rtol=1e-4)
+
+
+def test_the_discriminators_rate_is_held_as_the_others():
+    c = config("s4gan")
+    c.steps, c.optim.hold, c.method.s4gan.lr = 4, 2, 0.25
+    tx, params = build.build_optimizer(c), {"discriminator": {"encoder": jnp.ones(1)}}
+    state, rates = tx.init(params), []
+    for _ in range(4):
+        updates, state = tx.update(params, state, params)
+        rates.append(-float(updates["discriminator"]["encoder"][0]))
+    assert rates == pytest.approx([0.25, 0.25, 0.25, 0.25 * 0.5**0.9], rel=1e-4)
 
 
 def test_the_variants_of_reco():

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -82,6 +83,61 @@ def test_the_loss_equals_a_numpy_oracle(make_toy_network):
     assert float(terms["unsupervised_loss"].weight) == pytest.approx(0.7 * 0.5, rel=1e-5)  # step 98 of 196
 
 
+def test_the_teacher_whose_turn_it_is_not_says_its_likeliest_classes_alone(make_toy_network):
+    """By hand: of the other teacher's four logits the two largest stay, the rest are its partner's."""
+    method = make_method(make_toy_network(), top_classes=2)
+    first, second = jnp.array([[4.0, 3.0, 2.0, 1.0]]), jnp.array([[-1.0, 9.0, 5.0, 7.0]])
+    logits = dict(zip(TEACHERS, (first, second), strict=True))
+    for first_has_turn, expected in ((True, [first, [[4, 9, 2, 7]]]), (False, [[[4, 3, 5, 7]], second])):
+        found = method.assisted(logits, jnp.asarray(first_has_turn))
+        np.testing.assert_array_equal([found[name] for name in TEACHERS], expected)
+    for every in (0, 4, 7):
+        assert dataclasses.replace(method, top_classes=every).assisted(logits, jnp.asarray(True)) is logits
+
+
+def test_the_turn_says_whose_classes_are_cut(make_toy_network):
+    """With one class of two left: the labels of a turn are those of the mean of its teacher and the other's winner."""
+    method = make_method(make_toy_network(normalise=False), top_classes=1)
+    state, batch = apart(first_state(method, TX, seed=3)), make_batch()
+    image = jnp.asarray(batch.unlabelled.image / 255.0, jnp.float32)
+    logits, _ = method.said(state.teacher, image, jax.random.key(0))
+    one, two = (np.asarray(logits[name]) for name in TEACHERS)
+
+    def cut(own, partner):
+        return np.where(own == own.max(-1, keepdims=True), own, partner)
+
+    # epoch 3, warm-up 2: the first teacher has steps 2 to 4, the second 5 to 7
+    for step, mean in ((4, (one + cut(two, one)) / 2), (5, (cut(one, two) + two) / 2)):
+        state = state._replace(step=jnp.asarray(step))
+        _, views, _ = method.views(state, batch.labelled, batch.unlabelled, jax.random.key(0), jax.random.key(1))
+        rows = ~np.asarray(views.labelled_row)
+        np.testing.assert_allclose(np.asarray(views.confidence)[rows], softmax(mean).max(-1), rtol=1e-5)
+        np.testing.assert_array_equal(np.asarray(views.label)[rows], mean.argmax(-1))
+
+
+def test_teachers_in_train_mode_label_by_the_batchs_statistics_and_keep_them(make_toy_network):
+    method = make_method(make_toy_network(), teacher_mode="train", decay=0.9, epsilon=0.0)
+    state, batch = apart(first_state(method, TX, seed=0))._replace(step=jnp.asarray(5)), make_batch()
+    image = batch.unlabelled.image / np.float32(255)
+
+    def seen(variables):  # NumPy's reading of the toy network in train mode, and the mean that it keeps
+        features = image @ np.asarray(variables.params["encoder"]["w"])
+        kept = 0.9 * np.asarray(variables.batch_stats["encoder"]["mean"]) + 0.1 * features.mean((0, 1, 2))
+        return np.tanh(features - features.mean((0, 1, 2))) @ np.asarray(variables.params["segmentation"]["w"]), kept
+
+    (one, kept_1), (two, kept_2) = (seen(state.teacher[name]) for name in TEACHERS)
+    terms, aux = method.loss(state.params, state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
+    assert terms
+    np.testing.assert_allclose(
+        float(aux.metrics["confidence"].value()), softmax((one + two) / 2).max(-1).mean(), rtol=1e-5
+    )
+    after = method.update_teacher(state, state.params, aux.batch_stats, aux.teacher_stats)
+    student = np.asarray(aux.batch_stats["student"]["encoder"]["mean"])
+    decay = 1 - 1 / 6  # the EMA's own warm-up; in step 5 the second teacher follows the student
+    for name, expected in zip(TEACHERS, (kept_1, decay * kept_2 + (1 - decay) * student), strict=True):
+        np.testing.assert_allclose(after[name].batch_stats["encoder"]["mean"], expected, rtol=1e-4)
+
+
 def test_the_teachers_label_the_pixels_that_nobody_labelled(make_toy_network):
     batch = make_batch()
     label = batch.labelled.label.copy()
@@ -89,7 +145,7 @@ def test_the_teachers_label_the_pixels_that_nobody_labelled(make_toy_network):
     batch = Batch(batch.labelled._replace(label=label))
     method = make_method(make_toy_network(normalise=False), partial_labels=True, epsilon=0.0)
     state = apart(first_state(method, TX, seed=3))
-    _, views = method.views(state.teacher, batch.labelled, None, jax.random.key(0))
+    _, views, _ = method.views(state, batch.labelled, None, jax.random.key(0), jax.random.key(1))
     ensemble = method.predict(state.teacher, jnp.asarray(batch.labelled.image / 255.0, jnp.float32), None)
     gap = label == UNLABELLED
     np.testing.assert_array_equal(np.asarray(views.label)[gap], np.asarray(ensemble.argmax(-1))[gap])
