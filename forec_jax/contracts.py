@@ -1,6 +1,7 @@
 """The contracts of the library on one page: what a batch is, what a network is, what a method and an auxiliary task promise.
 
-Everything here is a plain tuple of arrays or a protocol; there is no behaviour beyond the value of a mean.
+Everything here is a plain tuple of arrays or a protocol; there is no behaviour beyond the value of a mean and the two halves
+of a head, one after the other.
 """
 
 from collections.abc import Callable, Mapping
@@ -86,6 +87,7 @@ class HeadSpec(NamedTuple):
     channels: int
     upsample: bool = True  # resize the output to the image's size; otherwise it stays at the decoder's stride
     linear: bool = False  # a 1x1 convolution of the encoder's last features, at their stride: a classifier's scores
+    reads: str = ""  # the head whose fused features this one classifies; empty: its own
 
 
 class HeadOutput(NamedTuple):
@@ -95,6 +97,14 @@ class HeadOutput(NamedTuple):
     latent: Array  # [B,h,w,D], the channels entering the last 1x1 convolution (the paper's latent images)
 
 
+def nothing_fused(
+    variables: Variables, head: str, features: PyTree, *, train: bool = False, rng: Array | None = None
+) -> tuple[PyTree, PyTree]:
+    """The features and the batch_stats as they are: the `Network.fuse` of a decoder that has nothing to fuse."""
+    del head, train, rng
+    return features, variables.batch_stats
+
+
 class Network(NamedTuple):
     """One encoder with named heads, as pure functions.
 
@@ -102,17 +112,30 @@ class Network(NamedTuple):
     the result on a padded image equal to that on the image alone: it marks a top-left rectangle in each row, and H and W
     are then multiples of `multiple`. None means that every pixel counts. In train mode BatchNorm uses the statistics of
     the whole (global) batch and the returned batch_stats hold the moved averages; otherwise they come back unchanged.
-    In inference mode `decode` takes each row by itself, and can be differentiated twice in reverse mode (adversarial
-    perturbations).
+    A head is decoded in two halves: `fuse` makes one map of the encoder's, `classify` the output of that. Where a decoder
+    has nothing to fuse, the fused features are the encoder's. A head that reads another fuses nothing itself: its `fuse` is
+    that of the other. In inference mode both take each row by itself, and can be differentiated twice in reverse mode
+    (adversarial perturbations).
     """
 
     init: Callable[[Array], Variables]  # key -> variables with every head
     encode: Callable[..., tuple[PyTree, PyTree]]  # (variables, image, *, valid, train, rng) -> features, batch_stats
-    decode: Callable[
-        ..., tuple[HeadOutput, PyTree]
-    ]  # (variables, head, features, *, train, rng) -> output, batch_stats
+    classify: Callable[..., tuple[HeadOutput, PyTree]]  # (variables, head, fused, *, train, rng) -> output, batch_stats
     heads: tuple[HeadSpec, ...]
     multiple: int = 32  # what image sides are multiples of where `valid` is given
+    fuse: Callable[..., tuple[PyTree, PyTree]] = (
+        nothing_fused  # (variables, head, features, *, train, rng) -> fused, batch_stats
+    )
+
+    def decode(
+        self, variables: Variables, head: str, features: PyTree, *, train: bool = False, rng: Array | None = None
+    ) -> tuple[HeadOutput, PyTree]:
+        """What a head makes of the features, and the batch_stats after it: `fuse`, then `classify`."""
+        fused, stats = self.fuse(variables, head, features, train=train, rng=rng)
+        output: tuple[HeadOutput, PyTree] = self.classify(
+            variables._replace(batch_stats=stats), head, fused, train=train, rng=rng
+        )
+        return output
 
 
 class Views(NamedTuple):

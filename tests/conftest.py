@@ -53,10 +53,10 @@ def toy_network(heads=(HeadSpec("segmentation", 3),), normalise=True, channels=T
             return jnp.tanh(features - channelwise(mean)), {**stats, "encoder": {"mean": moved}}
         return jnp.tanh(features - channelwise(stats["encoder"]["mean"])), stats
 
-    def decode(variables, head, features, *, train, rng):
+    def classify(variables, head, features, *, train, rng):
         return HeadOutput(features @ variables.params[head]["w"], features), variables.batch_stats
 
-    return Network(init, encode, decode, heads)
+    return Network(init, encode, classify, heads)
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def discriminator_network(
         features = module.apply({"params": variables.params["encoder"]}, image, rngs=rngs)
         return cast(Array, features), variables.batch_stats
 
-    def decode(
+    def classify(
         variables: Variables, head: str, features: Array, *, train: bool = False, rng: Array | None = None
     ) -> tuple[HeadOutput, PyTree]:
         del train, rng
@@ -98,4 +98,4 @@ def discriminator_network(
         score = draw_variables(_Linear(), named_key(key, SCORE), pooled)
         return Variables({"encoder": encoder["params"], SCORE: score["params"]}, {"encoder": {}, SCORE: {}})
 
-    return Network(init, encode, decode, (HeadSpec(SCORE, 1),))
+    return Network(init, encode, classify, (HeadSpec(SCORE, 1),))

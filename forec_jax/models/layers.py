@@ -17,14 +17,19 @@ Array = jax.Array
 def draw_variables(module: nn.Module, key: Array, *inputs: Any) -> dict[str, Any]:
     """A module's initial variables: kernels are normal with the standard deviation that the module says.
 
-    All kernels are cut from one draw. (A draw for each compiles for half a minute on a CPU.)
-
     Args:
       module: made of this file's layers.
       key: a random key.
       *inputs: arguments of the module's call; arrays may be `jax.ShapeDtypeStruct`.
     """
-    variables = module.lazy_init(key, *inputs)
+    return draw_kernels(key, module.lazy_init(key, *inputs))
+
+
+def draw_kernels(key: Array, variables: Any) -> dict[str, Any]:
+    """The variables of Linen's `init`, whose kernels hold their standard deviation, with normal kernels.
+
+    All kernels are cut from one draw. (A draw for each compiles for half a minute on a CPU.)
+    """
     leaves, structure = jax.tree.flatten_with_path(variables)
     sizes = [leaf.size if path[-1].key == "kernel" else 0 for path, leaf in leaves]
     # The barrier keeps XLA from drawing everything again for each kernel.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from forec_jax.contracts import RGB, HeadOutput, HeadSpec, Network, PyTree, Variables
-from forec_jax.models.layers import channelwise, draw_variables
+from forec_jax.models.layers import channelwise, draw_kernels, draw_variables
 from forec_jax.options import ABOVE_0, SHARE, one_of, option
 
 Array = jax.Array
@@ -56,6 +56,9 @@ class Decoder(NamedTuple):
 
     head: Callable[[HeadSpec], Callable[[bool], nn.Module]]  # head -> train -> module: (*maps, size, valid) -> two maps
     reads: str  # the kind of maps
+    fuse: Callable[[bool], nn.Module] | None = (
+        None  # train -> module: (*maps, size, valid) -> the map that a head's module gets in place of them
+    )
     shared: Callable[[bool], nn.Module] | None = (
         None  # train -> module that all heads read: (last map, valid) -> its map
     )
@@ -121,7 +124,7 @@ class Features(NamedTuple):
 
 
 def assemble(encoder: Encoder, decoder: Decoder, heads: tuple[HeadSpec, ...]) -> Network:
-    """A network of any number of heads that share nothing but the encoder, and what the decoder shares.
+    """A network of any number of heads that share the encoder, what the decoder shares, and what one reads of another.
 
     Variables are float32 dicts by part, "encoder" and each head's name; a caller may leave out heads that it does not
     decode. Every head draws its initial values and its dropout from a key of its own, made of the head's name, so that
@@ -133,20 +136,26 @@ def assemble(encoder: Encoder, decoder: Decoder, heads: tuple[HeadSpec, ...]) ->
       heads: the heads to grow; names are unique and neither "encoder" nor "pyramid".
 
     Returns:
-      The network. `encode` has the defaults valid=None, train=False, rng=None; `decode` train=False, rng=None (needed in
-      train mode if the decoder has dropout). `valid` is for inference: in train mode it also bounds what convolutions
-      see, but BatchNorm's statistics still cover the padding.
+      The network. `encode` has the defaults valid=None, train=False, rng=None; `fuse`, `classify` and `decode` train=False,
+      rng=None (needed in train mode if the decoder has dropout). Fused features are `Features`. `valid` is for inference:
+      in train mode it also bounds what convolutions see, but BatchNorm's statistics still cover the padding.
 
     Raises:
-      ValueError: two heads of one name, or a decoder that cannot read the encoder's maps.
+      ValueError: two heads of one name, a head that reads none with fused features of its own, or a decoder that cannot
+        read the encoder's maps.
     """
     names = [head.name for head in heads]
     if {ENCODER, PYRAMID} & set(names) or len(set(names)) < len(names):
         raise ValueError(f"heads need names of their own, none of them '{ENCODER}' or '{PYRAMID}': {names}")
     if encoder.gives != decoder.reads:
         raise ValueError(f"the decoder reads {decoder.reads!r} maps, and the encoder gives {encoder.gives!r}")
-    parts = _Parts(encoder, {head.name: decoder.head(head) for head in heads}, decoder.shared)
-    return Network(jax.jit(parts.init), parts.encode, parts.decode, tuple(heads), encoder.multiple)
+    owners = {head.name for head in heads if not head.reads and not head.linear}
+    for head in heads:
+        if head.reads and (head.linear or head.reads not in owners):
+            raise ValueError(f"the head {head.name!r} cannot read {head.reads!r}: choose one of {sorted(owners)}")
+    fused = {head.name: head.reads or head.name for head in heads if decoder.fuse is not None and not head.linear}
+    parts = _Parts(encoder, {head.name: decoder.head(head) for head in heads}, decoder.fuse, fused, decoder.shared)
+    return Network(jax.jit(parts.init), parts.encode, parts.classify, tuple(heads), encoder.multiple, parts.fuse)
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,8 @@ class _Parts:
 
     encoder: Encoder
     heads: Mapping[str, Callable[[bool], nn.Module]]
+    fusion: Callable[[bool], nn.Module] | None
+    fused: Mapping[str, str]  # head -> the head whose fused features it classifies; without those that fuse nothing
     shared: Callable[[bool], nn.Module] | None
 
     def encode(
@@ -177,13 +188,23 @@ class _Parts:
             maps = (*maps[:-1], last)
         return Features(maps, ImageSize(*image.shape[1:3]), valid), stats
 
-    def decode(
+    def fuse(
         self, variables: Variables, head: str, features: Features, *, train: bool = False, rng: Array | None = None
+    ) -> tuple[Features, PyTree]:
+        """The features with one map in place of all, which the head classifies, and the batch_stats after it."""
+        if self.fusion is None or head not in self.fused:
+            return features, variables.batch_stats
+        owner = self.fused[head]
+        key = None if rng is None else named_key(rng, owner)
+        fused, stats = _apply(self.fusion(train), variables, owner, _inputs(features), train, key)
+        return features._replace(maps=(fused,)), stats
+
+    def classify(
+        self, variables: Variables, head: str, fused: Features, *, train: bool = False, rng: Array | None = None
     ) -> tuple[HeadOutput, PyTree]:
-        """What a head makes of the features, and the batch_stats after it."""
-        inputs = (*features.maps, (features.size.height, features.size.width), features.valid)
+        """What a head makes of fused features, and the batch_stats after it."""
         key = None if rng is None else named_key(rng, head)
-        (output, latent), stats = _apply(self.heads[head](train), variables, head, inputs, train, key)
+        (output, latent), stats = _apply(self.heads[head](train), variables, head, _inputs(fused), train, key)
         return HeadOutput(output, latent), stats
 
     def init(self, key: Array) -> Variables:
@@ -197,12 +218,31 @@ class _Parts:
             parts[PYRAMID] = draw_variables(shared, named_key(key, PYRAMID), maps[-1], None)
             last = jax.eval_shape(lambda v, x: shared.apply(v, x, None), parts[PYRAMID], maps[-1])
             maps = (*maps[:-1], last)
-        for name, head in self.heads.items():
-            parts[name] = draw_variables(head(False), named_key(key, name), *maps, (_INIT_SIZE, _INIT_SIZE), None)
+        for name in self.heads:
+            parts[name] = draw_kernels(named_key(key, name), self._head_variables(name, maps))
         return Variables(
             params={name: part["params"] for name, part in parts.items()},
             batch_stats={name: part.get("batch_stats", {}) for name, part in parts.items()},
         )
+
+    def _head_variables(self, name: str, maps: tuple[PyTree, ...]) -> dict[str, PyTree]:
+        """A head's first variables, kernels not yet drawn: of its own fusion, if any, and its classifier, together."""
+        key = jax.random.key(0)  # of no effect: nothing is drawn here
+        size = (_INIT_SIZE, _INIT_SIZE)
+        head = self.heads[name](False)
+        fusing: Mapping[str, PyTree] = {}
+        if self.fusion is not None and name in self.fused:
+            fusion = self.fusion(False)
+            variables = fusion.lazy_init(key, *maps, size, None)
+            maps = (jax.eval_shape(lambda v, *m: fusion.apply(v, *m, size, None), variables, *maps),)
+            fusing = variables if self.fused[name] == name else {}
+        classifying = head.lazy_init(key, *maps, size, None)
+        return {kind: {**fusing.get(kind, {}), **classifying[kind]} for kind in classifying}
+
+
+def _inputs(features: Features) -> tuple[Any, ...]:
+    """What a decoder's module is called with."""
+    return (*features.maps, (features.size.height, features.size.width), features.valid)
 
 
 def _apply(

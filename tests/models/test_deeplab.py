@@ -3,12 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forec_jax.models import U2PL, DeepLabOptions
-from forec_jax.models.decoders.deeplab import DeepLabDecoder
+from forec_jax.contracts import HeadSpec
+from forec_jax.models import U2PL, DeepLabOptions, count_parameters, deeplab_network
+from forec_jax.models.decoders.deeplab import build
 from forec_jax.models.layers import draw_variables
+from forec_jax.models.network import Form
 
 SMALL = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4)
 SIZE = (32, 48)
+MOVED = ["batch_stats"]
 
 
 def maps():
@@ -17,13 +20,13 @@ def maps():
 
 
 def run(options=SMALL, upsample=True, train=False, dtype=jnp.float32, seed=0):
-    module = DeepLabDecoder(5, options, train, upsample, dtype=dtype)
-    low, high = (m.astype(dtype) for m in maps())
-    variables = draw_variables(module, jax.random.key(0), low, high, SIZE, None)
-    keep = ["batch_stats"] if train else False
-    return module.apply(
-        variables, low, high, SIZE, None, mutable=keep, rngs={"dropout": jax.random.key(seed)} if train else None
-    )
+    """A head's two halves on the maps: the output and the latent image."""
+    decoder, x = build(options, Form(dtype=dtype)), tuple(m.astype(dtype) for m in maps())
+    for module in (decoder.fuse(train), decoder.head(HeadSpec("segmentation", 5, upsample))(train)):
+        variables = draw_variables(module, jax.random.key(0), *x, SIZE, None)
+        x = module.apply(variables, *x, SIZE, None, mutable=MOVED, rngs={"dropout": jax.random.key(seed)})[0]
+        x = x if isinstance(x, tuple) else (x,)
+    return x
 
 
 def test_output_at_the_image_and_latent_at_stride_four():
@@ -50,10 +53,10 @@ def test_bfloat16_keeps_a_float32_output():
 
 def test_dropout_takes_whole_channels_in_train_mode_only():
     options = DeepLabOptions(rates=(1, 2, 3), channels=64, low_level_channels=4, dropout=0.5)
-    (_, latent), _ = run(options, train=True)
+    _, latent = run(options, train=True)
     gone = np.asarray((latent == 0).all((1, 2)))
     assert 0.3 < gone.mean() < 0.7
-    (_, other), _ = run(options, train=True, seed=1)
+    _, other = run(options, train=True, seed=1)
     assert (np.asarray((other == 0).all((1, 2))) != gone).any()
     inference = np.asarray((run(options)[1] == 0).all((1, 2)))
     assert inference.mean() < 0.2
@@ -73,7 +76,19 @@ def test_last_layer_starts_small():
     ],
 )
 def test_parameter_counts_of_both_forms(options, count):
-    low, high = (jax.ShapeDtypeStruct((1, *s), jnp.float32) for s in ((16, 16, 256), (8, 8, 2048)))
-    module = DeepLabDecoder(21, options, train=False)
-    variables = jax.eval_shape(lambda a, b: module.init(jax.random.key(0), a, b, (64, 64), None), low, high)
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
+    assert parameters(options, (HeadSpec("segmentation", 21),))["segmentation"] == count
+
+
+def test_a_head_that_reads_another_is_one_convolution_and_the_last_of_its_fused_map():
+    """ReCo's representation head: 304 x 256 3x3 kernels, BatchNorm, and 256 x 256 + 256."""
+    heads = (HeadSpec("segmentation", 21), HeadSpec("representation", 256, upsample=False, reads="segmentation"))
+    assert parameters(DeepLabOptions(), heads)["representation"] == 766_720
+    assert (
+        parameters(DeepLabOptions(), heads)["segmentation"] == parameters(DeepLabOptions(), heads[:1])["segmentation"]
+    )
+
+
+def parameters(options, heads):
+    """The number of parameters of each part with ResNet-101."""
+    network = deeplab_network(encoder="resnet101", heads=heads, decoder=options)
+    return count_parameters(jax.eval_shape(network.init, jax.random.key(0)).params)

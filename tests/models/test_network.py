@@ -193,11 +193,66 @@ def test_totals_are_unimatchs(encoder, millions):
         ({"output_stride": 4}, "output_stride"),
         ({"stem": "5x5"}, "stem"),
         ({"heads": (HeadSpec("encoder", 3),)}, "names of their own"),
+        (
+            {"heads": (SEGMENTATION, HeadSpec("a", 3, reads="b"))},
+            r"'a' cannot read 'b': choose one of \['segmentation'\]",
+        ),
+        ({"heads": (HeadSpec("a", 3, reads="a"),)}, "'a' cannot read 'a'"),
+        ({"heads": (SEGMENTATION, HeadSpec("a", 3, linear=True, reads="segmentation"))}, "'a' cannot read"),
     ],
 )
 def test_rejects_what_it_does_not_know(change, message):
     with pytest.raises(ValueError, match=message):
         deeplab_network(**{"encoder": "resnet18", "heads": (SEGMENTATION,), "output_stride": 16, **change})
+
+
+READER = HeadSpec("reader", 4, upsample=False, reads="segmentation")
+
+
+def test_a_head_that_reads_another_changes_none_of_its_values():
+    both, alone = small(heads=(READER, SEGMENTATION)), small()
+    variables, fewer = both.init(jax.random.key(3)), alone.init(jax.random.key(3))
+    jax.tree.map(np.testing.assert_array_equal, variables.params["segmentation"], fewer.params["segmentation"])
+    assert sorted(variables.params["reader"]) == ["fuse1", "last"]
+
+
+def test_a_head_that_reads_another_moves_what_the_other_fuses_with_and_nothing_of_its_classifier():
+    network = small(heads=(SEGMENTATION, READER))
+    params, stats = network.init(jax.random.key(0))
+
+    def total(params):
+        variables = Variables(params, stats)
+        features, _ = network.encode(variables, images(2, 33, 33), train=True)
+        output, moved = network.decode(variables, "reader", features, train=True)
+        return (output.output**2).sum(), moved
+
+    gradient, moved = jax.jit(jax.grad(total, has_aux=True))(params)
+    largest = {
+        name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(layer))
+        for name, layer in gradient["segmentation"].items()
+    }
+    reached = {name for name, value in largest.items() if value > 0}
+    assert reached == set(params["segmentation"]) - {"fuse1", "fuse2", "last"}
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), moved["segmentation"], stats["segmentation"])
+    assert {name for name, layer in changed.items() if any(jax.tree.leaves(layer))} == reached
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), moved["reader"], stats["reader"])))
+
+
+def test_fused_features_are_one_map_at_the_low_levels_stride_and_of_a_linear_head_the_encoders():
+    network = small(heads=(SEGMENTATION, HeadSpec("tags", 2, linear=True)))
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+
+    def fused(variables, image, head):
+        features, _ = network.encode(variables, image)
+        found, stats = network.fuse(variables, head, features)
+        return features.maps, found.maps, stats
+
+    image = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
+    _, (one,), stats = jax.eval_shape(lambda v, x: fused(v, x, "segmentation"), variables, image)
+    assert one.shape == (2, 16, 24, 8 + 4)
+    assert jax.tree.structure(stats) == jax.tree.structure(variables.batch_stats)
+    maps, same, _ = jax.eval_shape(lambda v, x: fused(v, x, "tags"), variables, image)
+    assert [m.shape for m in maps] == [m.shape for m in same]
 
 
 def as_one(shared):

@@ -196,10 +196,10 @@ def toy_critic():
     def encode(variables, pair, *, train, rng):
         return jnp.tanh(pair.mean((1, 2)) @ variables.params["encoder"]["w"]), variables.batch_stats
 
-    def decode(variables, head, features, *, train, rng):
+    def classify(variables, head, features, *, train, rng):
         return HeadOutput(features @ variables.params[head]["w"], features), variables.batch_stats
 
-    return Network(init, encode, decode, (HeadSpec("score", 1),))
+    return Network(init, encode, classify, (HeadSpec("score", 1),))
 
 
 def with_discriminator(network):

@@ -35,13 +35,13 @@ def copying_network(heads):
     def encode(variables, image, *, valid=None, train, rng):
         return image, variables.batch_stats
 
-    def decode(variables, head, image, *, train, rng):
+    def classify(variables, head, image, *, train, rng):
         latent = image[:, ::STRIDE, ::STRIDE]
         if head == "segmentation":
             return HeadOutput(2 * image, latent), variables.batch_stats
         return HeadOutput(image * 0 + channelwise(variables.params[head]["tint"]), latent), variables.batch_stats
 
-    return Network(init, encode, decode, heads)
+    return Network(init, encode, classify, heads)
 
 
 def make_model(name, heads=HEADS, space="unit", tint=0.0):
@@ -137,10 +137,10 @@ def test_rows_of_an_image_without_a_mask_are_about_one_class():
     """The second model predicts another class than the first; what follows class 1 is shown of it all the same."""
     first, second = make_model("first")[0], make_model("second")[0]
     swapped = second.method.networks["student"]
-    decode = lambda variables, head, image, **rest: swapped.decode(  # noqa: E731 - red and blue change places
+    classify = lambda variables, head, image, **rest: swapped.classify(  # noqa: E731 - red and blue change places
         variables, head, image[..., ::-1] if head == "segmentation" else image, **rest
     )
-    method = dataclasses.replace(second.method, network=swapped._replace(decode=decode))
+    method = dataclasses.replace(second.method, network=swapped._replace(classify=classify))
     second = second._replace(method=method, predicts=method)
     example = make_example(labelled=False)
     example = example._replace(image=example.image[:, ::-1])

@@ -29,14 +29,14 @@ def network(heads):
     def encode(variables, image, *, valid=None, train, rng):
         return image, variables.batch_stats
 
-    def decode(variables, head, image, *, train, rng):
+    def classify(variables, head, image, *, train, rng):
         if head == "segmentation":
             return HeadOutput(20 * image, image), variables.batch_stats
         small = image[:, ::STRIDE, ::STRIDE]
         noise = jax.random.normal(jax.random.key(1), (*small.shape[:3], 4))
         return HeadOutput(noise, small), variables.batch_stats
 
-    return Network(init, encode, decode, tuple(HeadSpec(name, 3, upsample=name == "segmentation") for name in heads))
+    return Network(init, encode, classify, tuple(HeadSpec(name, 3, upsample=name == "segmentation") for name in heads))
 
 
 def model(contrast=True):

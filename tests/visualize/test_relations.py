@@ -21,11 +21,11 @@ def network(heads=("segmentation", "representation")):
         small = image[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
         return Features((small, small), ImageSize(*image.shape[1:3]), valid), {}
 
-    def decode(variables, head, features, *, train, rng):
+    def classify(variables, head, features, *, train, rng):
         assert head == "representation"
         return HeadOutput(features.high[..., jnp.array([2, 2, 0])], features.high), {}
 
-    return Network(None, encode, decode, tuple(HeadSpec(name, 3) for name in heads))
+    return Network(None, encode, classify, tuple(HeadSpec(name, 3) for name in heads))
 
 
 def example(label, colours):

@@ -45,11 +45,23 @@ def run_heads(
 def decode_heads(
     network: Network, variables: Variables, features_of: Mapping[str, PyTree], *, train: bool, rng: Array
 ) -> tuple[dict[str, HeadOutput], PyTree]:
-    """Every named head on the features that are given for it; returns the outputs by head and the new batch_stats."""
-    outputs, stats = {}, variables.batch_stats
+    """Every named head on the features that are given for it; returns the outputs by head and the new batch_stats.
+
+    Heads that read the same head and are given the same features, as objects, share what is fused. Statistics are moved
+    by the features that a head is given itself, and not by others that a head is given which reads it.
+    """
+    owners = {spec.name: spec.reads or spec.name for spec in network.heads}
+    outputs, fused, stats = {}, {}, variables.batch_stats
     for head, features in features_of.items():
-        outputs[head], stats = network.decode(
-            variables._replace(batch_stats=stats), head, features, train=train, rng=rng
+        owner, now = owners[head], variables._replace(batch_stats=stats)
+        place = owner, id(features)
+        if place not in fused:
+            fused[place], moved = network.fuse(now, owner, features, train=train, rng=rng)
+            if features_of.get(owner, features) is features:
+                stats = moved
+    for head, features in features_of.items():
+        outputs[head], stats = network.classify(
+            variables._replace(batch_stats=stats), head, fused[owners[head], id(features)], train=train, rng=rng
         )
     return outputs, stats
 

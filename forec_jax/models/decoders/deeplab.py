@@ -59,16 +59,18 @@ def _atrous_pyramid(
         branches.append(branch(x))
     x = jnp.concatenate(branches, axis=-1)
     x = ConvNorm(options.channels, size=options.projection_size, name="projection", **shared)(x, valid)
-    return _drop_channels(x, options, train)
+    return _drop_channels(x, options, train, 0)
 
 
-def _drop_channels(x: Array, options: DeepLabOptions, train: bool) -> Array:
-    """Dropout of whole channels, in train mode."""
-    return nn.Dropout(options.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
+def _drop_channels(x: Array, options: DeepLabOptions, train: bool, number: int) -> Array:
+    """Dropout of whole channels, in train mode. What it draws depends on its number among those of a head."""
+    drop = nn.Dropout(options.dropout, broadcast_dims=(1, 2), deterministic=not train, name=f"Dropout_{number}")
+    dropped: Array = drop(x)
+    return dropped
 
 
 class _SharedPyramid(nn.Module):
-    """One ASPP that all heads read (`_SharingDecoder`)."""
+    """One ASPP that all heads read."""
 
     options: DeepLabOptions
     train: bool
@@ -81,10 +83,33 @@ class _SharedPyramid(nn.Module):
         return _atrous_pyramid(high, valid, self.options, self.train, self.momentum, self.dtype)
 
 
-class DeepLabDecoder(nn.Module):
-    """One head: low- and high-level maps -> output and latent images [H,W as `size`]."""
+class _Fusion(nn.Module):
+    """The first half of a head: the ASPP of the high-level map, or that map itself, beside projected low-level features."""
+
+    options: DeepLabOptions
+    train: bool
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, low: Array, high: Array, size: tuple[int, int], valid: Array | None) -> Array:
+        """[B,h,w,C], [B,h',w',C'] -> [B,h,w,options.channels + options.low_level_channels]."""
+        options = self.options
+        x = high
+        if not options.share_aspp:
+            x = _atrous_pyramid(x, valid, options, self.train, self.momentum, self.dtype)
+        x = _resize(x, (low.shape[1], low.shape[2]), valid, size, options.align_corners)
+        projection = ConvNorm(
+            options.low_level_channels, train=self.train, momentum=self.momentum, dtype=self.dtype, name="low_level"
+        )
+        return jnp.concatenate([x, projection(low)], axis=-1)
+
+
+class _Classifier(nn.Module):
+    """The second half of a head: 3x3 convolutions of the fused map and the last 1x1."""
 
     channels: int
+    convolutions: int
     options: DeepLabOptions
     train: bool
     upsample: bool = True
@@ -92,61 +117,56 @@ class DeepLabDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, low: Array, high: Array, size: tuple[int, int], valid: Array | None) -> tuple[Array, Array]:
-        """[B,h,w,C], [B,h',w',C'] -> f32[B,H,W,channels] (or [B,h,w,channels]), [B,h,w,options.channels]."""
-        shared = {"train": self.train, "momentum": self.momentum, "dtype": self.dtype}
+    def __call__(self, x: Array, size: tuple[int, int], valid: Array | None) -> tuple[Array, Array]:
+        """[B,h,w,C] -> f32[B,*size,channels] (or [B,h,w,channels]), [B,h,w,options.channels]."""
         options = self.options
-        x = self._pyramid(high, valid)
-        x = self._resize(x, (low.shape[1], low.shape[2]), valid, size)
-        detail = ConvNorm(options.low_level_channels, name="low_level", **shared)(low)
-        x = jnp.concatenate([x, detail], axis=-1)
-        for index in (1, 2):
-            x = ConvNorm(options.channels, size=3, name=f"fuse{index}", **shared)(x, valid)
-            x = _drop_channels(x, options, self.train)
+        for index in range(1, self.convolutions + 1):
+            convolution = ConvNorm(
+                options.channels,
+                size=3,
+                train=self.train,
+                momentum=self.momentum,
+                dtype=self.dtype,
+                name=f"fuse{index}",
+            )
+            x = convolution(x, valid)
+            x = _drop_channels(x, options, self.train, index - 1 if options.share_aspp else index)
         output = Conv(self.channels, last=True, dtype=self.dtype, name="last")(x)
         output = output.astype(jnp.float32)
         if self.upsample:
-            output = self._resize(output, size, valid, size)
+            output = _resize(output, size, valid, size, options.align_corners)
         return output, x
 
-    def _pyramid(self, x: Array, valid: Array | None) -> Array:
-        """The head's own ASPP."""
-        return _atrous_pyramid(x, valid, self.options, self.train, self.momentum, self.dtype)
 
-    def _resize(self, x: Array, size: tuple[int, int], valid: Array | None, image: tuple[int, int]) -> Array:
-        if valid is None:
-            return resize(x, size, align_corners=self.options.align_corners)
-        return resize(
-            x,
-            size,
-            align_corners=self.options.align_corners,
-            extent_in=valid_extent(valid, image[0] // x.shape[1]),
-            extent_out=valid_extent(valid, image[0] // size[0]),
-        )
-
-
-class _SharingDecoder(DeepLabDecoder):
-    """A head without an ASPP of its own: the high-level map that it is given is the `_SharedPyramid`'s result."""
-
-    def _pyramid(self, x: Array, valid: Array | None) -> Array:
-        """The map as it is."""
-        del valid
-        return x
+def _resize(x: Array, size: tuple[int, int], valid: Array | None, image: tuple[int, int], align_corners: bool) -> Array:
+    """Features [B,h,w,C] at another size, those of the valid area alone."""
+    if valid is None:
+        return resize(x, size, align_corners=align_corners)
+    before, after = (valid_extent(valid, image[0] // height) for height in (x.shape[1], size[0]))
+    return resize(x, size, align_corners=align_corners, extent_in=before, extent_out=after)
 
 
 def build(o: DeepLabOptions, form: Form) -> Decoder:
-    """DeepLabV3+'s decoder as any number of heads; with `share_aspp` they share more than the encoder."""
-    kind = _SharingDecoder if o.share_aspp else DeepLabDecoder
+    """DeepLabV3+'s decoder as any number of heads; with `share_aspp` they share more than the encoder.
+
+    A head that reads another's fused features has one 3x3 convolution, as ReCo's representation head.
+    """
 
     def head(spec: HeadSpec) -> Callable[[bool], nn.Module]:
         if spec.linear:
             return lambda train: LinearHead(spec.channels, train, form.dtype)
-        return lambda train: kind(spec.channels, o, train, spec.upsample, form.momentum, form.dtype)
+        convolutions = 1 if spec.reads else 2
+        return lambda train: _Classifier(
+            spec.channels, convolutions, o, train, spec.upsample, form.momentum, form.dtype
+        )
+
+    def fusion(train: bool) -> nn.Module:
+        return _Fusion(o, train, form.momentum, form.dtype)
 
     def pyramid(train: bool) -> nn.Module:
         return _SharedPyramid(o, train, form.momentum, form.dtype)
 
-    return Decoder(head, reads="low_high", shared=pyramid if o.share_aspp else None)
+    return Decoder(head, reads="low_high", fuse=fusion, shared=pyramid if o.share_aspp else None)
 
 
 ENTRY = DecoderEntry("deeplab", DeepLabOptions, build)
