@@ -19,7 +19,7 @@ from forec_jax.methods.parts.teacher import (
     updated_teacher,
 )
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
-from forec_jax.methods.parts.vat import adversarial_perturbation
+from forec_jax.methods.parts.vat import adversarial_perturbation, published_perturbation
 from forec_jax.methods.parts.views import taught_views
 from forec_jax.options import STEPS, at_least, option
 
@@ -45,6 +45,12 @@ class Options:
         at_least(0),
     )
     epsilon: float = option(2.0, "T-VAT: length of the perturbation of an image's features; 0: none", at_least(0))
+    perturbed: Literal["encoder", "fused"] = option(
+        "encoder", 'T-VAT: of the "encoder"\'s maps, or of the "fused" map that the decoder classifies, as published'
+    )
+    direction: Literal["exact", "published"] = option(
+        "exact", 'T-VAT: "exact", or "published": by PS-MT\'s code in float32, which makes it some 1e-4 long'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +59,9 @@ class PsMt(SemiSupervised, Options):
 
     Each teacher is an EMA of the student over every other epoch; their mean logits label the weak view. L_u is the
     cross-entropy against labels above the threshold, each weighted by its confidence. The student's segmentation is
-    decoded from features that are moved towards where the teachers' decoders change their mind most (T-VAT), in
-    labelled and unlabelled rows alike; auxiliary heads see the features as they are. In the warm-up both teachers
+    decoded from features (the encoder's, or its decoder's fused map) that are moved towards where the teachers' decoders
+    change their mind most (T-VAT), in labelled and unlabelled rows alike; auxiliary heads see the features as they are.
+    In the warm-up both teachers
     follow the student, and nothing is perturbed. Everything else is as in MeanTeacher. Teachers that label in train mode
     move their BatchNorm statistics by it, before the EMA.
     An `epoch` of 0 is unknown, which is enough to predict.
@@ -75,12 +82,13 @@ class PsMt(SemiSupervised, Options):
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
         features, stats = self.network.encode(student, image, train=True, rng=dropout_key)
-        features_of = dict.fromkeys(head_names(self.auxiliary), features)
-        if self.epsilon:
-            features_of[SEGMENTATION] = self.perturbed(features, views, state, vat_key)
-        outputs, stats = decode_heads(
-            self.network, student._replace(batch_stats=stats), features_of, train=True, rng=dropout_key
-        )
+        features_of, changes = dict.fromkeys(head_names(self.auxiliary), features), {}
+        if self.epsilon and self.perturbed == "encoder":
+            features_of[SEGMENTATION] = self.moved(features, views, state, vat_key)
+        elif self.epsilon:
+            changes[SEGMENTATION] = lambda fused: self.moved(fused, views, state, vat_key)
+        student = student._replace(batch_stats=stats)
+        outputs, stats = decode_heads(self.network, student, features_of, train=True, rng=dropout_key, changes=changes)
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         unsupervised, metrics = self.unsupervised(
@@ -140,18 +148,26 @@ class PsMt(SemiSupervised, Options):
         )
         return dict(zip(TEACHERS, helped, strict=True))
 
-    def perturbed(self, features: PyTree, views: Views, state: TrainState, key: Array) -> PyTree:
+    def moved(self, features: PyTree, views: Views, state: TrainState, key: Array) -> PyTree:
         """The student's features moved by T-VAT's perturbation; as they are in the warm-up."""
-        teachers = jax.lax.stop_gradient(state.teacher)
         epsilon = jnp.where(state.step < self.warmup, 0.0, self.epsilon)
-        decode = functools.partial(self.mean_logits, teachers)
-        return jax.tree.map(jnp.add, features, adversarial_perturbation(decode, features, views.valid, epsilon, key))
+        decode = functools.partial(self.mean_logits, jax.lax.stop_gradient(state.teacher))
+        if self.direction == "exact":
+            found = adversarial_perturbation(decode, features, views.valid, epsilon, key)
+        else:  # labelled and unlabelled rows pass the original one after the other
+            labelled = jnp.sum(views.labelled_row)
+            alike = jnp.where(views.labelled_row, labelled, len(views.labelled_row) - labelled)
+            found = published_perturbation(decode, features, views.valid, epsilon, key, alike)
+        return jax.tree.map(jnp.add, features, found)
 
     def mean_logits(self, variables: dict[str, Variables], features: PyTree) -> Array:
-        """The mean over the networks of what their decoders say of the same features, f32[B,H,W,K]."""
+        """The mean over the networks of what their decoders say of the same features, f32[B,H,W,K].
+
+        The features are those that are perturbed: the encoder's, or fused.
+        """
+        decode = self.network.decode if self.perturbed == "encoder" else self.network.classify
         heads = {
-            name: self.network.decode(v, SEGMENTATION, features, train=False, rng=None)[0].output
-            for name, v in variables.items()
+            name: decode(v, SEGMENTATION, features, train=False, rng=None)[0].output for name, v in variables.items()
         }
         return _mean(heads)
 
@@ -192,7 +208,8 @@ class PsMt(SemiSupervised, Options):
         logits = {}
         for name, network in variables.items():
             features, _ = self.network.encode(network, image, valid=valid, train=False, rng=None)
-            logits[name] = self.mean_logits({name: network}, features)
+            head, _ = self.network.decode(network, SEGMENTATION, features, train=False, rng=None)
+            logits[name] = head.output
         return jax.nn.softmax(_mean(logits), axis=-1)
 
 

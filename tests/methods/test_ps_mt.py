@@ -10,7 +10,7 @@ import pytest
 from forec_jax.augment import NoMixing
 from forec_jax.contracts import UNLABELLED, Batch, HeadSpec, Labelled, Unlabelled, Variables, Views
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, PsMt
-from forec_jax.methods.parts.vat import adversarial_perturbation
+from forec_jax.methods.parts.vat import adversarial_perturbation, published_perturbation
 from forec_jax.methods.parts.views import interleave
 from forec_jax.methods.ps_mt import TEACHERS
 from forec_jax.parallel import make_mesh, replicated, shard_batch
@@ -215,7 +215,7 @@ def test_the_perturbation_is_made_with_the_teachers_decoders(make_toy_network):
     state, key = apart(first_state(method, TX, seed=0)), jax.random.key(4)
     features, valid = jax.random.normal(jax.random.key(3), (2, 4, 4, 4)), jnp.ones((2, 4, 4), bool)
     views = Views(None, None, None, None, valid, None)
-    moved = method.perturbed(features, views, state, key) - features
+    moved = method.moved(features, views, state, key) - features
     student = {"student": Variables(state.params["student"], state.batch_stats["student"])}
     by_teachers, by_student = (
         adversarial_perturbation(functools.partial(method.mean_logits, v), features, valid, jnp.asarray(2.0), key)
@@ -223,6 +223,44 @@ def test_the_perturbation_is_made_with_the_teachers_decoders(make_toy_network):
     )
     np.testing.assert_allclose(moved, by_teachers, atol=1e-5)
     assert float(jnp.abs(by_teachers - by_student).max()) > 1e-3
+
+
+def test_the_fused_map_is_perturbed_for_the_segmentation_alone(make_toy_network):
+    """The student's fused map moves by what the teachers' classifiers say of it; another head reads it unmoved."""
+    toy = make_toy_network((HEADS[0], HEADS[1]._replace(reads="segmentation")), normalise=False)
+    network = toy._replace(fuse=lambda variables, head, features, **_: (features**2, variables.batch_stats))
+    method = make_method(network, auxiliary=(TASK,), perturbed="fused")
+    state = apart(first_state(method, TX, seed=0))
+    terms = terms_of(method, state.params, state)
+
+    view_key, dropout_key, _, vat_key = jax.random.split(jax.random.key(0), 4)
+    batch = jax.tree.map(jnp.asarray, make_batch())
+    image, views, _ = method.views(state, batch.labelled, batch.unlabelled, view_key, dropout_key)
+    student = Variables(state.params["student"], state.batch_stats["student"])
+    fused = network.encode(student, image, train=True, rng=None)[0] ** 2
+    mean = sum(t.params["segmentation"]["w"] for t in state.teacher.values()) / 2
+    found = adversarial_perturbation(lambda z: z @ mean, fused, views.valid, 2.0, vat_key)
+    logits = (fused + found) @ student.params["segmentation"]["w"]
+    truth = np.asarray(views.is_ground_truth)
+    error = -np.log(np.take_along_axis(softmax(np.asarray(logits)), np.asarray(views.label)[..., None], -1)[..., 0])
+    assert float(terms["supervised_loss"].mean.value()) == pytest.approx(float(error[truth].mean()), rel=1e-4)
+    plain = terms_of(dataclasses.replace(method, epsilon=0.0), state.params, state)
+    assert float(plain["supervised_loss"].mean.value()) < 0.98 * float(terms["supervised_loss"].mean.value())
+    name = "reconstruction_labelled_loss"
+    assert float(plain[name].mean.total) == float(terms[name].mean.total) > 0
+
+
+def test_the_published_direction_takes_the_mean_over_the_rows_of_a_kind(make_toy_network):
+    network = make_toy_network(normalise=False)
+    method = make_method(network, direction="published")
+    state, key = apart(first_state(method, TX, seed=0)), jax.random.key(4)
+    features = jax.random.normal(jax.random.key(3), (3, 4, 4, 4))
+    valid, labelled = jnp.ones((3, 4, 4), bool), jnp.array([True, False, False])
+    found = method.moved(features, Views(None, None, None, None, valid, labelled), state, key) - features
+    decode = functools.partial(method.mean_logits, state.teacher)
+    expected = published_perturbation(decode, features, valid, 2.0, key, jnp.array([1.0, 2.0, 2.0]))
+    np.testing.assert_allclose(found, (features + expected) - features, atol=1e-9)
+    assert 0 < float(jnp.abs(expected).max()) < 1e-3
 
 
 def test_the_teachers_get_no_gradient(make_toy_network):
