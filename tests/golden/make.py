@@ -5,7 +5,7 @@
     python tests/golden/make.py --write            makes the file anew: only for a change that is meant to change numbers
     python tests/golden/make.py --only=shapes:forec
 
-The file was made by the code before the redesign; numbers are written as `float.hex` does. Options have the names that
+The file was made by the code before the redesign, but for the variants that came later; numbers are written as `float.hex` does. Options have the names that
 they had then.
 """
 
@@ -67,8 +67,10 @@ CASES: dict[str, Options] = {
     "shapes:forec": {**_BOTH, **_RECONSTRUCTION},
     "shapes:ps_mt": _PS_MT,
     "shapes:ps_mt_forec": {**_PS_MT, **_RECONSTRUCTION},
+    "shapes:ps_mt_paper": {**_PS_MT, "method.ps_mt.warmup_passes": 0, "method.ps_mt.top_classes": 2},
     "shapes:s4gan": {**_BOTH, "method.s4gan.channels": 4},
     "shapes:s4gan_forec": {**_BOTH, **_RECONSTRUCTION, "method.s4gan.channels": 4},
+    "shapes:s4gan_paper": {**_BOTH, "method.s4gan.channels": 4},
     "shapes:cutout": _BOTH,
     "shapes:cutmix": _BOTH,
     "shapes:classmix": _BOTH,
