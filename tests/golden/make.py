@@ -5,8 +5,8 @@
     python tests/golden/make.py --write            makes the file anew: only for a change that is meant to change numbers
     python tests/golden/make.py --only=shapes:forec
 
-The file was made by the code before the redesign, but for the variants that came later; numbers are written as `float.hex` does. Options have the names that
-they had then.
+The file was made by the code before the redesign, but for the variants that came later; numbers are written as
+`float.hex` does. Options have the names that they had then.
 """
 
 import argparse
