@@ -18,7 +18,7 @@ from forec_jax.data import Labels
 from forec_jax.evaluation import Buckets, EvaluationOptions, Evaluator, Predicts, SlidingWindow
 from forec_jax.evaluation.evaluate import Mode
 from forec_jax.methods import Auxiliary
-from forec_jax.methods.entry import Guide, Parts, TaskParts
+from forec_jax.methods.entry import Epoch, Guide, Parts, TaskParts
 from forec_jax.methods.parts.teacher import EmaOptions
 from forec_jax.methods.parts.views import Colour
 from forec_jax.methods.tasks import TASKS
@@ -171,14 +171,13 @@ def _pretrained_init(network: Network, weights: Variables, key: jax.Array) -> Va
     return filled(network.init(key), weights)
 
 
-def with_epoch(c: ConfigDict, steps: int) -> ConfigDict:
-    """The config with the options of its method that follow from an epoch of so many steps; often as it is."""
-    entry = method_entry(c)
-    changes = entry.of_epoch(method_options(c), steps)
-    if not changes or not steps:
+def with_epoch(c: ConfigDict, epoch: Epoch) -> ConfigDict:
+    """The config with the options that follow, by its method, from how long an epoch is; often as it is."""
+    changes = method_entry(c).of_epoch(method_options(c), epoch)
+    if not changes or not epoch.steps:
         return c
     resolved = c.copy_and_resolve_references()
-    resolved.method[entry.name].update(changes)
+    resolved.update_from_flattened_dict(changes)
     return resolved
 
 
@@ -187,7 +186,7 @@ def build_optimizer(c: ConfigDict) -> optax.GradientTransformation:
     o = from_config(OptimizerOptions, c.optim, "optim")
 
     def decayed(peak: float) -> optax.Schedule:
-        return poly_schedule(peak, c.steps, o.poly_power, warmup=0)
+        return poly_schedule(peak, c.steps, o.poly_power, warmup=0, hold=o.hold)
 
     own = method_entry(c).optimizers(method_options(c), decayed)
     return with_own_optimizers(make_optimizer(o, c.steps), own)
@@ -196,7 +195,7 @@ def build_optimizer(c: ConfigDict) -> optax.GradientTransformation:
 def build_rate(c: ConfigDict) -> Callable[[int], float]:
     """The encoder's learning rate of the step after that many, for reports; dropped updates would delay it."""
     o = from_config(OptimizerOptions, c.optim, "optim")
-    schedule = poly_schedule(o.lr, c.steps, o.poly_power, o.warmup)
+    schedule = poly_schedule(o.lr, c.steps, o.poly_power, o.warmup, o.hold)
     return lambda done: float(schedule(done))
 
 

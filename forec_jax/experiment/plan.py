@@ -18,6 +18,7 @@ from forec_jax.contracts import Batch, Labelled, Method, Pseudo, Tagged, TrainSt
 from forec_jax.experiment import build
 from forec_jax.experiment.load import guide_of
 from forec_jax.experiment.sources import planned_labels
+from forec_jax.methods.entry import Epoch
 from forec_jax.parallel import batch_sharding
 from forec_jax.training import abstract_state, compile_step, state_sharding
 
@@ -102,7 +103,7 @@ def planned_method(c: ConfigDict, mesh: Mesh) -> Method:
 
     Raises OptionError for a method that learns from a trained run, and has none.
     """
-    return build.build_method(build.with_epoch(c, 1), planned_labels(c), guide=guide_of(c), mesh=mesh)
+    return build.build_method(build.with_epoch(c, Epoch(1, 1)), planned_labels(c), guide=guide_of(c), mesh=mesh)
 
 
 def abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:

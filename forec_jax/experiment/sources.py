@@ -46,6 +46,7 @@ from forec_jax.data.partial import Rounding
 from forec_jax.data.pipeline import ReadingOptions
 from forec_jax.data.published import check_protocol, protocol_names, published_name, published_origins
 from forec_jax.data.source import DataEntry, Place
+from forec_jax.methods.entry import Epoch
 from forec_jax.methods.tag_classifier import foreground_classes
 from forec_jax.options import OptionError, choose, from_config
 
@@ -275,8 +276,8 @@ def build_streams(c: ConfigDict, data: TrainingData) -> Streams:
     return Streams(data, rows, from_config(Geometry, c.data, "data"), reading, c.seed)
 
 
-def epoch_of(c: ConfigDict, data: TrainingData) -> int:
-    """The steps that show each unlabelled image once; with partial labels alone, each labelled one; 0 where tags are."""
-    if data.unlabelled is not None:
-        return -(-len(data.unlabelled) // c.batch.unlabelled)
-    return 0 if data.labelled is None else -(-len(data.labelled) // c.batch.labelled)
+def epoch_of(c: ConfigDict, data: TrainingData) -> Epoch:
+    """How many steps an epoch has; 0 where there are tags in place of masks."""
+    labelled = 0 if data.labelled is None else -(-len(data.labelled) // c.batch.labelled)
+    unlabelled = labelled if data.unlabelled is None else -(-len(data.unlabelled) // c.batch.unlabelled)
+    return Epoch(unlabelled, labelled)

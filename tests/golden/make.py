@@ -5,8 +5,8 @@
     python tests/golden/make.py --write            makes the file anew: only for a change that is meant to change numbers
     python tests/golden/make.py --only=shapes:forec    this case; with --write the others keep their numbers
 
-The file was made by the code before the redesign, but for cases whose commits say why not; numbers are written as
-`float.hex` does. Options have the names that they had then.
+The file was made by the code before the redesign, but for cases that came later or whose commits say why; numbers are
+written as `float.hex` does. Options have the names that they had then.
 """
 
 import argparse
@@ -70,8 +70,10 @@ CASES: dict[str, Options] = {
     "shapes:forec": {**_BOTH, **_RECONSTRUCTION},
     "shapes:ps_mt": _PS_MT,
     "shapes:ps_mt_forec": {**_PS_MT, **_RECONSTRUCTION},
+    "shapes:ps_mt_paper": {**_PS_MT, "method.ps_mt.warmup_passes": 0, "method.ps_mt.top_classes": 2},
     "shapes:s4gan": {**_BOTH, "method.s4gan.channels": 4},
     "shapes:s4gan_forec": {**_BOTH, **_RECONSTRUCTION, "method.s4gan.channels": 4},
+    "shapes:s4gan_paper": {**_BOTH, "method.s4gan.channels": 4},
     "shapes:cutout": _BOTH,
     "shapes:cutmix": _BOTH,
     "shapes:classmix": _BOTH,
