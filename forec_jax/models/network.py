@@ -93,7 +93,9 @@ class ModelOptions:
         "resnet18, 26, 34, 50, 101 or 152, mobilenet_v2, efficientnet_lite0, 1 or 2, dinov2_small, _base, _large or _giant, "
         "or unet; its options are model.resnet.*, ...",
     )
-    decoder: str = option("", "deeplab, dpt or unet; empty: the one that the encoder is published with")
+    decoder: str = option(
+        "", "deeplab, deeplab_v2, pspnet, dpt or unet; empty: the one that the encoder is published with"
+    )
     weights: str = option(
         "",
         "a file, the work directory of a run, efficientnet_lite0, 1 or 2 (of an installed package, docs/weights.md), or "
