@@ -72,6 +72,11 @@ OTHERS: Mapping[str, Variant] = {
             "batch.unlabelled": _ten_if_used,
             "data.crop": 321,
             "data.scale": (0.5, 1.5),
+            "data.unlabelled_plain": True,  # the student scales its view by the same range, and mirrors it
+            "augment.student_scale": lambda c: tuple(c.data.scale),
+            "augment.student_order": "before",
+            "augment.student_flip": True,
+            "augment.student_labelled": False,
             "optim.lr": 2.5e-3,
             "optim.head_lr_multiplier": 1.0,
             "optim.weight_decay": 5e-4,

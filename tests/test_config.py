@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict, config_flags
 
-from forec_jax.augment import BetaBox, ClassMix, CutMix, CutOut, HalfAreaBox, NoMixing, Photometric
+from forec_jax.augment import (
+    BetaBox,
+    ClassMix,
+    CutMix,
+    CutOut,
+    HalfAreaBox,
+    InTurn,
+    Mirror,
+    NoMixing,
+    Photometric,
+    Zoom,
+)
 from forec_jax.config import apply_variant, config_path, defaults, load_config
 from forec_jax.contracts import UNLABELLED, HeadSpec
 from forec_jax.data import Labels, shapes_dataset
@@ -214,6 +225,11 @@ def test_the_variants_of_reco():
     assert isinstance(method.auxiliary[1].task, ForegroundReconstruction)
     assert (method.normaliser, method.threshold, method.partial_labels) == ("eta", 0.97, True)
     assert (c.batch.labelled, c.batch.unlabelled, c.data.labelled, c.data.unlabelled) == (10, 0, "all", "none")
+    zoom, mixing = Zoom((0.5, 1.5)), ClassMix(3, probability=1.0)
+    assert method.labelled_mixing == method.mixing == InTurn((zoom, mixing, Mirror()))  # rows that a teacher completes
+    whole = build.build_method(config("reco_paper"), LABELS)
+    assert (whole.mixing, whole.labelled_mixing) == (method.mixing, NoMixing())
+    assert config("reco_paper").data.unlabelled_plain
     assert config("reco_forec").to_dict() == config("forec+reco").to_dict()
     assert config("reco").method.normaliser == "valid"  # the task alone: it attaches to any method
 
@@ -223,6 +239,22 @@ def test_rows_with_partial_labels_are_mixed_as_unlabelled_ones(name):
     method = build.build_method(config(f"{name}+cutmix+partial_1px"), LABELS)
     assert method.partial_labels
     assert method.labelled_mixing == method.mixing == CutMix(1.0, HalfAreaBox())
+
+
+@pytest.mark.parametrize("name", ["mean_teacher", "fixmatch", "ps_mt", "s4gan", "st", "supervised"])
+def test_the_students_own_geometry_in_every_method(name):
+    c = config(name)
+    assert "Zoom" not in str(build.build_method(c, LABELS))  # off, unless it is asked for
+    c.augment.student_scale, c.augment.student_flip, c.augment.mix_labelled = (0.5, 2.0), True, False
+    method = build.build_method(c, LABELS)
+    own = method.mixing.changes[1:]
+    assert own == (Zoom((0.5, 2.0)), Mirror())
+    alike = name in ("s4gan", "supervised")
+    assert alike or method.labelled_mixing == InTurn((NoMixing(), *own))
+    c.augment.student_labelled = False
+    method = build.build_method(c, LABELS)
+    labelled = method.mixing if name == "supervised" else method.labelled_mixing
+    assert labelled == (method.mixing if name == "s4gan" else NoMixing())
 
 
 def test_supervised_rows_with_partial_labels_are_mixed_where_asked_alone():

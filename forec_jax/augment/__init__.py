@@ -1,5 +1,6 @@
 """Strong augmentation on the device: pure functions of a key and a batch, inside the compiled train step."""
 
+from forec_jax.augment.geometry import InTurn, Mirror, StudentOptions, Zoom, with_geometry
 from forec_jax.augment.mixing import (
     AreaBox,
     BetaBox,
@@ -35,11 +36,15 @@ __all__ = [
     "CutMix",
     "CutOut",
     "HalfAreaBox",
+    "InTurn",
+    "Mirror",
     "Mixing",
     "MixingOptions",
     "NoMixing",
     "Photometric",
     "Rows",
+    "StudentOptions",
+    "Zoom",
     "adjust_brightness",
     "adjust_contrast",
     "adjust_hue",
@@ -48,4 +53,5 @@ __all__ = [
     "grayscale",
     "mixing_of",
     "photometric",
+    "with_geometry",
 ]

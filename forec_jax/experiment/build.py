@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from forec_jax.augment import ColourOptions, MixingOptions, Photometric, mixing_of, photometric
+from forec_jax.augment import ColourOptions, MixingOptions, Photometric, StudentOptions, mixing_of, photometric
 from forec_jax.config import RunOptions, decoder_name, method_entry
 from forec_jax.contracts import Batch, HeadSpec, Method, Network, TrainState, Variables
 from forec_jax.data import Labels
@@ -82,6 +82,7 @@ def _build_parts(
         colour_labelled=from_config(ColourOptions, c.augment, "augment").colour_labelled,
         mixing=mixing_of(mixing, len(labels.classes)),
         mix_labelled=mixing.mix_labelled,
+        student=from_config(StudentOptions, c.augment, "augment"),
         ema=from_config(EmaOptions, c.ema, "ema"),
         steps=c.steps,
         partial=bool(c.data.partial),

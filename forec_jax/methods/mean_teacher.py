@@ -26,8 +26,8 @@ class MeanTeacher(SemiSupervised):
 
     The teacher, an EMA of the student, labels the weak view in inference mode. Colour changes come first, on each
     image; then image, label, confidence and validity are mixed with the same boxes, unlabelled rows among themselves by
-    `mixing`, labelled rows among themselves by `labelled_mixing`. Student, BatchNorm and normalisers see the whole
-    global batch at once.
+    `mixing`, labelled rows among themselves by `labelled_mixing`; either may hold the student's own geometry beside that
+    (augment/geometry.py). Student, BatchNorm and normalisers see the whole global batch at once.
     With `partial_labels` the teacher also labels the pixels of labelled rows that nobody labelled (they are UNLABELLED;
     void stays void), and the batch needs no unlabelled rows.
     """

@@ -204,8 +204,9 @@ def build(o: Options, p: Parts) -> S4Gan:
     discriminator = discriminator_network(
         len(p.labels.classes), channels=o.channels, dropout=o.dropout, compute_dtype=p.compute_dtype
     )
-    # Labelled rows are mixed alike whatever augment.mix_labelled says: boxes in predictions alone would give them away.
-    return semi_supervised(S4Gan, p, o, discriminator=discriminator, labelled_mixing=p.mixing)
+    # Labelled rows are mixed and zoomed alike whatever augment.mix_labelled and student_labelled say: boxes or padding in
+    # predictions alone would give them away.
+    return semi_supervised(S4Gan, p, o, discriminator=discriminator, labelled_mixing=p.unlabelled_changes)
 
 
 def optimizers(o: Options, decayed: Callable[[float], optax.Schedule]) -> dict[str, optax.GradientTransformation]:

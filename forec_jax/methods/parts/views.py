@@ -85,8 +85,8 @@ def taught_views(
         key: of the colour changes and the mixing.
         colour: of the student's view of the unlabelled rows.
         labelled_colour: of its view of the labelled rows.
-        mixing: of the unlabelled rows among themselves.
-        labelled_mixing: of the labelled rows among themselves.
+        mixing: of the unlabelled rows among themselves, with the student's own geometry where it has one.
+        labelled_mixing: the same of the labelled rows.
         partial_labels: whether the labelled rows have UNLABELLED pixels.
     """
     colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
