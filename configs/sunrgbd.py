@@ -10,14 +10,14 @@ The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step, 150
 
 from ml_collections import ConfigDict
 
-from forec_jax.config import apply_variant, defaults
+from forec_jax.config import Variant, apply_variant, defaults
+from forec_jax.variants import OTHERS, batch_of
 
-
-def _reco_paper(c: ConfigDict) -> None:
-    """ReCo, appendix A: as on VOC, with five images a step. (The paper scales all images to 384x512 first.)"""
-    apply_variant(c, "reco_paper")
-    c.batch.labelled = 5
-    c.batch.unlabelled = 5 if c.batch.unlabelled else 0
+RECO_PAPER = Variant(
+    {**OTHERS["reco_paper"].sets, **batch_of(5)},
+    of=OTHERS["reco_paper"].of,
+    meaning="ReCo, appendix A: as on VOC, with five images a step (the paper scales all images to 384x512 first)",
+)
 
 
 def get_config(variant: str = "forec") -> ConfigDict:
@@ -28,4 +28,4 @@ def get_config(variant: str = "forec") -> ConfigDict:
     c.optim.lr = 2.5e-3
     c.optim.head_lr_multiplier = 1.0
     c.optim.weight_decay = 5e-4
-    return apply_variant(c, variant, {"reco_paper": _reco_paper})
+    return apply_variant(c, variant, {"reco_paper": RECO_PAPER})

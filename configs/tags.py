@@ -93,9 +93,19 @@ def _segmenter(c: ConfigDict) -> None:
 
 
 def _paper(c: ConfigDict) -> None:
-    """The paper's U-Net, or ResNet-18 classifier, and its hyper-parameters: 10 epochs of 16,000 images of 224 x 224."""
+    """The paper's U-Net, or ResNet-18 classifier, and its hyper-parameters: 10 epochs of 16,000 images of 224 x 224.
+
+    The classifier starts from ImageNet's weights: --config.model.weights=hf:timm/resnet18.tv_in1k (docs/weights.md).
+    """
     c.model.resnet.width = c.model.unet.width = 1.0
-    c.data.crop = c.data.shapes.size = 224  # size: as for voc
+    c.model.resnet.stem = "7x7"
+    c.model.resnet.output_stride = 32
+    c.model.unet.align_corners = False
+    c.model.unet.last_size = 3
+    c.data.crop = c.data.longest_side = c.data.shapes.size = 224  # size: as for voc
+    c.data.scale = (1.0, 1.0)
+    c.data.flip = False
+    c.augment.jitter_probability = c.augment.grayscale_probability = c.augment.blur_probability = 0.0
     c.optim.lr = 1e-4
     c.optim.weight_decay = 0.0  # AdamW without decay is Adam
     c.optim.poly_power = 0.0  # a constant rate
@@ -104,6 +114,7 @@ def _paper(c: ConfigDict) -> None:
     if c.method.name == "wsss_rec":
         c.model.encoder = "unet"
         c.method.wsss_rec.update({"mask_weight": 1e-3, "class_weight": 1e-3, "mask_loss": "area"})
+        c.method.wsss_rec.update({"area_of_classes": "sum", "class_of_parts": "mean"})
 
 
 def _without(weight: str) -> Change:

@@ -4,7 +4,8 @@
         --config.data.root=VOCdevkit --config.data.labelled=lists/92.txt --config.data.pool=train_aug
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
-FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k);
+FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `ps_mt_paper`
+(the same stem) and `s4gan_paper` (hf:timm/resnet101.tv_in1k) for those of these papers;
 `small` for two CPU cores (docs/results.md has its mIoU).
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one GPU. Not yet measured on a GPU.
 """
@@ -12,6 +13,7 @@ The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one
 from ml_collections import ConfigDict
 
 from forec_jax.config import Variant, apply_variant, defaults
+from forec_jax.variants import OTHERS
 
 PAPER = Variant(
     {
@@ -26,10 +28,41 @@ PAPER = Variant(
     meaning="FOrec, section 5.1: ResNet-101, crop 512, batch 16, SGD 1e-3, weight decay 1e-4, 80 epochs of 10,582 images",
 )
 
+PS_MT_PAPER = OTHERS["ps_mt_paper"].but(
+    {
+        "model.encoder": "resnet101",
+        "model.resnet.stem": "deep",
+        "model.resnet.multi_grid": (2, 2, 4),  # dilations 2, 4, 8
+        "data.crop": 512,
+        "data.scale": (0.6, 2.4),  # of a side of 500 pixels: 0.5 to 2 times 600
+        "data.pool": "train_aug",
+        "optim.lr": 2.5e-3,
+        "optim.head_lr_multiplier": 1.0,
+        "steps": 60 + 80 * 10490 // 8,
+        "evaluate_every": 10490 // 8,
+        "checkpoint_every": 10490 // 8,
+    },
+    meaning="PS-MT on the list of 92: 5 passes over it, then 80 epochs; that list's unsupervised_weight is 0.06",
+)
+S4GAN_PAPER = OTHERS["s4gan_paper"].but(
+    {
+        "model.encoder": "resnet101",
+        "data.crop": 321,
+        "data.scale": (0.5, 1.6),
+        "data.pool": "train_aug",
+        "optim.lr": 2.5e-4,
+        "optim.head_lr_multiplier": 10.0,
+        "optim.weight_decay": 5e-4,
+        "steps": 40_000,
+    },
+    meaning="S4GAN with DeepLabV3+: 8 + 8 images, 40,000 steps",
+)
+PARTS = {"paper": PAPER, "ps_mt_paper": PS_MT_PAPER, "s4gan_paper": S4GAN_PAPER}
+
 
 def get_config(variant: str = "forec") -> ConfigDict:
     """The config of a variant."""
     c = defaults()
     c.data.name = "voc"
     c.data.labelled = "92:0"
-    return apply_variant(c, variant, {"paper": PAPER})
+    return apply_variant(c, variant, PARTS)

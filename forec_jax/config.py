@@ -30,7 +30,18 @@ from forec_jax.methods.tasks import TASKS
 from forec_jax.models.decoders import DECODERS
 from forec_jax.models.encoders import ENCODERS
 from forec_jax.models.network import DecoderEntry, EncoderEntry, ModelOptions
-from forec_jax.options import Option, at_least, check, choose, dotted, from_to, option, options_of, to_config
+from forec_jax.options import (
+    Option,
+    OptionError,
+    at_least,
+    check,
+    choose,
+    dotted,
+    from_to,
+    option,
+    options_of,
+    to_config,
+)
 from forec_jax.parallel.mesh import MeshOptions
 from forec_jax.plugins import use_plugin
 from forec_jax.training import OptimizerOptions, Schedule
@@ -123,6 +134,14 @@ def method_entry(c: ConfigDict) -> MethodEntry:
     return METHODS[choose("method.name", c.method.name, tuple(METHODS))]
 
 
+def labels_in_both(c: ConfigDict) -> bool:
+    """Whether unlabelled rows know what partial labels show of them (ReCo's two streams).
+
+    With partial labels and no overlap a teacher completes the labelled rows instead, and other rows may be wanting.
+    """
+    return bool(c.data.partial) and bool(c.data.overlap)
+
+
 def decoder_name(c: ConfigDict) -> str:
     """The decoder that the config names, or its encoder's own."""
     name = c.model.decoder or ENCODERS[choose("model.encoder", c.model.encoder, tuple(ENCODERS))].decoder
@@ -162,10 +181,12 @@ def defaults() -> ConfigDict:
 
 
 def check_options(c: ConfigDict) -> None:
-    """Raises OptionError for the first option that applies and whose value makes no sense."""
+    """Raises OptionError for the first option that applies and whose value makes no sense, by itself or beside another."""
     values = flat(c.to_dict())
     for key, found in options_in(blocks_of(c)):
         check(key, values[key], found.rule)
+    if c.model.encoder_statistics == "weights" and not c.model.weights:
+        raise OptionError('model.encoder_statistics="weights" needs model.weights: name them, or set it to "batch"')
 
 
 def chosen(c: ConfigDict) -> ConfigDict:

@@ -68,7 +68,7 @@ class Batch(NamedTuple):
     """Any of the four parts; a part that a method does not ask for is None."""
 
     labelled: Labelled | None = None
-    unlabelled: Unlabelled | None = None
+    unlabelled: Unlabelled | Labelled | None = None  # Labelled where partial labels of these rows are known as well
     tagged: Tagged | None = None
     pseudo: Pseudo | None = None
 

@@ -13,6 +13,7 @@ _RENAMED = {
     "model.share_aspp": "model.deeplab.share_aspp",
 }
 _OF_THE_ENCODER = ("stem", "width", "output_stride", "multi_grid", "remat")
+_FAMILIES = ("resnet", "efficientnet_lite")  # of encoders whose options are not called as they are themselves
 _OF_THE_DECODER = "model.decoder."
 
 
@@ -26,7 +27,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def new_key(key: str, encoder: str) -> str:
     """Today's name of a dotted key, of a config with this encoder (model.encoder); most have always had theirs."""
-    family = "resnet" if encoder.startswith("resnet") else encoder
+    family = next((name for name in _FAMILIES if encoder.startswith(name)), encoder)
     if key in _RENAMED:
         return _RENAMED[key]
     if key.startswith(_OF_THE_DECODER):

@@ -22,6 +22,10 @@ class Variant(NamedTuple):
     of: tuple[str, ...] = ()
     meaning: str = ""
 
+    def but(self, sets: Mapping[str, Any], meaning: str) -> "Variant":
+        """The same part with a data set's own settings over it."""
+        return self._replace(sets={**self.sets, **sets}, meaning=meaning)
+
 
 def _half_mixing(name: str) -> Variant:
     """A baseline of ReCo's: this mixing in every unlabelled row, with the colours of ReCo and ClassMix."""
@@ -46,9 +50,15 @@ def _partial(share: str, meaning: str) -> Variant:
     )
 
 
-def _ten_if_used(c: ConfigDict) -> int:
-    """None for supervised training and partial labels."""
-    return 10 if c.batch.unlabelled else 0
+def batch_of(rows: int) -> dict[str, Any]:
+    """ReCo's batch: as many labelled as unlabelled rows, and as many labelled ones again where there are no others.
+
+    Partial labels, whose rows a teacher completes, have no other rows either.
+    """
+    return {
+        "batch.labelled": lambda c: 2 * rows if c.method.name == "supervised" else rows,
+        "batch.unlabelled": lambda c: rows if c.batch.unlabelled else 0,
+    }
 
 
 OTHERS: Mapping[str, Variant] = {
@@ -68,8 +78,9 @@ OTHERS: Mapping[str, Variant] = {
         {
             "model.encoder": "resnet101",
             "ema.bn_mode": "own",
-            "batch.labelled": 10,
-            "batch.unlabelled": _ten_if_used,
+            **batch_of(10),
+            "auxiliary.reco.class_mean": "present",
+            "auxiliary.reco.sure_pixels": True,
             "data.crop": 321,
             "data.scale": (0.5, 1.5),
             "data.unlabelled_plain": True,  # the student scales its view by the same range, and mirrors it
@@ -85,11 +96,47 @@ OTHERS: Mapping[str, Variant] = {
         of=("reco", "eta", "classmix"),
         meaning="ReCo, section 3.3 and appendix A: ClassMix, eta, one learning rate; VOC's crop and batch",
     ),
+    "ps_mt_paper": Variant(
+        {
+            "method.ps_mt.warmup_passes": 5,
+            "method.ps_mt.teacher_mode": "train",
+            "method.ps_mt.top_classes": 7,
+            "method.ps_mt.perturbed": "fused",
+            "method.ps_mt.direction": "published",
+            "method.start": 0.0,
+            "method.supervised_loss": "cross_entropy",
+            "augment.mixing": "cutmix_clipped",
+        },
+        of=("ps_mt",),
+        meaning="PS-MT as its authors ran it: warm-up, teachers, T-VAT and CutMix",
+    ),
+    "s4gan_paper": Variant(
+        {
+            "method.s4gan.gaps": "shown",
+            "method.unsupervised_weight": 1.0,
+            "method.start": 0.0,
+            "method.ramp": 0.0,
+            "method.supervised_loss": "cross_entropy",
+            **dict.fromkeys((f"augment.{change}_probability" for change in ("jitter", "grayscale", "blur")), 0.0),
+        },
+        of=("s4gan",),
+        meaning="S4GAN as its authors ran it: no change of colours, no ramp, void and padding as they are",
+    ),
     "partial_1px": _partial("1px", "ReCo's partial labels: a pixel of each class in an image"),
     "partial_1pc": _partial("1%", "1 % of each class in an image"),
     "partial_5pc": _partial("5%", "5 % of each class in an image"),
     "partial_25pc": _partial("25%", "25 % of each class in an image"),
     "partial_masks": _partial("masks", "scribbles and the like: a folder's own partial masks"),
+    "two_streams": Variant(
+        {
+            "data.labelled": "all",
+            "data.unlabelled": "all",
+            "data.overlap": True,
+            "data.partial_rounding": "down",
+            "batch.unlabelled": lambda c: c.batch.labelled,
+        },
+        meaning="after partial_...: labelled and as many unlabelled rows, both of all images, as ReCo takes partial labels",
+    ),
     "other_lambdas": Variant(
         {
             "method.unsupervised_weight": 0.5,
@@ -128,9 +175,7 @@ OTHERS: Mapping[str, Variant] = {
         },
         meaning="MobileNetV2 with a narrow decoder at crop 128: a quarter of an hour on a CPU core",
     ),
-    "share_aspp": Variant(
-        {"model.deeplab.share_aspp": True}, meaning="a departure: the tasks' heads read the segmentation's ASPP"
-    ),
+    "share_aspp": Variant({"model.deeplab.share_aspp": True}, meaning="a departure of FOrec: all heads read one ASPP"),
 }
 """The parts that are neither a method nor a task."""
 
@@ -166,11 +211,16 @@ def apply_variant(c: ConfigDict, variant: str, more: Mapping[str, Variant | Chan
             names = ", ".join(sorted(known.keys() | SUMS))
             raise ValueError(f"unknown variant {part!r} in {variant!r}; the parts are: {names}")
     parts = [part for name in variant.split("+") for part in SUMS.get(name, name).split("+")]
-    if len(methods := [part for part in parts if part in METHODS]) > 1:
+    if len(methods := [part for part in parts if _names_method(known[part], part)]) > 1:
         raise ValueError(f"variant {variant!r} names {len(methods)} methods, {' and '.join(methods)}; choose one")
-    for part in sorted(parts, key=lambda part: (part == "other_lambdas") - (part in METHODS)):
+    for part in sorted(parts, key=lambda part: (part == "other_lambdas") - (part in methods)):
         _apply(c, known[part], known)
     return c
+
+
+def _names_method(part: Variant | Change, name: str) -> bool:
+    """Whether a part chooses the method: it is one, or starts with one."""
+    return name in METHODS or (isinstance(part, Variant) and bool(METHODS.keys() & set(part.of)))
 
 
 def _apply(c: ConfigDict, part: Variant | Change, known: Mapping[str, Variant | Change]) -> None:

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from forec_jax.config import defaults
+from forec_jax.config import check_options, defaults, load_config
 from forec_jax.contracts import HeadSpec
 from forec_jax.data import DataError
 from forec_jax.experiment.build import build_network
@@ -30,6 +30,28 @@ def test_a_network_starts_from_the_weights_that_the_config_names(tmp_path):
         for step in name.split("/"):
             leaf = leaf[step]
         np.testing.assert_array_equal(leaf, value)
+
+
+def test_an_encoder_keeps_the_statistics_of_its_weights_in_training_where_asked():
+    c = defaults()
+    c.model.encoder, c.model.resnet.width = "resnet18", 1 / 16
+    c.model.deeplab.update({"channels": 8, "low_level_channels": 4})
+    c.model.encoder_statistics = "weights"
+    network = build_network(c, (HeadSpec("segmentation", 3),))
+    first = network.init(jax.random.key(0))
+    image = np.random.default_rng(0).random((2, 33, 33, 3), np.float32)
+    (trained, stats), (shown, _) = (
+        jax.jit(network.encode, static_argnames="train")(first, image, train=train) for train in (True, False)
+    )
+    jax.tree.map(np.testing.assert_array_equal, trained.maps, shown.maps)
+    jax.tree.map(np.testing.assert_array_equal, stats, first.batch_stats)
+    _, stats = network.decode(first, "segmentation", trained, train=True)
+    assert np.any(stats["segmentation"]["fuse1"]["norm"]["mean"])
+
+
+def test_statistics_of_weights_need_weights():
+    with pytest.raises(OptionError, match=r"needs model\.weights"):
+        check_options(load_config("configs/shapes.py:forec", {"model.encoder_statistics": "weights"}))
 
 
 def test_weights_that_do_not_fit_are_explained_by_the_options_that_matter(tmp_path):

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from forec_jax.augment import (
     BetaBox,
     ClassMix,
+    ClippedBox,
     CutMix,
     CutOut,
     HalfAreaBox,
@@ -17,14 +18,16 @@ from forec_jax.augment import (
     Mirror,
     NoMixing,
     Photometric,
+    ShuffledCutMix,
     Zoom,
 )
 from forec_jax.config import apply_variant, config_path, defaults, load_config
 from forec_jax.contracts import UNLABELLED, HeadSpec
 from forec_jax.data import Labels, shapes_dataset
 from forec_jax.experiment import build, sources
+from forec_jax.experiment.run import check_rows
 from forec_jax.experiment.workdir import WorkdirError, read_config
-from forec_jax.losses import ohem_cross_entropy
+from forec_jax.losses import mean_cross_entropy, ohem_cross_entropy
 from forec_jax.methods import (
     ForegroundReconstruction,
     ImageReconstruction,
@@ -78,12 +81,16 @@ def test_a_method_comes_first_and_other_lambdas_last_wherever_they_stand():
     assert config("classmix+ps_mt").augment.mixing == "classmix"
     assert same("other_lambdas+forec", "forec+other_lambdas")
     assert config("other_lambdas+forec").auxiliary.reconstruction.unlabelled_weight == 1.0
+    assert same("cutmix+ps_mt_paper", "ps_mt_paper+cutmix")
+    assert config("cutmix+ps_mt_paper").augment.mixing == "cutmix_half"
     assert not same("small+reco_paper", "reco_paper+small")  # the others from left to right
 
 
 def test_two_methods_are_an_error():
     with pytest.raises(ValueError, match="names 2 methods, supervised and mean_teacher; choose one"):
         config("supervised+forec+mean_teacher")
+    with pytest.raises(ValueError, match="names 2 methods, ps_mt_paper and mean_teacher; choose one"):
+        config("ps_mt_paper+mean_teacher")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +136,30 @@ def test_ps_mt_as_published():
     assert (method.threshold, method.unsupervised_weight, method.decay, method.bn_mode) == (0.6, 0.6, 0.996, "ema")
     assert (method.mixing, method.labelled_mixing) == (CutMix(1.0, BetaBox()), NoMixing())
     assert method.normaliser == "kept"
+
+
+def test_ps_mt_as_its_authors_ran_it():
+    c = config("ps_mt_paper+forec")
+    method = build.build_method(c, LABELS)
+    assert isinstance(method, PsMt)
+    assert (method.warmup_passes, method.teacher_mode, method.top_classes) == (5, "train", 7)
+    assert (method.perturbed, method.direction, method.epsilon) == ("fused", "published", 2.0)
+    assert method.mixing == ShuffledCutMix(1.0, ClippedBox(4.0))
+    assert (method.threshold, method.decay, method.supervised_loss) == (0.6, 0.996, mean_cross_entropy)
+    plain = build.build_method(config("ps_mt"), LABELS)
+    assert (plain.warmup_passes, plain.teacher_mode, plain.top_classes) == (0, "inference", 0)
+    assert (plain.perturbed, plain.direction) == ("encoder", "exact")
+
+
+def test_s4gan_as_its_authors_ran_it():
+    c = config("s4gan_paper")
+    method = build.build_method(c, LABELS)
+    assert isinstance(method, S4Gan)
+    assert (method.threshold, method.unsupervised_weight, method.feature_matching_weight) == (0.6, 1.0, 0.1)
+    assert (method.gaps, method.mixing, method.ramp) == ("shown", NoMixing(), 0)
+    image = jnp.full((1, 4, 4, 3), 0.3)
+    colour = build.build_colour(c)
+    assert all((colour(jax.random.key(n), image, jnp.ones((1, 4, 4), bool)) == image).all() for n in range(8))
 
 
 @pytest.mark.parametrize(
@@ -197,8 +228,22 @@ def test_an_epoch_is_the_unlabelled_images_over_the_batch():
     partial = data._replace(labelled=range(41), unlabelled=None)
     c.batch.labelled = 8
     assert build.with_epoch(c, sources.epoch_of(c, partial)).method.ps_mt.epoch == 6
+    assert sources.epoch_of(c, partial._replace(labelled=None)) == (0, 0)  # tags
     c.method.ps_mt.epoch = 7
     assert build.with_epoch(c, sources.epoch_of(c, data)).method.ps_mt.epoch == 7
+
+
+def test_a_warm_up_in_passes_lies_beside_the_schedule():
+    """92 labels, 8 a step: 60 steps in which the rate does not move, then L_u's ramp and the decay begin."""
+    data = sources.TrainingData(dataset=None, split=None, labelled=range(92), unlabelled=range(800), validation=None)
+    c = config("ps_mt").lock()
+    c.update_from_flattened_dict({"method.ps_mt.warmup_passes": 5, "steps": 1060, "batch.labelled": 8})
+    assert build.with_epoch(c, sources.epoch_of(c, data)._replace(steps=0)) is c  # data unknown
+    c = build.with_epoch(c, sources.epoch_of(c, data))
+    assert (c.method.ps_mt.warmup, c.optim.hold) == (60, 60)
+    method, rate = build.build_method(c, LABELS), build.build_rate(c)
+    assert method.warmup == 60
+    assert [rate(step) / c.optim.lr for step in (0, 60, 560, 1060)] == pytest.approx([1, 1, 0.5**0.9, 0])
 
 
 def test_the_discriminator_sees_boxes_in_both_kinds_of_rows_or_in_none():
@@ -212,16 +257,38 @@ def test_the_discriminator_has_adam_and_its_own_rate():
     c = config("s4gan")
     c.optim.clip_norm, c.method.s4gan.lr = 1e-6, 0.25
     tx, params = build.build_optimizer(c), {n: {"encoder": jnp.ones(2)} for n in ("student", "discriminator")}
-    updates, _ = tx.update(params, tx.init(params), params)
+    updates, state = tx.update(params, tx.init(params), params)
     np.testing.assert_allclose(updates["discriminator"]["encoder"], -0.25, rtol=1e-5)
     assert float(jnp.abs(updates["student"]["encoder"]).max()) < 1e-3
+    # The second gradient is -1: m = (0.9 * 0.1 - 0.1) / (1 - 0.81), v stays 1 (betas 0.9 and 0.99).
+    updates, state = tx.update(jax.tree.map(jnp.negative, params), state, params)
+    rate = 0.25 * (1 - 1 / c.steps) ** 0.9
+    np.testing.assert_allclose(updates["discriminator"]["encoder"], rate * 0.01 / 0.19, rtol=1e-4)
+    # The third is 2: m = (0.9 * -0.01 + 0.2) / (1 - 0.729), v = (0.99 * 0.0199 + 0.04) / (1 - 0.970299).
+    updates, _ = tx.update(jax.tree.map(lambda leaf: 2 * leaf, params), state, params)
+    rate = 0.25 * (1 - 2 / c.steps) ** 0.9
+    expected = -rate * (0.191 / 0.271) / ((0.059701 / 0.029701) ** 0.5)
+    np.testing.assert_allclose(updates["discriminator"]["encoder"], expected, rtol=1e-4)
+
+
+def test_the_discriminators_rate_is_held_as_the_others():
+    c = config("s4gan")
+    c.steps, c.optim.hold, c.method.s4gan.lr = 4, 2, 0.25
+    tx, params = build.build_optimizer(c), {"discriminator": {"encoder": jnp.ones(1)}}
+    state, rates = tx.init(params), []
+    for _ in range(4):
+        updates, state = tx.update(params, state, params)
+        rates.append(-float(updates["discriminator"]["encoder"][0]))
+    assert rates == pytest.approx([0.25, 0.25, 0.25, 0.25 * 0.5**0.9], rel=1e-4)
 
 
 def test_the_variants_of_reco():
     c = config("reco_paper+forec+partial_1px")
     method = build.build_method(c, LABELS)
     assert isinstance(method, MeanTeacher)
-    assert method.auxiliary[0].task == RegionalContrast(3, at_once=8)
+    assert method.auxiliary[0].task == RegionalContrast(
+        3, reads="segmentation", class_mean="present", sure_pixels=True, at_once=8
+    )
     assert isinstance(method.auxiliary[1].task, ForegroundReconstruction)
     assert (method.normaliser, method.threshold, method.partial_labels) == ("eta", 0.97, True)
     assert (c.batch.labelled, c.batch.unlabelled, c.data.labelled, c.data.unlabelled) == (10, 0, "all", "none")
@@ -232,6 +299,46 @@ def test_the_variants_of_reco():
     assert config("reco_paper").data.unlabelled_plain
     assert config("reco_forec").to_dict() == config("forec+reco").to_dict()
     assert config("reco").method.normaliser == "valid"  # the task alone: it attaches to any method
+    assert config("reco").auxiliary.reco.class_mean == "contrasted"
+
+
+@pytest.mark.parametrize(("variant", "reads"), [("reco", "segmentation"), ("reco_paper", "segmentation"), ("own", "")])
+def test_recos_representation_reads_what_the_segmentation_fuses_or_has_a_decoder_of_its_own(variant, reads):
+    c = config("reco_paper" if variant == "own" else variant)
+    if variant == "own":
+        c.auxiliary.reco.head = "own"
+    method = build.build_method(c, LABELS)
+    assert [head.reads for head in method.network.heads] == ["", reads]
+    parts = jax.eval_shape(method.network.init, jax.random.key(0)).params
+    assert ("pooling" in parts["representation"]) == (variant == "own")
+
+
+@pytest.mark.parametrize(
+    ("file", "variant", "labelled", "unlabelled"),
+    [
+        ("voc", "reco_paper", 10, 10),
+        ("voc", "supervised+reco_paper", 20, 0),
+        ("voc", "partial_1px+reco_paper", 10, 0),
+        ("sunrgbd", "reco_paper", 5, 5),
+        ("sunrgbd", "supervised+reco_paper", 10, 0),
+        ("cityscapes", "reco_paper", 2, 2),
+        ("cityscapes", "supervised+reco_paper", 4, 0),
+    ],
+)
+def test_recos_batches(file, variant, labelled, unlabelled):
+    c = load_config(f"configs/{file}.py:{variant}", {})
+    assert (c.batch.labelled, c.batch.unlabelled) == (labelled, unlabelled)
+    assert c.method.supervised_loss == "cross_entropy"
+
+
+def test_reco_on_cityscapes_sees_images_at_half_their_size():
+    c = load_config("configs/cityscapes.py:reco_paper", {})
+    assert (c.data.longest_side, c.data.crop, c.data.scale, c.eval.mode) == (1024, 512, (1.0, 1.0), "whole")
+    mixing = ClassMix(
+        19, probability=1.0
+    )  # of half the predicted classes; the student's view is mirrored, and not scaled
+    labels = Labels(tuple(map(str, range(19))), ((0, 0, 0),) * 19, (0,))
+    assert build.build_method(c, labels).mixing == InTurn((mixing, Mirror()))
 
 
 @pytest.mark.parametrize("name", ["mean_teacher", "ps_mt"])
@@ -297,6 +404,31 @@ def test_partial_labels_of_a_config():
     label, full = data.labelled[0].label, shapes_dataset(size=48).source("tune")[0].label
     assert (label == UNLABELLED).mean() > 0.5
     assert np.isin(np.unique(full), np.unique(label)).all()
+
+
+def test_the_two_streams_of_partial_labels():
+    """The published way: 10 + 10 rows of all images, the masks of either stream shown in part."""
+    c = config("reco_paper+partial_5pc+two_streams")
+    c.data.shapes.size, c.data.pool, c.eval.split = 48, "tune", "val"
+    assert (c.batch.labelled, c.batch.unlabelled, c.data.overlap, c.data.partial_rounding) == (10, 10, True, "down")
+    method = build.build_method(c, LABELS)
+    assert not method.partial_labels
+    assert method.auxiliary[0].task.sure_pixels
+    data = sources.build_training_data(c)
+    assert (len(data.labelled), len(data.unlabelled)) == (96, 96)
+    np.testing.assert_array_equal(data.unlabelled[3].label, data.labelled[3].label)
+    assert data.labelled.rounding == "down"
+    c.batch.unlabelled = 0
+    with pytest.raises(OptionError, match="needs unlabelled rows"):
+        check_rows(c)
+
+
+def test_without_partial_labels_images_in_both_parts_are_unlabelled_rows_like_others():
+    c = config("mean_teacher")
+    c.data.shapes.size, c.data.pool, c.eval.split = 48, "tune", "val"
+    c.data.update({"labelled": "8:0", "unlabelled": "all", "overlap": True})
+    data = sources.build_training_data(c)
+    assert (len(data.labelled), len(data.unlabelled), data.unlabelled[0].label) == (8, 96, None)
 
 
 def test_an_unknown_variant_names_the_known_ones():
@@ -378,6 +510,25 @@ def load(path):
 def test_config_files_load_locked_with_every_variant(file):
     for variant in ("supervised", "reconstruction", "mean_teacher+forec", "ps_mt_forec", "s4gan", "classmix+forec"):
         assert load(f"{file}:{variant}").is_locked
+
+
+def test_the_papers_of_ps_mt_and_s4gan_have_their_settings_on_each_data_set():
+    voc, cityscapes = (load(f"configs/{data}.py:ps_mt_paper") for data in ("voc", "cityscapes"))
+    assert (voc.augment.mixing, cityscapes.augment.mixing) == ("cutmix_clipped", "cutmix_three")
+    assert (voc.method.unsupervised_weight, cityscapes.method.unsupervised_weight) == (0.6, 3.0)
+    assert voc.method.supervised_loss == cityscapes.method.supervised_loss == "cross_entropy"
+    assert (voc.data.crop, cityscapes.data.crop, cityscapes.eval.crop) == (512, 800, 800)
+    # 12 of 80 and of 320 epochs after the warm-up, of 1,311.25 and 325.375 steps
+    assert voc.method.ramp * voc.steps == pytest.approx(12 * 10490 / 8, rel=1e-3)
+    assert cityscapes.method.ramp * cityscapes.steps == pytest.approx(12 * 2603 / 8, rel=3e-3)
+    voc, cityscapes = (load(f"configs/{data}.py:s4gan_paper") for data in ("voc", "cityscapes"))
+    assert (voc.method.threshold, cityscapes.method.threshold) == (0.6, 0.7)
+    for data in ("camvid", "folder", "shapes"):
+        before = load(f"configs/{data}.py:s4gan")
+        for name, method in (("ps_mt_paper", "ps_mt"), ("s4gan_paper", "s4gan")):
+            c = load(f"configs/{data}.py:{name}+forec")
+            assert (c.method.name, c.method.supervised_loss) == (method, "cross_entropy")
+            assert (c.data.crop, c.steps, c.optim.lr) == (before.data.crop, before.steps, before.optim.lr)
 
 
 def test_the_paper_variant():

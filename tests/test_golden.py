@@ -46,12 +46,13 @@ def test_numbers_are_kept_of_every_case():
 
 
 def test_a_number_that_changed_or_is_gone_is_a_difference():
-    before = [{"loss": 1.0, "kept": 0.5}, {"loss": 2.0}, {"sum/params": 8.0}]
-    after = [{"loss": 1.0}, {"loss": 2.001}, {"sum/params": 8.0001}]
-    assert make.differences(before, after, make.RTOL, make.ATOL) == [
+    before = [{"loss": 1.0, "kept": 0.5}, {"loss": 2.0, "gradient_norm": 4.0}, {"sum/params": 8.0}]
+    after = [{"loss": 1.001}, {"loss": 2.001, "gradient_norm": 4.4}, {"sum/params": 8.0001}]
+    assert make.differences(before, after, make.across_machines) == [
         "step 1: kept was 0.5, is None",
-        "step 2: loss was 2.0, is 2.001",
+        "step 1: loss was 1.0, is 1.001",
     ]
+    assert len(make.differences(before, after, make.exactly)) == 5
 
 
 @pytest.mark.parametrize("workdir", sorted((GOLDEN / "stored").iterdir()), ids=lambda workdir: workdir.name)

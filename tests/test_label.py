@@ -1,6 +1,7 @@
 """A run's predictions as labels for another training."""
 
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from forec_jax import cli
 from forec_jax.config import load_config
 from forec_jax.contracts import IGNORE
-from forec_jax.data import DataError, folder_dataset, shapes_dataset
-from forec_jax.experiment import sources
+from forec_jax.data import DataError, folder_dataset, select, shapes_dataset
+from forec_jax.experiment import label, sources
 from forec_jax.experiment.label import Labelling, mirrored, pair_counts, surest, write_labels
 from forec_jax.experiment.load import load_run
 from forec_jax.experiment.run import run_training
@@ -44,6 +45,17 @@ def trained(tmp_path_factory):
         workdir = tmp_path_factory.mktemp("label") / "run"
         assert run_training(load_config("configs/shapes.py:mean_teacher", OPTIONS), workdir) is None
         yield workdir
+
+
+def test_images_in_both_parts_of_a_run_are_not_among_those_that_it_labels(monkeypatch):
+    dataset = shapes_dataset(size=SIZE, counts={"train": 4, "val": 1})
+    train = dataset.source("train")
+    parts = {"dataset": dataset, "labelled": select(train, train.ids[:1]), "unlabelled": train, "validation": None}
+    monkeypatch.setattr(label, "_training_data", lambda run, c: SimpleNamespace(**parts))
+    run = SimpleNamespace(config=load_config("configs/shapes.py:mean_teacher", {"data.pool": "train"}))
+    images = label._from_labels(run)
+    assert list(images.others.ids) == list(train.ids[1:])
+    assert len(images.splits["train"]) == 4
 
 
 def test_a_milestone_is_kept_and_the_last_state_is_another(trained):

@@ -6,6 +6,7 @@ from forec_jax.data.datasets import camvid
 from forec_jax.experiment import build
 from forec_jax.experiment.plan import (
     Plan,
+    abstract_batch,
     collective_bytes,
     describe,
     lowered_step,
@@ -59,6 +60,7 @@ def test_a_plan_over_fsdp_holds_a_part_a_device_and_gathers_it():
     ("config", "options", "images"),
     [
         ("configs/shapes.py:ps_mt", {"batch.labelled": 8, "batch.unlabelled": 8}, 16),
+        ("configs/shapes.py:partial_5pc+two_streams", {"batch.labelled": 8, "batch.unlabelled": 8}, 16),
         ("configs/tags.py:shapes+classifier", {"batch.tagged": 8}, 8),
     ],
 )
@@ -67,6 +69,7 @@ def test_every_kind_of_method_has_a_step_to_lower(config, options, images):
     c = load_config(config, small | options)
     mesh = build.build_mesh(c)
     lowered_step(c, planned_method(c, mesh), mesh, 1)
+    assert hasattr(abstract_batch(c, mesh).unlabelled, "label") == c.data.overlap
     assert c.batch.labelled + c.batch.unlabelled + c.batch.tagged == images
     assert c.method.ps_mt.epoch == 0  # the config is as it was
 

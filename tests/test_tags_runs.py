@@ -3,13 +3,14 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from forec_jax import cli
 from forec_jax.config import load_config
 from forec_jax.data import Labels, folder_dataset
-from forec_jax.experiment.build import build_method
+from forec_jax.experiment.build import build_colour, build_method
 from forec_jax.options import OptionError
 
 TINY = [
@@ -202,8 +203,16 @@ def test_the_papers_variant_and_the_ablations():
         0,
         0,
     )  # Adam, constant
+    o = c.method.wsss_rec
+    assert (o.reconstruction_weight, o.mask_weight, o.class_weight, o.mask_loss) == (1.0, 1e-3, 1e-3, "area")
+    assert (o.area_of_classes, o.class_of_parts) == ("sum", "mean")
+    assert (c.model.unet.last_size, c.model.unet.align_corners) == (3, False)
+    assert (c.data.flip, c.data.scale, c.data.longest_side) == (False, (1.0, 1.0), 224)
     c = load_config("configs/tags.py:voc+dog+classifier+paper", {})
     assert (c.model.encoder, c.data.crop, c.batch.tagged, c.steps, c.optim.lr) == ("resnet18", 224, 64, 2_500, 1e-4)
+    assert (c.model.resnet.output_stride, c.model.resnet.stem, c.data.flip) == (32, "7x7", False)
+    image = jnp.full((1, 4, 4, 3), 0.3)
+    assert all((build_colour(c)(jax.random.key(n), image, image[..., 0] > 0) == image).all() for n in range(8))
     weights = ("reconstruction_weight", "mask_weight", "class_weight")
     for part, weight in zip(("no_reconstruction", "no_mask_loss", "no_class_loss"), weights, strict=True):
         o = load_config(f"configs/tags.py:wsss+{part}", {}).method.wsss_rec

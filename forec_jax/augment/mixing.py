@@ -1,7 +1,8 @@
 """Mixing within a batch: CutOut, CutMix and ClassMix of images together with everything known about their pixels.
 
 A mixing is a function `(key, rows) -> rows`. The partner of a row is the next row of the batch; that of the last row is
-the first. On a batch that is sharded over devices this roll moves one row from each device to its neighbour.
+the first. On a batch that is sharded over devices this roll moves one row from each device to its neighbour. PS-MT's two
+mixings draw the partners instead, which moves rows between all devices.
 """
 
 from collections.abc import Callable
@@ -95,6 +96,54 @@ class BetaBox:
 
 
 @dataclass(frozen=True)
+class ClippedBox:
+    """PS-MT's box as published for VOC: of the image's shape, one size for all rows, cut off at the image's borders.
+
+    Its share of the area, before it is cut, is from Beta(alpha, alpha); its centre lies anywhere but in the first eighth of
+    either side. The mean of what is left is 0.358 of the area, with a deviation of 0.134.
+    """
+
+    alpha: float = 4.0
+
+    def __call__(self, key: Array, rows: int, height: int, width: int) -> Array:
+        """bool[rows,height,width], True inside a box drawn for each row."""
+        side_key, *centre_keys = jax.random.split(key, 3)
+        side = jnp.sqrt(jax.random.beta(side_key, self.alpha, self.alpha))
+        inside = []
+        for centre_key, size in zip(centre_keys, (height, width), strict=True):
+            half = (side * size).astype(jnp.int32) // 2
+            centre = jax.random.randint(centre_key, (rows, 1), size // 8, size)
+            place = jnp.arange(size)[None]
+            inside.append((place >= centre - half) & (place < centre + half))
+        return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+@dataclass(frozen=True)
+class ShareBox:
+    """A part of a random share of the image: CutMix-Seg's box (French et al., BMVC 2020), of which PS-MT pastes three.
+
+    The share p is from `area`, the box's height p^u of the image's with u from [0, 1], its width p^(1-u) of it; both are
+    then divided by the square root of `parts`. It lies anywhere inside.
+    """
+
+    parts: int = 3
+    area: tuple[float, float] = (0.25, 0.5)
+
+    def __call__(self, key: Array, rows: int, height: int, width: int) -> Array:
+        """bool[rows,height,width], True inside a box drawn for each row."""
+        area_key, aspect_key, *place_keys = jax.random.split(key, 4)
+        share = jax.random.uniform(area_key, (rows, 1), minval=self.area[0], maxval=self.area[1])
+        tall = jnp.power(share, jax.random.uniform(aspect_key, (rows, 1)))
+        inside = []
+        for place_key, part, size in zip(place_keys, (tall, share / tall), (height, width), strict=True):
+            length = jnp.round(part * size / self.parts**0.5)
+            first = jnp.round((size - length) * jax.random.uniform(place_key, (rows, 1)))
+            place = jnp.arange(size, dtype=jnp.float32)[None]
+            inside.append((place >= first) & (place < first + length))
+        return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+@dataclass(frozen=True)
 class NoMixing:
     """Every row stays as it is."""
 
@@ -153,6 +202,40 @@ class CutMix:
 
 
 @dataclass(frozen=True)
+class ShuffledCutMix:
+    """Paste a box of another row into some rows: PS-MT on VOC. The partners are a random order of the rows."""
+
+    probability: float = 1.0
+    box: Box = field(default_factory=ClippedBox)
+
+    def __call__(self, key: Array, rows: Rows) -> Rows:
+        """`rows` with the same boxes pasted in every field."""
+        box_key, partner_key = jax.random.split(key)
+        rows = _ignore_padding(rows)
+        partner = jax.random.permutation(partner_key, rows.label.shape[0])
+        return _paste(_boxes(box_key, self.box, self.probability, rows), rows, _rows_at(rows, partner))
+
+
+@dataclass(frozen=True)
+class SeveralCutMix:
+    """Paste several boxes into some rows, one over the other, each of a row of its own: PS-MT on Cityscapes."""
+
+    probability: float = 1.0
+    box: ShareBox = field(default_factory=ShareBox)
+
+    def __call__(self, key: Array, rows: Rows) -> Rows:
+        """`rows` with the same boxes pasted in every field."""
+        rows = _ignore_padding(rows)
+        count, height, width = rows.label.shape
+        apply_key, *keys = jax.random.split(key, 1 + self.box.parts)
+        mixed, apply = rows, _coin(apply_key, self.probability, count)
+        for box_key, partner_key in map(jax.random.split, keys):
+            partner = jax.random.randint(partner_key, (count,), 0, count)
+            mixed = _paste(self.box(box_key, count, height, width) & apply, mixed, _rows_at(rows, partner))
+        return mixed
+
+
+@dataclass(frozen=True)
 class ClassMix:
     """Paste the pixels of half the classes in the next row's label into some rows (ClassMix, ReCo).
 
@@ -179,8 +262,20 @@ class ClassMix:
 class MixingOptions:
     """Which mixing, and of which rows."""
 
-    mixing: Literal["none", "cutout", "cutmix", "cutmix_beta", "cutout_half", "cutmix_half", "classmix"] = option(
-        "cutmix", "of images within a batch; _beta: PS-MT's box, _half: ReCo's box"
+    mixing: Literal[
+        "none",
+        "cutout",
+        "cutmix",
+        "cutmix_beta",
+        "cutmix_clipped",
+        "cutmix_three",
+        "cutout_half",
+        "cutmix_half",
+        "classmix",
+    ] = option(
+        "cutmix",
+        "of images within a batch; _half: ReCo's box, _beta: PS-MT's inside the image, _clipped: as published (VOC), "
+        "_three: as published (Cityscapes)",
     )
     mixing_probability: float = option(0.5, "of a row", SHARE)
     mix_labelled: bool = option(True, "mix labelled rows too, among themselves; False: unlabelled rows alone (ReCo)")
@@ -195,6 +290,8 @@ def mixing_of(o: MixingOptions, classes: int) -> Mixing:
         "cutout_half": CutOut.half_area(p),
         "cutmix": CutMix(p),
         "cutmix_beta": CutMix(p, BetaBox()),
+        "cutmix_clipped": ShuffledCutMix(p),
+        "cutmix_three": SeveralCutMix(p),
         "cutmix_half": CutMix.half_area(p),
         "classmix": ClassMix(classes, p),
     }
@@ -245,6 +342,11 @@ def _coin(key: Array, probability: float, rows: int) -> Array:
 
 def _partner(rows: Rows) -> Rows:
     return jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), rows)
+
+
+def _rows_at(rows: Rows, partner: Array) -> Rows:
+    """The rows i32[B] of a batch."""
+    return jax.tree.map(lambda x: jnp.take(x, partner, axis=0), rows)
 
 
 def _paste(mask: Array, rows: Rows, partner: Rows) -> Rows:

@@ -157,8 +157,9 @@ def convert(argv: Sequence[str]) -> int:
     """
 
     def define(values: flags.FlagValues) -> None:
-        sources = ["torchvision", "timm", "transformers", "u2pl", "unimatch", "slim"]
+        sources = ["torchvision", "timm", "transformers", "u2pl", "unimatch", "slim", "efficientnet_pytorch"]
         archs = ["resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
+        archs += ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
         flags.DEFINE_enum("from", None, sources, "whose names the tensors have", flag_values=values)
         flags.DEFINE_enum("arch", None, archs, "which encoder", flag_values=values)
         flags.DEFINE_string("weights", None, "a .safetensors, .npz or .pth", flag_values=values)

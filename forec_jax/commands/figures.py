@@ -103,6 +103,8 @@ def labels(argv: Sequence[str]) -> int:
     own = [c.data.partial] if c.data.partial else []
     shares = own if values.partial is None else values.partial
     c.data.partial = ""  # the sheets show the whole masks too
-    count = show_labels(build_training_data(c), shares, Path(values.out).expanduser(), values.count)
+    count = show_labels(
+        build_training_data(c), shares, Path(values.out).expanduser(), values.count, c.data.partial_rounding
+    )
     print(f"{count} sheets in {values.out}")
     return 0

@@ -8,7 +8,7 @@ from forec_jax.data.datasets.folder import folder_dataset, folder_splits
 from forec_jax.data.datasets.shapes import shapes_dataset
 from forec_jax.data.datasets.sunrgbd import sunrgbd_dataset
 from forec_jax.data.datasets.voc import voc_dataset
-from forec_jax.data.partial import PartialLabels, parse_partial
+from forec_jax.data.partial import KnownLabels, PartialLabels, parse_partial
 from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batches
 from forec_jax.data.pseudo import WithPseudoLabels, content_sha256, with_pseudo_labels
 from forec_jax.data.shrink import shrink, with_longest_side
@@ -43,6 +43,7 @@ __all__ = [
     "Dataset",
     "Example",
     "Geometry",
+    "KnownLabels",
     "Labels",
     "PartialLabels",
     "Source",

@@ -21,6 +21,7 @@ from absl import flags
 from grain.experimental import ZipMapDataset
 
 from forec_jax.contracts import IGNORE, Batch, Labelled, Pseudo, Tagged, Unlabelled
+from forec_jax.data.partial import KnownLabels
 from forec_jax.data.source import DataError, Example, Source
 from forec_jax.data.transforms import Cropped, Geometry
 from forec_jax.options import at_least, option
@@ -110,10 +111,11 @@ def train_batches(
 
     Batch sizes are global; the iterator gives the `process_index`-th of `process_count` contiguous blocks of rows and
     decodes no others. A stream of size 0 is None in the batch. `tagged` is a `WithTags`, `pseudo` a `WithPseudoLabels`.
-    Masks are never opened for the unlabelled stream. `workers` processes decode (0: `threads` threads of this process do,
-    by default one a core and at most 8); a script that sets it needs `if __name__ == "__main__":`, as the processes import
-    it. With on_corrupt="skip" an unreadable example is replaced by the next readable one of its source and counted in
-    `skipped`; otherwise its DataError is raised. Raises DataError where sizes and sources do not fit together.
+    Masks are never opened for the unlabelled stream; from `KnownLabels` it takes what these say, and its rows are
+    `Labelled`. `workers` processes decode (0: `threads` threads of this process do, by default one a core and at most 8); a
+    script that sets it needs `if __name__ == "__main__":`, as the processes import it. With on_corrupt="skip" an unreadable
+    example is replaced by the next readable one of its source and counted in `skipped`; otherwise its DataError is raised.
+    Raises DataError where sizes and sources do not fit together.
     """
     sources = (labelled, unlabelled, tagged, pseudo)
     streams = _streams(sources, (batch_labelled, batch_unlabelled, batch_tagged, batch_pseudo), seed)
@@ -183,7 +185,7 @@ class _Stream(NamedTuple):
 def _streams(given: Sequence[Source | None], sizes: Sequence[int], seed: int) -> list[_Stream]:
     """The streams that the batch has, each with a seed of its own; sources and sizes are in the order of the parts."""
     labelled, unlabelled, *others = given
-    sources = (labelled, None if unlabelled is None else unlabelled.without_labels(), *others)
+    sources = (labelled, _blind(unlabelled), *others)
     seeds = np.random.SeedSequence(seed).generate_state(len(_PARTS), np.uint32)
     streams = []
     for part, source, size, stream_seed in zip(_PARTS, sources, sizes, seeds, strict=True):
@@ -199,6 +201,13 @@ def _streams(given: Sequence[Source | None], sizes: Sequence[int], seed: int) ->
     if not streams:
         raise DataError("every batch size is 0; set batch.labelled")
     return streams
+
+
+def _blind(unlabelled: Source | None) -> Source | None:
+    """The source of unlabelled rows, which opens no mask; of known labels, none but theirs."""
+    if unlabelled is None or isinstance(unlabelled, KnownLabels):
+        return unlabelled
+    return unlabelled.without_labels()
 
 
 @dataclass(frozen=True)
@@ -220,7 +229,7 @@ def _stack(part: str, rows: Sequence[_Row]) -> Labelled | Unlabelled | Tagged | 
     image: Any = np.stack([row.view.image for row in rows])
     valid: Any = np.stack([row.view.valid for row in rows])
     skipped: Any = np.array([row.skipped for row in rows], np.int32)
-    if part == "unlabelled":
+    if part == "unlabelled" and rows[0].view.label is None:
         return Unlabelled(image, valid, skipped)
     if part == "tagged":
         tags: Any = np.stack([row.tags for row in rows if row.tags is not None])

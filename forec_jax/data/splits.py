@@ -15,6 +15,7 @@ from forec_jax.data.textfile import read_text
 from forec_jax.options import option
 
 _DRAW = re.compile(r"(\d+):(\d+)")
+_REST = re.compile(r"rest:(\d+(?:\.\d*)?|\.\d+):(\d+)")
 _BALANCED = re.compile(r"balanced:(\d+):(\d+)(?::(\d+))?")
 _CITYSCAPES_IMAGE = "_leftImg8bit"
 
@@ -32,7 +33,14 @@ class SplitOptions:
         'a list file, "<count>:<seed>" (a draw), "balanced:<count>:<seed>[:<classes>]" (a draw that shows every class '
         'about equally often), or "all": of the pool\'s images with masks',
     )
-    unlabelled: str = option("rest", 'a list file, "rest" (the pool without the labelled part), or "none"')
+    unlabelled: str = option(
+        "rest",
+        'a list file, "rest" (the pool without the labelled part), "rest:<share>:<seed>" (a draw of it), "all" of the pool '
+        '(with data.overlap), or "none"',
+    )
+    overlap: bool = option(
+        False, "an image may be in both parts; what data.partial shows of it is then known in its unlabelled rows too"
+    )
     protocol: str = option("", 'a published list that the split must be, such as "voc/classic/183"; empty: none')
 
 
@@ -55,35 +63,32 @@ def resolve_split(
     maskless: Collection[str] = (),
     labelled: str,
     unlabelled: str = "rest",
+    overlap: bool = False,
     classes_of: ClassesOf | None = None,
 ) -> Split:
     """The split that two options describe.
 
     `labelled`: a list file; or of the pool's images with masks, which are those not in `maskless`, "all" of them,
     "<count>:<seed>" (a draw), or "balanced:<count>:<seed>[:<classes>]" (see `balanced_draw`; it needs `classes_of`).
-    `unlabelled`: a list file, "rest" (the pool without the labelled part) or "none". Raises DataError for a missing or
-    empty list, an id that the pool does not have, an id listed twice or in both parts, a validation id in either part, a
-    labelled id without a mask, and a draw of more images than there are.
+    `unlabelled`: a list file, "rest" (the pool without the labelled part), "rest:<share>:<seed>" (a draw of that), "all" or
+    "none". `overlap`: whether an id may be in both parts. Raises DataError for a missing or empty list, an id that the pool
+    does not have, an id listed twice, or in both parts without `overlap`, a validation id in either part, a labelled id
+    without a mask, and a draw of more images than there are.
     """
     known = frozenset(pool_ids).union(validation_ids)
     masked_ids = tuple(name for name in pool_ids if name not in maskless)
     labelled_ids, name = _labelled_part(labelled, masked_ids, known, classes_of)
-    if unlabelled == "none":
-        unlabelled_ids: tuple[str, ...] = ()
-    elif unlabelled == "rest":
-        taken = frozenset(labelled_ids)
-        unlabelled_ids = tuple(name for name in pool_ids if name not in taken)
-    else:
-        unlabelled_ids = read_list(unlabelled, known)
+    unlabelled_ids = _unlabelled_part(unlabelled, pool_ids, labelled_ids, known)
     _check_part("labelled", labelled, labelled_ids, pool_ids, validation_ids)
     if bare := frozenset(labelled_ids).intersection(maskless):
         raise DataError(
             f"{labelled}: {_some(bare)} of the labelled part without a mask; add the masks, or take them off the list"
         )
     _check_part("unlabelled", unlabelled, unlabelled_ids, pool_ids, validation_ids)
-    if both := frozenset(labelled_ids).intersection(unlabelled_ids):
+    if not overlap and (both := frozenset(labelled_ids).intersection(unlabelled_ids)):
         raise DataError(
-            f"{unlabelled}: {_some(both)} in the labelled part ({labelled}) too; remove them from one, or use 'rest'"
+            f"{unlabelled}: {_some(both)} in the labelled part ({labelled}) too; remove them from one, use 'rest', or set "
+            "data.overlap=True if that is meant"
         )
     return Split(name, labelled_ids, unlabelled_ids, list_sha256(labelled_ids))
 
@@ -107,6 +112,29 @@ def _labelled_part(
         classes = classes_of(masked_ids)
         return balanced_draw(masked_ids, classes, count=count, seed=seed, at_least=at_least), labelled
     return read_list(labelled, known), "/".join(Path(labelled).with_suffix("").parts[-2:])
+
+
+def _unlabelled_part(
+    unlabelled: str, pool_ids: Sequence[str], labelled_ids: Collection[str], known: Collection[str]
+) -> tuple[str, ...]:
+    """The unlabelled ids. Raises DataError for a share of the rest that is none."""
+    taken = frozenset(labelled_ids)
+    rest = tuple(name for name in pool_ids if name not in taken)
+    if unlabelled == "none":
+        return ()
+    if unlabelled == "all":
+        return tuple(pool_ids)
+    if unlabelled == "rest":
+        return rest
+    if not unlabelled.startswith("rest:"):
+        return read_list(unlabelled, known)
+    match = _REST.fullmatch(unlabelled)
+    if not match or not 0 < float(match[1]) <= 1:
+        raise DataError(
+            f"data.unlabelled={unlabelled!r} is no share of the rest; write 'rest:<share>:<seed>' with a share above 0 and "
+            "at most 1, such as 'rest:0.25:0'"
+        )
+    return draw(rest, max(round(float(match[1]) * len(rest)), 1), int(match[2])) if rest else ()
 
 
 def draw(pool_ids: Sequence[str], count: int, seed: int) -> tuple[str, ...]:

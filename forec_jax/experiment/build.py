@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from forec_jax.augment import ColourOptions, MixingOptions, Photometric, StudentOptions, mixing_of, photometric
-from forec_jax.config import RunOptions, decoder_name, method_entry
+from forec_jax.config import RunOptions, decoder_name, labels_in_both, method_entry
 from forec_jax.contracts import Batch, HeadSpec, Method, Network, TrainState, Variables
 from forec_jax.data import Labels
 from forec_jax.evaluation import Buckets, EvaluationOptions, Evaluator, Predicts, SlidingWindow
 from forec_jax.evaluation.evaluate import Mode
 from forec_jax.methods import Auxiliary
-from forec_jax.methods.entry import Guide, Parts, TaskParts
+from forec_jax.methods.entry import Epoch, Guide, Parts, TaskParts
 from forec_jax.methods.parts.teacher import EmaOptions
 from forec_jax.methods.parts.views import Colour
 from forec_jax.methods.tasks import TASKS
@@ -26,7 +26,7 @@ from forec_jax.methods.tasks.reconstruction import RECONSTRUCTION, PixelSpace
 from forec_jax.models import WeightsError, assemble, filled, fitting_weights
 from forec_jax.models.decoders import DECODERS
 from forec_jax.models.encoders import ENCODERS
-from forec_jax.models.network import EncoderEntry, Form, ModelOptions
+from forec_jax.models.network import EncoderEntry, Form, ModelOptions, with_statistics_of_weights
 from forec_jax.options import OptionError, choose, from_config
 from forec_jax.parallel import global_batch, local_mesh, make_mesh
 from forec_jax.training import (
@@ -85,7 +85,7 @@ def _build_parts(
         student=from_config(StudentOptions, c.augment, "augment"),
         ema=from_config(EmaOptions, c.ema, "ema"),
         steps=c.steps,
-        partial=bool(c.data.partial),
+        partial=bool(c.data.partial) and not labels_in_both(c),
         compute_dtype=compute_dtype(c),
         shared=lambda block: from_config(block, c.method, "method"),
         guide=guide,
@@ -120,8 +120,11 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     decoder, form = DECODERS[decoder_name(c)], Form(m.bn_momentum, compute_dtype(c))
     options: Any = from_config(encoder.options, c.model[encoder.name], f"model.{encoder.name}")
     decoder_options: Any = from_config(decoder.options, c.model[decoder.name], f"model.{decoder.name}")
+    built = encoder.build(m.encoder, options, form)
+    if m.encoder_statistics == "weights":
+        built = with_statistics_of_weights(built)
     try:
-        network = assemble(encoder.build(m.encoder, options, form), decoder.build(decoder_options, form), heads)
+        network = assemble(built, decoder.build(decoder_options, form), heads)
     except ValueError as error:
         raise OptionError(f"model.encoder={m.encoder!r} with model.decoder={decoder.name!r}: {error}") from error
     return _with_weights(network, m, encoder, options, c.seed) if m.weights else network
@@ -169,14 +172,13 @@ def _pretrained_init(network: Network, weights: Variables, key: jax.Array) -> Va
     return filled(network.init(key), weights)
 
 
-def with_epoch(c: ConfigDict, steps: int) -> ConfigDict:
-    """The config with the options of its method that follow from an epoch of so many steps; often as it is."""
-    entry = method_entry(c)
-    changes = entry.of_epoch(method_options(c), steps)
-    if not changes or not steps:
+def with_epoch(c: ConfigDict, epoch: Epoch) -> ConfigDict:
+    """The config with the options that follow, by its method, from how long an epoch is; often as it is."""
+    changes = method_entry(c).of_epoch(method_options(c), epoch)
+    if not changes or not epoch.steps:
         return c
     resolved = c.copy_and_resolve_references()
-    resolved.method[entry.name].update(changes)
+    resolved.update_from_flattened_dict(changes)
     return resolved
 
 
@@ -185,7 +187,7 @@ def build_optimizer(c: ConfigDict) -> optax.GradientTransformation:
     o = from_config(OptimizerOptions, c.optim, "optim")
 
     def decayed(peak: float) -> optax.Schedule:
-        return poly_schedule(peak, c.steps, o.poly_power, warmup=0)
+        return poly_schedule(peak, c.steps, o.poly_power, warmup=0, hold=o.hold)
 
     own = method_entry(c).optimizers(method_options(c), decayed)
     return with_own_optimizers(make_optimizer(o, c.steps), own)
@@ -194,7 +196,7 @@ def build_optimizer(c: ConfigDict) -> optax.GradientTransformation:
 def build_rate(c: ConfigDict) -> Callable[[int], float]:
     """The encoder's learning rate of the step after that many, for reports; dropped updates would delay it."""
     o = from_config(OptimizerOptions, c.optim, "optim")
-    schedule = poly_schedule(o.lr, c.steps, o.poly_power, o.warmup)
+    schedule = poly_schedule(o.lr, c.steps, o.poly_power, o.warmup, o.hold)
     return lambda done: float(schedule(done))
 
 

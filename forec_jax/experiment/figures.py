@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from forec_jax.data import DataError, Example, Labels, evaluation_examples, select
+from forec_jax.data.partial import Rounding
 from forec_jax.experiment import build, sources
 from forec_jax.experiment.load import Run, load_run
 from forec_jax.experiment.use import photos, unused_stem
@@ -152,14 +153,14 @@ def _relation_content(found: Relations, classes: Sequence[str]) -> dict[str, Any
     }
 
 
-def show_labels(data: sources.TrainingData, shares: Sequence[str], out: Path, count: int) -> int:
+def show_labels(data: sources.TrainingData, shares: Sequence[str], out: Path, count: int, rounding: Rounding) -> int:
     """Writes a sheet for each of the first `count` labelled images to `out`, by its id; returns their number.
 
     A sheet is input, mask, and what each of `shares` ("1px", "5%") shows of the mask; `data` has whole masks.
     """
     if data.labelled is None:
         raise DataError("this config trains on tags and no masks: there are no labels to show; choose another variant")
-    parts = {share: sources.with_partial_labels(data.labelled, share) for share in shares}
+    parts = {share: sources.with_partial_labels(data.labelled, share, rounding) for share in shares}
     return _write_sheets(label_sheets(data.labelled, parts, data.dataset.labels, count), out)
 
 

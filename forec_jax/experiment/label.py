@@ -215,13 +215,16 @@ def _from_labels(run: Run) -> _Images:
     labelled, unlabelled = data.labelled, data.unlabelled
     if labelled is None:
         raise WorkdirError(f"a run of {run.config.method.name} has neither labelled images nor masks from tags")
-    if not unlabelled:
+    taken = frozenset(labelled.ids)
+    others = [name for name in (unlabelled.ids if unlabelled else ()) if name not in taken]
+    if not others:
         raise WorkdirError(
             "every image of the run's pool is labelled (data.labelled, data.unlabelled): nothing is left"
         )
-    train = select(data.dataset.source(run.config.data.pool), [*labelled.ids, *unlabelled.ids])
-    same = dict.fromkeys(unlabelled.ids, 0)
-    return _Images(labelled, unlabelled, same, {"train": train, "val": data.validation})
+    pool = data.dataset.source(run.config.data.pool)
+    train = select(pool, [*labelled.ids, *others])
+    same = dict.fromkeys(others, 0)
+    return _Images(labelled, select(pool, others).without_labels(), same, {"train": train, "val": data.validation})
 
 
 def _probabilities_of(run: Run) -> Probabilities:

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from forec_jax.config import check_options
+from forec_jax.config import check_options, labels_in_both
 from forec_jax.contracts import Batch, Labelled, Method, Pseudo, Tagged, TrainState, Unlabelled
 from forec_jax.experiment import build
 from forec_jax.experiment.load import guide_of
 from forec_jax.experiment.sources import planned_labels
+from forec_jax.methods.entry import Epoch
 from forec_jax.parallel import batch_sharding
 from forec_jax.training import abstract_state, compile_step, state_sharding
 
@@ -88,7 +89,7 @@ def lowered_step(c: ConfigDict, method: Method, mesh: Mesh, accumulate: int) -> 
     """The step of a config, ready to be compiled, taken in `accumulate` parts."""
     tx = build.build_optimizer(c)
     step: Any = compile_step(method, tx, seed=c.seed, accumulate=accumulate, mesh=mesh, wrap=build.build_guard(c))
-    return step.lower(_abstract_training_state(c, method, mesh), _abstract_batch(c, mesh))
+    return step.lower(_abstract_training_state(c, method, mesh), abstract_batch(c, mesh))
 
 
 def _abstract_training_state(c: ConfigDict, method: Method, mesh: Mesh) -> TrainState:
@@ -102,10 +103,10 @@ def planned_method(c: ConfigDict, mesh: Mesh) -> Method:
 
     Raises OptionError for a method that learns from a trained run, and has none.
     """
-    return build.build_method(build.with_epoch(c, 1), planned_labels(c), guide=guide_of(c), mesh=mesh)
+    return build.build_method(build.with_epoch(c, Epoch(1, 1)), planned_labels(c), guide=guide_of(c), mesh=mesh)
 
 
-def _abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:
+def abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:
     """The shapes and shardings of a config's batch."""
 
     def leaf(rows: int, dtype: Any, shape: tuple[int, ...]) -> Any:
@@ -120,7 +121,8 @@ def _abstract_batch(c: ConfigDict, mesh: Mesh) -> Batch:
         "tags": (jnp.float32, (len(planned_labels(c).classes),)),
         "skipped": (jnp.int32, ()),
     }
-    kinds: dict[str, Any] = {"labelled": Labelled, "unlabelled": Unlabelled, "tagged": Tagged, "pseudo": Pseudo}
+    unlabelled: Any = Labelled if labels_in_both(c) else Unlabelled
+    kinds: dict[str, Any] = {"labelled": Labelled, "unlabelled": unlabelled, "tagged": Tagged, "pseudo": Pseudo}
     parts = {
         part: kind(*(leaf(c.batch[part], *of_row[field]) for field in kind._fields))
         for part, kind in kinds.items()

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from forec_jax.config import check_options, chosen, method_entry
+from forec_jax.config import check_options, chosen, labels_in_both, method_entry
 from forec_jax.contracts import Method, TrainState
 from forec_jax.data import Example, Source
 from forec_jax.evaluation import Evaluator
@@ -90,7 +90,7 @@ def with_absolute_paths(c: ConfigDict) -> ConfigDict:
 def check_rows(c: ConfigDict) -> None:
     """Raises OptionError where the method needs rows that the batch does not have."""
     for part in sorted(method_entry(c).needs):
-        if not c.batch[part] and not (part == "unlabelled" and c.data.partial):
+        if not c.batch[part] and not (part == "unlabelled" and c.data.partial and not labels_in_both(c)):
             raise OptionError(
                 f"method.name={c.method.name!r} needs {part} rows: set batch.{part} above 0"
                 + (", or choose the variant supervised, which needs none" if part == "unlabelled" else "")

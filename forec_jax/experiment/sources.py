@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from forec_jax.config import labels_in_both
 from forec_jax.contracts import Batch
 from forec_jax.data import (
     Dataset,
     Geometry,
+    KnownLabels,
     Labels,
     PartialLabels,
     Source,
@@ -40,9 +42,11 @@ from forec_jax.data import (
     with_pseudo_labels,
 )
 from forec_jax.data.datasets import DATASETS
+from forec_jax.data.partial import Rounding
 from forec_jax.data.pipeline import ReadingOptions
 from forec_jax.data.published import check_protocol, protocol_names, published_name, published_origins
 from forec_jax.data.source import DataEntry, Place
+from forec_jax.methods.entry import Epoch
 from forec_jax.methods.tag_classifier import foreground_classes
 from forec_jax.options import OptionError, choose, from_config
 
@@ -135,6 +139,7 @@ def build_training_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -
         maskless=dataset.maskless,
         labelled=c.data.labelled,
         unlabelled=c.data.unlabelled if c.batch.unlabelled else "none",
+        overlap=c.data.overlap,
         classes_of=lambda ids: classes_in_images(select(pool, ids), len(dataset.classes), on_corrupt),
     )
     claim_protocol(c, split)
@@ -144,12 +149,19 @@ def build_training_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -
         log.warning("no labelled image shows: %s. These classes cannot be learned; label an image of each", names)
     if len(validation) <= SMALL_VAL and (absent := classes_not_shown(validation, dataset.classes, on_corrupt)):
         log.warning("no image of %s shows: %s. Their IoU says nothing", c.eval.split, ", ".join(absent))
-    unlabelled = select(pool, split.unlabelled).without_labels() if c.batch.unlabelled else None
+    partial = with_partial_labels(labelled, c.data.partial, c.data.partial_rounding)
+    unlabelled = _unlabelled_rows(c, select(pool, split.unlabelled).without_labels(), partial)
     pseudo = _build_pseudo(c, dataset, split)
     if pseudo is not None:
         split = split._replace(pseudo=tuple(pseudo.ids), pseudo_sha256=content_sha256(pseudo))
-    partial = with_partial_labels(labelled, c.data.partial)
     return TrainingData(dataset, split, partial, unlabelled, validation, pseudo=pseudo)
+
+
+def _unlabelled_rows(c: ConfigDict, images: Source, labelled: Source) -> Source | None:
+    """The images of the unlabelled rows, with what partial labels show of them where a config wants that."""
+    if not c.batch.unlabelled:
+        return None
+    return KnownLabels(images, labelled) if labels_in_both(c) else images
 
 
 def _build_pseudo(c: ConfigDict, dataset: Dataset, split: Split) -> WithPseudoLabels | None:
@@ -162,7 +174,7 @@ def _build_pseudo(c: ConfigDict, dataset: Dataset, split: Split) -> WithPseudoLa
     return with_pseudo_labels(dataset.source(c.data.pool), Path(c.data.pseudo).expanduser(), dataset.classes, others)
 
 
-def with_partial_labels(labelled: Source, partial: str) -> Source:
+def with_partial_labels(labelled: Source, partial: str, rounding: Rounding = "up") -> Source:
     """The source with a part of each mask, "1px" or "5%"; as it is where `partial` is empty, or "masks" hold a part."""
     if partial in ("", "masks"):
         return labelled
@@ -170,7 +182,7 @@ def with_partial_labels(labelled: Source, partial: str) -> Source:
         share, seed = parse_partial(partial)
     except ValueError as error:
         raise OptionError(f"data.partial={error}") from error
-    return PartialLabels(labelled, share, seed)
+    return PartialLabels(labelled, share, seed, rounding)
 
 
 def _build_tagged_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> TrainingData:
@@ -264,8 +276,8 @@ def build_streams(c: ConfigDict, data: TrainingData) -> Streams:
     return Streams(data, rows, from_config(Geometry, c.data, "data"), reading, c.seed)
 
 
-def epoch_of(c: ConfigDict, data: TrainingData) -> int:
-    """The steps that show each unlabelled image once; with partial labels alone, each labelled one; 0 where tags are."""
-    if data.unlabelled is not None:
-        return -(-len(data.unlabelled) // c.batch.unlabelled)
-    return 0 if data.labelled is None else -(-len(data.labelled) // c.batch.labelled)
+def epoch_of(c: ConfigDict, data: TrainingData) -> Epoch:
+    """How many steps an epoch has; 0 where there are tags in place of masks."""
+    labelled = 0 if data.labelled is None else -(-len(data.labelled) // c.batch.labelled)
+    unlabelled = labelled if data.unlabelled is None else -(-len(data.unlabelled) // c.batch.unlabelled)
+    return Epoch(unlabelled, labelled)

@@ -92,6 +92,13 @@ def nothing(*_: Any) -> dict[str, Any]:
     return {}
 
 
+class Epoch(NamedTuple):
+    """How many steps show each image of a list once; 0 where there is no such list."""
+
+    steps: int  # of the unlabelled images; with partial labels alone, of the labelled ones
+    labelled: int  # of the labelled images
+
+
 class MethodEntry(NamedTuple):
     """All that the library must know of a method."""
 
@@ -103,7 +110,9 @@ class MethodEntry(NamedTuple):
     needs: frozenset[str] = frozenset({"labelled", "unlabelled"})  # parts of the batch
     optimizers: Callable[[Any, Callable[[float], optax.Schedule]], Mapping[str, optax.GradientTransformation]] = nothing
     # options, peak rate -> schedule: networks with an optimiser of their own, by name
-    of_epoch: Callable[[Any, int], Mapping[str, Any]] = nothing  # options, steps an epoch: options that follow from it
+    of_epoch: Callable[[Any, Epoch], Mapping[str, Any]] = (
+        nothing  # options, epoch: dotted key -> value of the config's options that follow from it
+    )
     guides: Callable[[Any], Mapping[str, str]] = (
         nothing  # options: work directories of runs that it learns from, by role
     )

@@ -56,7 +56,7 @@ class MeanTeacher(SemiSupervised):
         return terms | unsupervised | task_terms, aux
 
     def views(
-        self, teacher: Variables, labelled: Labelled, unlabelled: Unlabelled | None, key: Array
+        self, teacher: Variables, labelled: Labelled, unlabelled: Unlabelled | Labelled | None, key: Array
     ) -> tuple[Array, Views]:
         """The student's images and what it should say about them."""
         return taught_views(

@@ -2,18 +2,24 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from forec_jax.contracts import Array, Aux, Batch, Labelled, PyTree, Terms, TrainState, Unlabelled, Variables, Views
-from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
+from forec_jax.methods.entry import Epoch, MethodEntry, Parts, semi_supervised
 from forec_jax.methods.parts.ema import SemiSupervised
-from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, decode_heads, head_names
-from forec_jax.methods.parts.teacher import ema_decay, first_teacher, teacher_statistics, updated_teacher
+from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, decode_heads, head_names, run_heads
+from forec_jax.methods.parts.teacher import (
+    TEACHER_HEADS,
+    ema_decay,
+    first_teacher,
+    teacher_statistics,
+    updated_teacher,
+)
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
-from forec_jax.methods.parts.vat import adversarial_perturbation
+from forec_jax.methods.parts.vat import adversarial_perturbation, published_perturbation
 from forec_jax.methods.parts.views import taught_views
 from forec_jax.options import STEPS, at_least, option
 
@@ -25,8 +31,26 @@ class Options:
     """A built method has `warmup` in steps."""
 
     warmup: float = option(0.0625, "without L_u: steps, or below 1 a fraction of all; published: 5 of 80 epochs", STEPS)
+    warmup_passes: int = option(
+        0, "the warm-up in passes over the labelled list, beside the schedule (it sets optim.hold too)", at_least(0)
+    )
     epoch: int = option(0, "steps until the other teacher's turn; 0: unlabelled images / batch.unlabelled", at_least(0))
+    teacher_mode: Literal["inference", "train"] = option(
+        "inference", 'of the teachers as they label: "inference", or "train": BatchNorm of the batch, as published'
+    )
+    top_classes: int = option(
+        0,
+        "of the teacher whose turn it is not, a pixel's so many likeliest classes count, the others are its partner's; "
+        "0: all, published: 7",
+        at_least(0),
+    )
     epsilon: float = option(2.0, "T-VAT: length of the perturbation of an image's features; 0: none", at_least(0))
+    perturbed: Literal["encoder", "fused"] = option(
+        "encoder", 'T-VAT: of the "encoder"\'s maps, or of the "fused" map that the decoder classifies, as published'
+    )
+    direction: Literal["exact", "published"] = option(
+        "exact", 'T-VAT: "exact", or "published": by PS-MT\'s code in float32, which makes it some 1e-4 long'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +59,11 @@ class PsMt(SemiSupervised, Options):
 
     Each teacher is an EMA of the student over every other epoch; their mean logits label the weak view. L_u is the
     cross-entropy against labels above the threshold, each weighted by its confidence. The student's segmentation is
-    decoded from features that are moved towards where the teachers' decoders change their mind most (T-VAT), in
-    labelled and unlabelled rows alike; auxiliary heads see the features as they are. In the warm-up both teachers
-    follow the student, and nothing is perturbed. Everything else is as in MeanTeacher.
+    decoded from features (the encoder's, or its decoder's fused map) that are moved towards where the teachers' decoders
+    change their mind most (T-VAT), in labelled and unlabelled rows alike; auxiliary heads see the features as they are.
+    In the warm-up both teachers
+    follow the student, and nothing is perturbed. Everything else is as in MeanTeacher. Teachers that label in train mode
+    move their BatchNorm statistics by it, before the EMA.
     An `epoch` of 0 is unknown, which is enough to predict.
     """
 
@@ -52,16 +78,17 @@ class PsMt(SemiSupervised, Options):
         if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
             raise ValueError("ps_mt needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
         view_key, dropout_key, task_key, vat_key = jax.random.split(key, 4)
-        image, views = self.views(state.teacher, batch.labelled, batch.unlabelled, view_key)
+        image, views, teachers = self.views(state, batch.labelled, batch.unlabelled, view_key, dropout_key)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
         features, stats = self.network.encode(student, image, train=True, rng=dropout_key)
-        features_of = dict.fromkeys(head_names(self.auxiliary), features)
-        if self.epsilon:
-            features_of[SEGMENTATION] = self.perturbed(features, views, state, vat_key)
-        outputs, stats = decode_heads(
-            self.network, student._replace(batch_stats=stats), features_of, train=True, rng=dropout_key
-        )
+        features_of, changes = dict.fromkeys(head_names(self.auxiliary), features), {}
+        if self.epsilon and self.perturbed == "encoder":
+            features_of[SEGMENTATION] = self.moved(features, views, state, vat_key)
+        elif self.epsilon:
+            changes[SEGMENTATION] = lambda fused: self.moved(fused, views, state, vat_key)
+        student = student._replace(batch_stats=stats)
+        outputs, stats = decode_heads(self.network, student, features_of, train=True, rng=dropout_key, changes=changes)
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         unsupervised, metrics = self.unsupervised(
@@ -71,16 +98,28 @@ class PsMt(SemiSupervised, Options):
 
         teacher_stats = {
             name: teacher_statistics(self.network, teacher, image, dropout_key, self.bn_mode)
-            for name, teacher in state.teacher.items()
+            for name, teacher in teachers.items()
         }
         return terms | unsupervised | task_terms, Aux({STUDENT: stats}, teacher_stats, memory, metrics | task_metrics)
 
     def views(
-        self, teachers: dict[str, Variables], labelled: Labelled, unlabelled: Unlabelled | None, key: Array
-    ) -> tuple[Array, Views]:
-        """The student's images and what it should say about them."""
-        return taught_views(
-            lambda image: self.predict(teachers, image, None),
+        self,
+        state: TrainState,
+        labelled: Labelled,
+        unlabelled: Unlabelled | Labelled | None,
+        key: Array,
+        dropout_key: Array,
+    ) -> tuple[Array, Views, dict[str, Variables]]:
+        """The student's images, what it should say about them, and the teachers as labelling leaves them."""
+        teachers = state.teacher
+
+        def teach(image: Array) -> Array:
+            nonlocal teachers
+            logits, teachers = self.said(teachers, image, dropout_key)
+            return jax.nn.softmax(_mean(self.assisted(logits, self.has_turn(state.step, 0))), axis=-1)
+
+        image, views = taught_views(
+            teach,
             labelled,
             unlabelled,
             key,
@@ -90,18 +129,52 @@ class PsMt(SemiSupervised, Options):
             labelled_mixing=self.labelled_mixing,
             partial_labels=self.partial_labels,
         )
+        return image, views, teachers
 
-    def perturbed(self, features: PyTree, views: Views, state: TrainState, key: Array) -> PyTree:
+    def said(
+        self, teachers: dict[str, Variables], image: Array, key: Array
+    ) -> tuple[dict[str, Array], dict[str, Variables]]:
+        """What each teacher says of the images, logits f32[b,H,W,K], and the teachers with the statistics after it."""
+        logits, after = {}, {}
+        for name, teacher in teachers.items():
+            train = self.teacher_mode == "train"
+            outputs, stats = run_heads(self.network, teacher, image, TEACHER_HEADS, train=train, rng=key)
+            logits[name], after[name] = outputs[SEGMENTATION].output, teacher._replace(batch_stats=stats)
+        return logits, after
+
+    def assisted(self, logits: dict[str, Array], first_has_turn: Array) -> dict[str, Array]:
+        """The teachers' logits, where the one whose turn it is not says no more than its likeliest classes."""
+        first, second = (logits[name] for name in TEACHERS)
+        if not 0 < self.top_classes < first.shape[-1]:
+            return logits
+        helped = (
+            jnp.where(first_has_turn, first, _filled(first, second, self.top_classes)),
+            jnp.where(first_has_turn, _filled(second, first, self.top_classes), second),
+        )
+        return dict(zip(TEACHERS, helped, strict=True))
+
+    def moved(self, features: PyTree, views: Views, state: TrainState, key: Array) -> PyTree:
         """The student's features moved by T-VAT's perturbation; as they are in the warm-up."""
-        teachers = jax.lax.stop_gradient(state.teacher)
         epsilon = jnp.where(state.step < self.warmup, 0.0, self.epsilon)
-        decode = functools.partial(self.mean_logits, teachers)
-        return jax.tree.map(jnp.add, features, adversarial_perturbation(decode, features, views.valid, epsilon, key))
+        decode = functools.partial(self.mean_logits, jax.lax.stop_gradient(state.teacher))
+        if self.direction == "exact":
+            found = adversarial_perturbation(decode, features, views.valid, epsilon, key)
+        else:  # labelled and unlabelled rows pass the original one after the other
+            labelled = jnp.sum(views.labelled_row)
+            alike = jnp.where(views.labelled_row, labelled, len(views.labelled_row) - labelled)
+            found = published_perturbation(decode, features, views.valid, epsilon, key, alike)
+        return jax.tree.map(jnp.add, features, found)
 
     def mean_logits(self, variables: dict[str, Variables], features: PyTree) -> Array:
-        """The mean over the networks of what their decoders say of the same features, f32[B,H,W,K]."""
-        heads = (self.network.decode(v, SEGMENTATION, features, train=False, rng=None)[0] for v in variables.values())
-        return sum((head.output for head in heads), start=jnp.zeros(())) / len(variables)
+        """The mean over the networks of what their decoders say of the same features, f32[B,H,W,K].
+
+        The features are those that are perturbed: the encoder's, or fused.
+        """
+        decode = self.network.decode if self.perturbed == "encoder" else self.network.classify
+        heads = {
+            name: decode(v, SEGMENTATION, features, train=False, rng=None)[0].output for name, v in variables.items()
+        }
+        return _mean(heads)
 
     def update_teacher(
         self,
@@ -117,6 +190,8 @@ class PsMt(SemiSupervised, Options):
 
         def after(turn: int, name: str) -> Variables:
             teacher = state.teacher[name]
+            if self.teacher_mode == "train":  # both have labelled, whoever follows the student
+                teacher = teacher._replace(batch_stats=teacher_stats[name])
             moved = updated_teacher(
                 teacher,
                 student,
@@ -135,11 +210,23 @@ class PsMt(SemiSupervised, Options):
 
     def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
         """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]: of the networks' mean logits."""
-        logits = []
-        for network in variables.values():
+        logits = {}
+        for name, network in variables.items():
             features, _ = self.network.encode(network, image, valid=valid, train=False, rng=None)
-            logits.append(self.mean_logits({STUDENT: network}, features))
-        return jax.nn.softmax(sum(logits, start=jnp.zeros(())) / len(logits), axis=-1)
+            head, _ = self.network.decode(network, SEGMENTATION, features, train=False, rng=None)
+            logits[name] = head.output
+        return jax.nn.softmax(_mean(logits), axis=-1)
+
+
+def _mean(logits: dict[str, Array]) -> Array:
+    """The mean over the networks."""
+    return sum(logits.values(), start=jnp.zeros(())) / len(logits)
+
+
+def _filled(logits: Array, others: Array, top: int) -> Array:
+    """Logits f32[...,K]: a pixel's `top` largest of its own, elsewhere the others'."""
+    least = jax.lax.top_k(logits, top)[0][..., -1:]
+    return jnp.where(logits >= least, logits, others)
 
 
 def build(o: Options, p: Parts) -> PsMt:
@@ -147,9 +234,11 @@ def build(o: Options, p: Parts) -> PsMt:
     return semi_supervised(PsMt, p, dataclasses.replace(o, warmup=p.in_steps(o.warmup)))
 
 
-def of_epoch(o: Options, steps: int) -> dict[str, Any]:
-    """The epoch after which the teachers change: the data's, where none is given."""
-    return {} if o.epoch else {"epoch": steps}
+def of_epoch(o: Options, epoch: Epoch) -> dict[str, Any]:
+    """The epoch after which the teachers change, where none is given; a warm-up in passes, in which the rate waits."""
+    turns = {} if o.epoch else {"method.ps_mt.epoch": epoch.steps}
+    steps = o.warmup_passes * epoch.labelled
+    return turns | ({"method.ps_mt.warmup": steps, "optim.hold": steps} if o.warmup_passes else {})
 
 
 ENTRY = MethodEntry(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,14 +44,19 @@ DISCRIMINATOR = "discriminator"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _FeatureMatching:
-    """How much L_fm counts."""
+class _Game:
+    """What the discriminator is shown, and how much it counts."""
 
     feature_matching_weight: float = option(0.1, "of L_fm", at_least(0))
+    gaps: Literal["hidden", "shown"] = option(
+        "hidden",
+        'void and padding to the discriminator: "hidden", so that they give nothing away; "shown", as published: no class '
+        "in a labelled row's, predictions in an unlabelled row's",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(_FeatureMatching):
+class Options(_Game):
     """The discriminator and its optimiser."""
 
     lr: float = option(1e-4, "of the discriminator's Adam, at the start", at_least(0))
@@ -73,15 +78,15 @@ class _Exhibit(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class S4Gan(SemiSupervised, _FeatureMatching):
+class S4Gan(SemiSupervised, _Game):
     """L = supervised_weight * L_s + unsupervised_weight * ramp * L_st + feature_matching_weight * L_fm + L_D + tasks.
 
     The discriminator D sees [image, truth] of the labelled and [image, softmax] of the unlabelled rows. L_D teaches it
     to tell them apart and reaches no other network; L_fm asks the student for predictions with the features of truth,
     L_st for its own argmax in the rows that D takes for truth with more than `threshold`; both leave D alone. Where
     nothing is said of a labelled row's pixel (void), D sees the prediction, and in the padding nothing: neither tells
-    truth from prediction. Auxiliary tasks see the student's own argmax and its confidence. The teacher is the student's
-    EMA, to score beside it, and teaches nothing.
+    truth from prediction (unless `gaps` are "shown"). Auxiliary tasks see the student's own argmax and its confidence.
+    The teacher is the student's EMA, to score beside it, and teaches nothing.
     With `partial_labels` D sees each row twice, as predicted and with the truth that it has, so that the batch needs no
     unlabelled rows; pixels that nobody labelled learn from their argmax where D trusts the prediction.
     """
@@ -119,7 +124,8 @@ class S4Gan(SemiSupervised, _FeatureMatching):
         probabilities = jax.nn.softmax(logits, axis=-1)
         views = self_labelled(views, probabilities)
 
-        exhibit = (shown_twice if self.partial_labels else shown_once)(image, views, probabilities)
+        show = shown_twice if self.partial_labels else shown_once
+        exhibit = show(image, views, probabilities, self.gaps == "hidden")
         discriminator = Variables(params[DISCRIMINATOR], state.batch_stats[DISCRIMINATOR])
         learning = self.judge(discriminator, jax.lax.stop_gradient(exhibit.pair), critic_key)
         judging = self.judge(jax.lax.stop_gradient(discriminator), exhibit.pair, critic_key)
@@ -143,7 +149,7 @@ class S4Gan(SemiSupervised, _FeatureMatching):
         terms |= unsupervised | adversarial | task_terms
         return terms, Aux(new_stats, {STUDENT: teacher_stats}, memory, metrics | task_metrics)
 
-    def views(self, labelled: Labelled, unlabelled: Unlabelled | None, key: Array) -> tuple[Array, Views]:
+    def views(self, labelled: Labelled, unlabelled: Unlabelled | Labelled | None, key: Array) -> tuple[Array, Views]:
         """The student's images and what is known of them before it has seen them."""
         colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
         rows = self.labelled_mixing(mixing_l, labelled_rows(colour_l, labelled, self.labelled_colour))
@@ -157,22 +163,22 @@ class S4Gan(SemiSupervised, _FeatureMatching):
         return outputs[SCORE]
 
 
-def shown_once(image: Array, views: Views, probabilities: Array) -> _Exhibit:
+def shown_once(image: Array, views: Views, probabilities: Array, hide_gaps: bool = True) -> _Exhibit:
     """Labelled rows with their truth, unlabelled rows with their prediction."""
     is_truth = views.labelled_row[:, None, None, None]
-    shown = jnp.where(is_truth, _with_truth(views, probabilities), probabilities)
+    shown = jnp.where(is_truth, _with_truth(views, probabilities, hide_gaps), probabilities)
     rows = jnp.arange(image.shape[0])
-    return _Exhibit(_beside_image(image, views, shown), views.labelled_row, ~views.labelled_row, rows)
+    return _Exhibit(_beside_image(image, views, shown, hide_gaps), views.labelled_row, ~views.labelled_row, rows)
 
 
-def shown_twice(image: Array, views: Views, probabilities: Array) -> _Exhibit:
+def shown_twice(image: Array, views: Views, probabilities: Array, hide_gaps: bool = True) -> _Exhibit:
     """Every row with what truth it has, and with its prediction. A row without any truth stands for neither.
 
     The two of a row differ in its labelled pixels alone, and there are as many of one kind as of the other: neither
     anything else in a row nor the number of rows tells truth from prediction.
     """
-    truth = _beside_image(image, views, _with_truth(views, probabilities))
-    prediction = _beside_image(image, views, probabilities)
+    truth = _beside_image(image, views, _with_truth(views, probabilities, hide_gaps), hide_gaps)
+    prediction = _beside_image(image, views, probabilities, hide_gaps)
     has_truth = jnp.any(labelled_pixels(views) & views.valid, axis=(1, 2))
     neither = jnp.zeros_like(has_truth)
     return _Exhibit(
@@ -183,15 +189,20 @@ def shown_twice(image: Array, views: Views, probabilities: Array) -> _Exhibit:
     )
 
 
-def _with_truth(views: Views, probabilities: Array) -> Array:
-    """The truth f32[B,H,W,K] (one-hot) where there is one, elsewhere the prediction; a constant."""
+def _with_truth(views: Views, probabilities: Array, hide_gaps: bool) -> Array:
+    """The truth f32[B,H,W,K] (one-hot; of void zeros, unless hidden) where there is one, elsewhere the prediction.
+
+    A constant.
+    """
     truth = jax.nn.one_hot(views.label, probabilities.shape[-1], dtype=probabilities.dtype)
-    return jnp.where(labelled_pixels(views)[..., None], truth, jax.lax.stop_gradient(probabilities))
+    is_truth = labelled_pixels(views) if hide_gaps else views.is_ground_truth
+    return jnp.where(is_truth[..., None], truth, jax.lax.stop_gradient(probabilities))
 
 
-def _beside_image(image: Array, views: Views, shown: Array) -> Array:
-    """f32[B,H,W,3+K]: the image with the class map that is shown for it, zeros in the padding."""
-    return jnp.concatenate([image, jnp.where(views.valid[..., None], shown, 0.0)], axis=-1)
+def _beside_image(image: Array, views: Views, shown: Array, hide_gaps: bool) -> Array:
+    """f32[B,H,W,3+K]: the image with the class map that is shown for it, zeros in the padding if that is hidden."""
+    seen = jnp.where(views.valid[..., None], shown, 0.0) if hide_gaps else shown
+    return jnp.concatenate([image, seen], axis=-1)
 
 
 def build(o: Options, p: Parts) -> S4Gan:

@@ -55,6 +55,12 @@ class Weights:
     mask_loss: Literal["area", "size_penalty"] = option(
         "area", 'L_mask by the masks\' "area", or "size_penalty": pooled scores, focal penalty'
     )
+    area_of_classes: Literal["mean", "sum"] = option(
+        "mean", 'the "area" loss over the classes: their "mean", or their "sum", as published'
+    )
+    class_of_parts: Literal["sum", "mean"] = option(
+        "sum", 'L_cls over the two parts that the classifier is shown: their "sum", or their "mean", as published'
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +141,9 @@ class WsssRec(EmaMethod, Weights, MaskOptions):
 
     def _mask_loss(self, found: Decomposition, valid: Array, tags: Array) -> Mean:
         if self.mask_loss == "area":
-            return area_loss(found.masks, valid, tags.at[:, self.background].set(1.0))
+            error = area_loss(found.masks, valid, tags.at[:, self.background].set(1.0))
+            number = error.number if self.area_of_classes == "mean" else error.number / tags.shape[1]
+            return error._replace(number=number)
         return size_penalty_loss(found.logits, valid, tags, jnp.array(self.foreground))
 
     def _class_terms(
@@ -154,9 +162,10 @@ class WsssRec(EmaMethod, Weights, MaskOptions):
         target = tagged * jax.nn.one_hot(drawn, tagged.shape[1])
         number = jnp.asarray(target.size, jnp.float32)
         error = optax.sigmoid_binary_cross_entropy(logits, jnp.stack([target, jnp.zeros_like(target)], axis=1))
+        weight = self.class_weight if self.class_of_parts == "sum" else self.class_weight / error.shape[1]
         terms = {
-            "class_foreground_loss": Term(Mean(jnp.sum(error[:, 0]), number), self.class_weight),
-            "class_background_loss": Term(Mean(jnp.sum(error[:, 1]), number), self.class_weight),
+            "class_foreground_loss": Term(Mean(jnp.sum(error[:, 0]), number), weight),
+            "class_background_loss": Term(Mean(jnp.sum(error[:, 1]), number), weight),
         }
         covered = 1 - mask_area(found.masks, valid)[:, self.background]
         return terms, {"foreground": Mean(jnp.sum(covered), jnp.asarray(len(drawn), jnp.float32))}

@@ -15,10 +15,13 @@ import numpy as np
 
 from forec_jax.contracts import HeadSpec, Variables
 from forec_jax.models.decoders.deeplab import U2PL, DeepLabOptions
+from forec_jax.models.encoders.efficientnet_lite import VARIANTS
 from forec_jax.models.encoders.resnet import BLOCKS
-from forec_jax.models.mobilenet_names import FORMS, PASSED_OVER, layer_of, width_of
+from forec_jax.models.inverted_names import FORMS, PASSED_OVER, layer_of, variant_of, width_of
 from forec_jax.models.naming import (
+    LITE,
     MOBILENET,
+    RESNET,
     SOURCES,
     Layer,
     Path,
@@ -34,7 +37,7 @@ from forec_jax.models.zoo import deeplab_network
 
 log = logging.getLogger(__name__)
 
-ARCHS = (*BLOCKS, MOBILENET)
+ARCHS = (*BLOCKS, MOBILENET, *VARIANTS)
 
 SEGMENTATION = "segmentation"  # the head that a full model's decoder becomes
 
@@ -46,7 +49,7 @@ class _Converted(NamedTuple):
     """Another project's tensors in this library's layout, and which network they fill."""
 
     variables: Variables  # dicts by part: "encoder", and SEGMENTATION for a full model; NumPy, float32
-    stem: str  # of a ResNet; of a MobileNetV2 its form
+    stem: str  # of a ResNet; of a MobileNetV2 its form; empty of others
 
 
 class _Naming(NamedTuple):
@@ -118,7 +121,7 @@ def convert(
     Args:
       tensors: by name, any floating dtype.
       source: one of `SOURCES`. With "u2pl" and "unimatch" either a full model, or the encoder alone as they start from.
-      arch: a key of `BLOCKS`, or "mobilenet_v2".
+      arch: one of `ARCHS`.
       width: factor on the encoder's channels.
       decoder: a full model's form; None for the source's own.
 
@@ -133,7 +136,7 @@ def convert(
     stem = _form(tensors, place, model)
     options = decoder or (model.options if model else DeepLabOptions())
     layout = _layout(arch, stem, width, options, _classes(tensors, model))
-    naming = _naming(place, model, stem, options)
+    naming = _naming(place, model, arch, stem, options)
     filled, used, problems = _fill(layout, tensors, naming)
     rest = sorted(set(tensors) - used)
     dropped = [name for name in rest if name.endswith(".num_batches_tracked") or name.startswith(naming.passed_over)]
@@ -141,7 +144,7 @@ def convert(
     if problems:
         raise WeightsError(
             f"{_remedy(tensors, place, arch, width)}\n"
-            f"the tensors do not make a {arch} of {source} ({stem}): {shortened(sorted(problems), 3)}"
+            f"the tensors do not make {arch} of {source}{stem and f' ({stem})'}: {shortened(sorted(problems), 3)}"
         )
     _report(dropped)
     variables = nested(filled)
@@ -174,18 +177,35 @@ def _fill(
     return values, used, problems
 
 
+def family_of(arch: str) -> str:
+    """The family that one of `ARCHS` belongs to."""
+    return LITE if arch in VARIANTS else MOBILENET if arch == MOBILENET else RESNET
+
+
 def _check_family(tensors: Tensors, place: Place, arch: str) -> None:
     """Raises WeightsError where the file holds another kind of encoder than is wanted."""
-    if (arch == MOBILENET) != (place.family == MOBILENET):
-        held = MOBILENET if place.family == MOBILENET else depth(tensors)
+    if place.family != family_of(arch):
+        held = _held(tensors, place)
         raise WeightsError(
-            f"set --arch={held} (model.encoder={held} in a training), or take weights of a {arch}\n"
-            f"the tensors are a {held}'s, not a {arch}'s"
+            f"set --arch={held} (model.encoder={held} in a training), or take weights of {arch}\n"
+            f"the tensors are those of {held}, not of {arch}"
         )
+
+
+def _held(tensors: Tensors, place: Place) -> str:
+    """What the encoder in a file is called, as far as it can be told."""
+    if place.family == LITE:
+        return variant_of(below(tensors, place.root), place.source) or LITE
+    return MOBILENET if place.family == MOBILENET else depth(tensors)
 
 
 def _remedy(tensors: Tensors, place: Place, arch: str, width: float) -> str:
     """What to do about tensors that do not make the encoder, told by its depth or its width."""
+    if place.family == LITE:
+        variant = variant_of(tensors, place.source)
+        if variant not in (None, arch):
+            return f"set --arch={variant} (model.encoder={variant} in a training): the tensors are those of {variant}"
+        return f"take weights of a plain {arch}, and set model.efficientnet_lite.width=1"
     if place.family == MOBILENET:
         stored = width_of(tensors, place.source)
         if stored not in (None, width):
@@ -224,16 +244,16 @@ def nested(flat: Mapping[Path, Any]) -> dict[str, Any]:
 def _layout(arch: str, stem: str, width: float, options: DeepLabOptions, classes: int) -> dict[Path, tuple[int, ...]]:
     """The shapes of the network to fill, by path; without classes, the encoder's alone."""
     heads = (HeadSpec(SEGMENTATION, classes),) if classes else ()
-    form: dict[str, Any] = {"form" if arch == MOBILENET else "stem": stem}
+    form: dict[str, Any] = {RESNET: {"stem": stem}, MOBILENET: {"form": stem}}.get(family_of(arch), {})
     network = deeplab_network(encoder=arch, width=width, heads=heads, decoder=options, **form)
     variables = jax.eval_shape(network.init, jax.random.key(0))
     return {path: leaf.shape for path, leaf in leaves(variables._asdict())}
 
 
 def _form(tensors: Tensors, place: Place, model: _Model | None) -> str:
-    """The stem of a ResNet, by its tensors; the form of a MobileNetV2, by whose they are."""
-    if place.family == MOBILENET:
-        return FORMS[place.source]
+    """The stem of a ResNet, by its tensors; the form of a MobileNetV2, by whose they are; other families have one."""
+    if place.family != RESNET:
+        return FORMS[place.source] if place.family == MOBILENET else ""
     prefix = model.encoder if model else ""
     if f"{prefix}conv1.0.weight" not in tensors:
         return "7x7"
@@ -250,12 +270,12 @@ def _classes(tensors: Tensors, model: _Model | None) -> int:
     return tensors[last].shape[0]
 
 
-def _naming(place: Place, model: _Model | None, stem: str, options: DeepLabOptions) -> _Naming:
+def _naming(place: Place, model: _Model | None, arch: str, stem: str, options: DeepLabOptions) -> _Naming:
     """How the tensors at a place stand for those of a network."""
     if place.source == "slim":
-        return _Naming(layer_of("slim"), _from_tensorflow, _SLIM, PASSED_OVER["slim"])
-    if place.family == MOBILENET:
-        return _Naming(layer_of(place.source), _from_pytorch, _ENDINGS, PASSED_OVER[place.source])
+        return _Naming(layer_of("slim", arch), _from_tensorflow, _SLIM, PASSED_OVER["slim"])
+    if place.family != RESNET:
+        return _Naming(layer_of(place.source, arch), _from_pytorch, _ENDINGS, PASSED_OVER[place.source])
     if model is None:
         named = _transformers_layer if place.source == "transformers" else partial(_torchvision_layer, stem=stem)
         return _Naming(named, _from_pytorch, _ENDINGS, ("fc.", "classifier."))

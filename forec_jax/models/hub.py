@@ -99,8 +99,8 @@ def _fetch_config(download: Callable[..., str], reference: Reference, cache: Pat
 def check_computes_alike(weights: Path) -> None:
     """Raises WeightsError for an encoder with a plain one's tensors that, as its config.json says, computes otherwise.
 
-    timm's resnetaa and resnetblur smooth what they shrink, transformers' options move a stride, or pad a MobileNetV2 in
-    another way: no tensor shows it.
+    timm's resnetaa and resnetblur smooth what they shrink, its efficientnet_lite0 pads in another way than
+    tf_efficientnet_lite0, transformers' options move a stride, or pad a MobileNetV2 in another way: no tensor shows it.
     """
     config = weights.with_name(CONFIG)
     if weights.name != FILE or not config.is_file():
@@ -111,15 +111,15 @@ def check_computes_alike(weights: Path) -> None:
         raise WeightsError(f"{config} is damaged ({error}); fetch it again, or remove it") from error
     if isinstance(content, dict) and (otherwise := _computes_otherwise(content)):
         raise WeightsError(
-            f"take weights of a plain network, such as hf:timm/resnet50.a1_in1k\n{config} says {otherwise}: this network "
-            "holds a plain one's tensors and computes something else"
+            "take weights of a plain network, such as hf:timm/resnet50.a1_in1k or hf:timm/tf_efficientnet_lite0.in1k\n"
+            f"{config} says {otherwise}: this network holds a plain one's tensors and computes something else"
         )
 
 
 def _computes_otherwise(config: Mapping[str, Any]) -> str:
     """What a config says that no tensor shows, in words; empty where there is nothing."""
     architecture = str(config.get("architecture", ""))
-    if re.match(r"resnet(aa|blur)", architecture):
+    if re.match(r"resnet(aa|blur)|efficientnet_lite", architecture):
         return f"architecture={architecture}"
     given = {**config, **_as_dict(config.get("model_args"))}
     mobile = "mobilenet" in f"{architecture}{config.get('model_type', '')}"

@@ -16,9 +16,10 @@ log = logging.getLogger(__name__)
 Tensors = Mapping[str, np.ndarray]
 Path = tuple[str, ...]  # e.g. ("params", "encoder", "layer1_block0", "conv2", "norm", "scale")
 
-SOURCES = ("torchvision", "timm", "transformers", "u2pl", "unimatch", "slim")
+SOURCES = ("torchvision", "timm", "transformers", "u2pl", "unimatch", "slim", "efficientnet_pytorch")
 
-RESNET, MOBILENET = "resnet", "mobilenet_v2"  # families of encoders; the second has one member of that name
+RESNET, MOBILENET, LITE = "resnet", "mobilenet_v2", "efficientnet_lite"
+"""Families of encoders; the second has one member of that name."""
 
 _NETWORKS = {
     "student": ("model_state", "model", "state_dict", "model_state_dict", "student"),
@@ -31,6 +32,7 @@ _FIRST = {  # a first convolution, and what begins the names of a block
     (MOBILENET, "timm"): (("conv_stem.weight",), "blocks.0.0.conv_dw."),
     (MOBILENET, "transformers"): (("conv_stem.first_conv.convolution.weight",), "layer.0.expand_1x1."),
     (MOBILENET, "slim"): (("Conv_weights",), "expanded_conv_1_expand_"),
+    (LITE, "efficientnet_pytorch"): (("_conv_stem.weight",), "_blocks.0._depthwise_conv."),
 }
 _FULL = {
     "u2pl": ("encoder.", "decoder.aspp.conv"),
@@ -146,8 +148,14 @@ def _places(tensors: Tensors) -> list[Place]:
         ends = {(name, first) for name in tensors for first in firsts if f".{name}".endswith(f".{first}")}
         roots = {name.removesuffix(first) for name, first in ends}
         roots = {root for root in roots if any(name.startswith(root + block) for name in tensors)}
-        found += [_whole(Place(source, root, family), tensors) for root in sorted(roots)]
+        found += [_of_timm(_whole(Place(source, root, family), tensors), tensors) for root in sorted(roots)]
     return found
+
+
+def _of_timm(place: Place, tensors: Tensors) -> Place:
+    """timm has the same names for MobileNetV2 and EfficientNet-Lite, whose third stage has kernels of 5x5."""
+    kernel = tensors.get(f"{place.root}blocks.2.0.conv_dw.weight") if place.source == "timm" else None
+    return place if kernel is None or kernel.shape[-1] != 5 else place._replace(family=LITE)
 
 
 def _whole(place: Place, tensors: Tensors) -> Place:

@@ -5,7 +5,7 @@ An encoder gives maps, the coarsest last; a decoder makes a head of them. `assem
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
 import jax
@@ -89,14 +89,20 @@ class ModelOptions:
 
     encoder: str = option(
         "resnet50",
-        "resnet18, 26, 34, 50, 101 or 152, mobilenet_v2, or unet; its options are model.resnet.*, ...",
+        "resnet18, 26, 34, 50, 101 or 152, mobilenet_v2, efficientnet_lite0, 1 or 2, or unet; "
+        "its options are model.resnet.*, ...",
     )
     decoder: str = option("", "deeplab or unet; empty: the one that the encoder is published with")
     weights: str = option(
-        "", "a file, the work directory of a run, or hf:OWNER/NAME[@REVISION][#sha256=...]; empty: random"
+        "",
+        "a file, the work directory of a run, efficientnet_lite0, 1 or 2 (of an installed package, docs/weights.md), or "
+        "hf:OWNER/NAME[@REVISION][#sha256=...]; empty: random",
     )
     bn_momentum: float = option(
         0.9, "of BatchNorm's running statistics: new = momentum * old + (1 - momentum) * batch", SHARE
+    )
+    encoder_statistics: Literal["batch", "weights"] = option(
+        "batch", 'of BatchNorm in the encoder: "batch", or "weights": those of model.weights, for few rows a step'
     )
 
 
@@ -121,6 +127,15 @@ class Features(NamedTuple):
         """The coarsest map, [B,h,w,C]: what is most abstract."""
         last: Array = self.maps[-1]
         return last
+
+
+def with_statistics_of_weights(encoder: Encoder) -> Encoder:
+    """The encoder, in training as in inference: BatchNorm normalises by the statistics it was given, and keeps them.
+
+    Its scales, biases and kernels are trained. For pretrained weights and small batches, whose own statistics are noise
+    (Chen et al., DeepLab, fine-tune so).
+    """
+    return encoder._replace(module=lambda train: encoder.module(False))
 
 
 def assemble(encoder: Encoder, decoder: Decoder, heads: tuple[HeadSpec, ...]) -> Network:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from forec_jax.contracts import Variables
 from forec_jax.files import sha256_of
-from forec_jax.models import hub
-from forec_jax.models.convert import SEGMENTATION, convert, leaves
-from forec_jax.models.naming import MOBILENET, WeightsError, choose_network, locate, shortened
+from forec_jax.models import hub, packaged
+from forec_jax.models.convert import SEGMENTATION, convert, family_of, leaves
+from forec_jax.models.naming import LITE, MOBILENET, RESNET, WeightsError, choose_network, locate, shortened
 from forec_jax.models.weightfile import Origin, read_origin, read_tensors, read_variables, write_variables
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def load_weights(
 
     Args:
       source: a file, or `hf:OWNER/NAME[@REVISION][#sha256=...]` for a model.safetensors on the Hugging Face hub:
-        what `forec-jax convert` wrote, or tensors whose names tell whose they are.
+        what `forec-jax convert` wrote, or tensors whose names tell whose they are; or one of `packaged.PACKAGES`.
       encoder: one of `ENCODERS`.
       stem: of a ResNet, as `deeplab_network` takes it.
       form: of a MobileNetV2, as `deeplab_network` takes it.
@@ -41,12 +41,19 @@ def load_weights(
       WeightsError: the weights cannot be read, or are another network's; names the file and the first misfitting tensors.
     """
     text = fspath(source)
-    path = hub.fetch(text) if text.startswith(hub.PREFIX) else Path(text)
+    chosen = {RESNET: stem, MOBILENET: form, LITE: ""}[family_of(encoder)]
     with _naming(text):
-        return _read_weights(text, path, encoder, form if encoder == MOBILENET else stem, width)
+        return _read_weights(_file_of(text), encoder, chosen, width)
 
 
-def _read_weights(text: str, path: Path, encoder: str, form: str, width: float) -> Variables:
+def _file_of(source: str) -> Path:
+    """The file that a source of weights names."""
+    if source in packaged.PACKAGES:
+        return packaged.find(source)
+    return hub.fetch(source) if source.startswith(hub.PREFIX) else Path(source)
+
+
+def _read_weights(path: Path, encoder: str, form: str, width: float) -> Variables:
     origin = read_origin(path) if path.suffix == ".safetensors" and path.is_file() else None
     if origin is None:
         hub.check_computes_alike(path)
@@ -147,11 +154,12 @@ def _misfits(weights: Variables, layout: Variables, part: str) -> dict[tuple[str
 def _check_form(stored: tuple[str, str], wanted: tuple[str, str]) -> None:
     """Raises WeightsError where an encoder is another one than the network's, or in another form."""
     if stored != wanted:
-        block, key = (MOBILENET, "form") if stored[0] == MOBILENET else ("resnet", "stem")
+        arch, form = stored
+        key = {RESNET: f"model.resnet.stem={form}", MOBILENET: f"model.mobilenet_v2.form={form}"}.get(family_of(arch))
+        options = " and ".join(filter(None, (f"model.encoder={arch}", key)))
+        held, needed = (name + (f" in the form {of!r}" if of else "") for name, of in (stored, wanted))
         raise WeightsError(
-            f"set model.encoder={stored[0]} and model.{block}.{key}={stored[1]}, or {_weights_for(*wanted)}\n"
-            f"these weights are a {stored[0]}'s in the form {stored[1]!r}, the network is a {wanted[0]} in the form "
-            f"{wanted[1]!r}"
+            f"set {options}, or {_weights_for(*wanted)}\nthese weights are of {held}, the network is {needed}"
         )
 
 
@@ -159,4 +167,6 @@ def _weights_for(encoder: str, form: str) -> str:
     """Where weights for an encoder in a form are to be had, in words."""
     if form == "deep" and encoder in _DEEP:
         return f"for the deep stem model.weights=hf:timm/{encoder}s.gluon_in1k"
+    if encoder in packaged.PACKAGES:
+        return f"model.weights={encoder}"
     return "take other weights (docs/weights.md)"

@@ -1,7 +1,6 @@
 """Files of weights: other projects' tensors are read, this library's variables are read and written."""
 
 import math
-import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from safetensors.numpy import save
 
 from forec_jax.contracts import Variables
 from forec_jax.files import write_whole
+from forec_jax.models import torchfile
 from forec_jax.models.convert import leaves, nested
 from forec_jax.models.naming import WeightsError
 
@@ -28,7 +28,7 @@ class Origin(NamedTuple):
     """What a file of this library's says of itself."""
 
     arch: str
-    stem: str  # of a ResNet; of a MobileNetV2 its form
+    stem: str  # of a ResNet; of a MobileNetV2 its form; empty of others
     source: str  # whose tensors they were
     sha256: str  # of the file that was converted
 
@@ -141,64 +141,41 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
 
 
 def _read_pth(path: Path) -> dict[str, Any]:
-    try:
-        import torch
-    except ImportError as error:
-        raise WeightsError(
-            f"{path}: PyTorch reads this file, and it is not installed; pip install 'forec-jax[torch]', "
-            "or save the tensors as .safetensors"
-        ) from error
     with _named(path, "file of PyTorch's"):
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 _check_size(path, sum(member.file_size for member in archive.infolist()))
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            stored = _load(torch, path)
-        if not isinstance(stored, Mapping):
+        stored = _data_alone(path)
+        if not isinstance(stored, dict):
             raise WeightsError(f"{path} holds a {type(stored).__name__}, not tensors by name; save a state_dict")
-        _check_size(path, sum(tensor.numel() * tensor.element_size() for tensor in _tensors(stored)))
-        return _as_numpy(stored)
+        _check_size(path, sum(view.nbytes for view in _arrays(stored)))
+        return _copied(stored)
 
 
-def _load(torch: Any, path: Path) -> Any:
+def _data_alone(path: Path) -> Any:
     """What a file of PyTorch's holds, where that is data alone."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next((line.strip() for line in str(error).splitlines() if "nsupported" in line), "a damaged pickle")
+        return torchfile.read(path)
+    except torchfile.NotDataError as error:
         raise WeightsError(
-            f"{path} pickles more than tensors, which could run code, and is refused: {reason} "
+            f"{path} pickles more than tensors, which could run code, and is refused: {str(error)[:200]}\n"
             "Where you trust it, load it in its own project and save its state_dict alone"
         ) from error
 
 
-def _numpy_scalars() -> list[Any]:
-    """What a pickled NumPy number is made of: checkpoints hold the best score as one. None of it runs code."""
-    import _codecs
-
-    scalar: Any = np.float64(0).__reduce__()[0]
-    kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8")]
-    return [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")] + [
-        np.dtype,
-        *kinds,
-        _codecs.encode,
-    ]
-
-
-def _tensors(stored: Any) -> Iterator[Any]:
-    """The tensors in nested dicts."""
-    if isinstance(stored, Mapping):
+def _arrays(stored: Any) -> Iterator[np.ndarray]:
+    """The arrays in nested dicts."""
+    if isinstance(stored, dict):
         for value in stored.values():
-            yield from _tensors(value)
-    elif hasattr(stored, "detach"):
+            yield from _arrays(value)
+    elif isinstance(stored, np.ndarray):
         yield stored
 
 
-def _as_numpy(stored: Any) -> Any:
-    """Nested dicts with their tensors as arrays, float32 where NumPy has no such dtype; anything else as it is."""
-    if isinstance(stored, Mapping):
-        return {name: _as_numpy(value) for name, value in stored.items()}
-    if hasattr(stored, "detach"):
-        tensor = stored.detach()
-        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+def _copied(stored: Any) -> Any:
+    """Nested dicts with arrays of their own in place of views, floating ones as float32; anything else as it is."""
+    if isinstance(stored, dict):
+        return {name: _copied(value) for name, value in stored.items()}
+    if isinstance(stored, np.ndarray):
+        return np.array(stored, stored.dtype if stored.dtype.kind in "iub" else np.float32)
     return stored

@@ -44,8 +44,13 @@ def deeplab_network(
 
 
 def unet_network(
-    *, heads: tuple[HeadSpec, ...], width: float = 1.0, align_corners: bool = True, compute_dtype: Any = "float32"
+    *,
+    heads: tuple[HeadSpec, ...],
+    width: float = 1.0,
+    align_corners: bool = True,
+    last_size: int = 1,
+    compute_dtype: Any = "float32",
 ) -> Network:
     """U-Net; see `deeplab_network`."""
-    o, form = UNetOptions(width, align_corners), Form(dtype=jnp.dtype(compute_dtype))
+    o, form = UNetOptions(width, align_corners, last_size), Form(dtype=jnp.dtype(compute_dtype))
     return assemble(ENCODERS["unet"].build("unet", o, form), unet.build(o, form), heads)

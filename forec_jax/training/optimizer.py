@@ -15,15 +15,19 @@ ENCODER, HEADS = "encoder", "heads"
 SHARED = "shared"
 
 
-def poly_schedule(peak: float, steps: int, power: float, warmup: int) -> optax.Schedule:
+def poly_schedule(peak: float, steps: int, power: float, warmup: int, hold: int = 0) -> optax.Schedule:
     """lr(t) = peak * (1 - t/steps)^power, per step, after a linear rise over the first `warmup` steps.
 
+    In the first `hold` of the steps the rate does not decay: t and `steps` are counted from their end.
     Of a plain number it makes one on the host, which waits for no device.
     """
+    decaying = max(steps - hold, 1)
 
     def schedule(step: Array | int) -> Array:
-        smaller: Any = np.minimum if isinstance(step, int) else jax.numpy.minimum
-        progress = smaller(step / steps, 1.0)
+        on_host = isinstance(step, int)
+        smaller: Any = np.minimum if on_host else jax.numpy.minimum
+        larger: Any = np.maximum if on_host else jax.numpy.maximum
+        progress = smaller(larger(step - hold, 0) / decaying, 1.0)
         rise = smaller((step + 1) / (warmup + 1), 1.0)
         return peak * rise * (1.0 - progress) ** power
 
@@ -74,6 +78,7 @@ class OptimizerOptions:
     decay_batch_norm: bool = option(True, "False: no weight decay on BatchNorm and biases")
     poly_power: float = option(0.9, "lr(t) = lr * (1 - t/steps)^poly_power", at_least(0))
     warmup: int = option(0, "steps of a linear rise", at_least(0))
+    hold: int = option(0, "first steps in which the rate does not decay; the decay counts from their end", at_least(0))
     clip_norm: float = option(0.0, "bound on the gradient's norm; 0: none", at_least(0))
 
 
@@ -82,7 +87,7 @@ def make_optimizer(o: OptimizerOptions, steps: int) -> optax.GradientTransformat
     mask = None if o.decay_batch_norm else _is_kernel
 
     def rule(multiplier: float) -> optax.GradientTransformation:
-        schedule = poly_schedule(o.lr * multiplier, steps, o.poly_power, o.warmup)
+        schedule = poly_schedule(o.lr * multiplier, steps, o.poly_power, o.warmup, o.hold)
         if o.name == "adamw":
             return optax.adamw(schedule, weight_decay=o.weight_decay, mask=mask)
         decay = optax.add_decayed_weights(o.weight_decay, mask)

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forec_jax.contracts import Batch
+from forec_jax.contracts import IGNORE, UNLABELLED, Batch, Labelled
 from forec_jax.data import (
     DataError,
     Example,
     Geometry,
+    KnownLabels,
     WithTags,
     batch_ids,
     evaluation_examples,
@@ -99,6 +100,20 @@ def test_the_form_of_a_batch():
     assert batch.tagged is None
     assert (batch.labelled.label[~batch.labelled.valid] == 255).all()
     assert batch.labelled.label[:, 0, 0].tolist() == shown(batch.labelled)
+
+
+def test_known_labels_come_with_the_unlabelled_rows_and_move_nothing_else():
+    """Of 17 images the first 10 are labelled as well; the other masks stay closed."""
+    known = KnownLabels(Numbers(17, masks="forbidden"), Numbers(10))
+    plain, batch = batches(1)[0], batches(1, unlabelled=known)[0]
+    assert isinstance(batch.unlabelled, Labelled)
+    assert (batch.unlabelled.label.shape, batch.unlabelled.label.dtype) == ((8, 33, 33), np.int32)
+    expected = [index if index < 10 else UNLABELLED for index in shown(batch.unlabelled)]
+    assert batch.unlabelled.label[:, 0, 0].tolist() == expected
+    assert {UNLABELLED} < set(expected)
+    assert (batch.unlabelled.label[~batch.unlabelled.valid] == IGNORE).all()
+    np.testing.assert_array_equal(batch.unlabelled.image, plain.unlabelled.image)
+    np.testing.assert_array_equal(batch.unlabelled.valid, plain.unlabelled.valid)
 
 
 def test_a_batch_is_a_function_of_seed_and_step():

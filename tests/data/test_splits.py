@@ -14,8 +14,10 @@ SHARED = Path(os.environ.get("FOREC_SHARED", Path(__file__).resolve().parents[3]
 PUBLISHED = SHARED / "data" / "published_splits"
 
 
-def resolve(labelled, unlabelled="rest"):
-    return resolve_split(pool_ids=POOL, validation_ids=VALIDATION, labelled=str(labelled), unlabelled=str(unlabelled))
+def resolve(labelled, unlabelled="rest", **options):
+    return resolve_split(
+        pool_ids=POOL, validation_ids=VALIDATION, labelled=str(labelled), unlabelled=str(unlabelled), **options
+    )
 
 
 def write(path, *lines):
@@ -88,6 +90,45 @@ def test_equal_lists_have_equal_sums_and_names_without_machine_paths(tmp_path):
 def test_an_unlabelled_list(tmp_path):
     split = resolve("8:0", write(tmp_path / "u.txt", *resolve("8:0").unlabelled[:3]))
     assert len(split.unlabelled) == 3
+
+
+def test_a_share_of_the_rest_is_a_nested_draw_of_it():
+    rest, quarter, half = (resolve("8:0", value).unlabelled for value in ("rest", "rest:0.25:3", "rest:.5:3"))
+    assert (len(rest), len(quarter), len(half)) == (32, 8, 16)
+    assert set(quarter) < set(half) < set(rest)
+    # A pinned draw, in the pool's order.
+    ranked = sorted(rest, key=lambda name: hashlib.sha256(f"3:{name}".encode()).hexdigest())
+    assert quarter == tuple(name for name in POOL if name in ranked[:8])
+    assert resolve("8:0", "rest:0.25:4").unlabelled != quarter
+    assert resolve("8:0", "rest:1:0").unlabelled == rest
+    assert len(resolve("8:0", "rest:0.001:0").unlabelled) == 1
+    assert resolve("all", "rest:0.5:0").unlabelled == ()
+
+
+@pytest.mark.parametrize("value", ["rest:0:0", "rest:1.5:0", "rest:0.25", "rest:x:0", "rest:0.25:-1", "rest:0.25:0:1"])
+def test_no_share_of_the_rest(value):
+    with pytest.raises(DataError, match=rf"data\.unlabelled='{value}' is no share .* such as 'rest:0\.25:0'"):
+        resolve("8:0", value)
+
+
+def test_parts_may_overlap_where_that_is_asked_for(tmp_path):
+    file = write(tmp_path / "u.txt", *POOL[:3])
+    with pytest.raises(DataError, match=r"3 ids .* set data\.overlap=True"):
+        resolve("all", file)
+    with pytest.raises(DataError, match=r"40 ids .* set data\.overlap=True"):
+        resolve("all", "all")
+    assert resolve("all", file, overlap=True).unlabelled == POOL[:3]
+    split = resolve("8:0", "all", overlap=True)
+    assert (len(split.labelled), split.unlabelled) == (8, POOL)
+
+
+def test_validation_images_are_in_no_part_even_where_parts_overlap(tmp_path):
+    file = write(tmp_path / "u.txt", POOL[0], VALIDATION[0])
+    for labelled, unlabelled in ((file, "rest"), ("all", file)):
+        with pytest.raises(DataError, match="in the validation split too"):
+            resolve(labelled, unlabelled, overlap=True)
+    with pytest.raises(DataError, match="unlabelled part in the validation split too"):
+        resolve_split(pool_ids=POOL, validation_ids=POOL[-1:], labelled="1:5", unlabelled="all", overlap=True)
 
 
 @pytest.mark.parametrize(

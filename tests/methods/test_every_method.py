@@ -16,7 +16,7 @@ from forec_jax.contracts import IGNORE, Batch, Labelled, Pseudo, Tagged, Unlabel
 from forec_jax.data.source import Labels
 from forec_jax.experiment import build
 from forec_jax.methods import METHODS, TagClassifier
-from forec_jax.methods.entry import Guide
+from forec_jax.methods.entry import Epoch, Guide
 from forec_jax.methods.tag_classifier import tags_head
 from forec_jax.methods.tasks import TASKS
 from forec_jax.parallel import make_mesh, replicated, shard_batch
@@ -54,7 +54,7 @@ def config_of(variant, mixing):
     c.steps, c.augment.mixing = 16, c.augment.mixing if mixing else "none"
     for block in (c.method, *(c.method[name] for name in METHODS), *c.auxiliary.values()):
         block.update({key: value for key, value in SMALL.items() if key in block})
-    return build.with_epoch(c, 2)
+    return build.with_epoch(c, Epoch(2, 2))
 
 
 @functools.cache

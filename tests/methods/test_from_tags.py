@@ -123,6 +123,7 @@ def test_a_decomposition_adds_up():
 
 @pytest.mark.parametrize("mask_loss", ["area", "size_penalty"])
 def test_the_losses_by_hand(make_wsss, mask_loss):
+    """The published reductions change the area's loss by the number of classes, L_cls by that of the parts, two."""
     method = make_wsss(mask_loss=mask_loss, reconstruction_weight=2.0, mask_weight=0.5, class_weight=0.25)
     state, batch = state_of(method), tagged_batch()
     terms, aux = loss_of(method, state, batch, jax.random.key(1))
@@ -150,6 +151,13 @@ def test_the_losses_by_hand(make_wsss, mask_loss):
     np.testing.assert_allclose(terms["class_background_loss"].mean.value(), bce(background, 0).mean(), rtol=1e-4)
     np.testing.assert_allclose(aux.metrics["foreground"].value(), 1 - area[:, 0].mean(), rtol=1e-4)
     assert [term.weight for term in terms.values()] == [2.0, 0.5, 0.25, 0.25]
+    as_published = dataclasses.replace(method, area_of_classes="sum", class_of_parts="mean")
+    published, _ = loss_of(as_published, state, batch, jax.random.key(1))
+    assert [term.weight for term in published.values()] == [2.0, 0.5, 0.125, 0.125]
+    times = {"mask_loss": CLASSES if mask_loss == "area" else 1}
+    for name, term in terms.items():
+        expected = times.get(name, 1) * float(term.mean.value())
+        assert float(published[name].mean.value()) == pytest.approx(expected, rel=1e-6), name
 
 
 def test_the_foreground_shows_its_tag_and_nothing_else(make_toy_network, classifier):

@@ -12,7 +12,7 @@ from forec_jax.methods import Auxiliary, ForegroundReconstruction, ImageReconstr
 from forec_jax.methods.parts.heads import class_probabilities
 from forec_jax.methods.parts.teacher import ema_decay, first_teacher, updated_teacher
 from forec_jax.methods.parts.terms import supervised_terms, unsupervised_terms
-from forec_jax.methods.parts.views import interleave
+from forec_jax.methods.parts.views import interleave, self_labelled, student_input, unlabelled_rows
 from forec_jax.models import DeepLabOptions, deeplab_network
 from forec_jax.training import first_state, objective, train_step
 
@@ -68,6 +68,52 @@ def test_the_loss_equals_a_numpy_oracle(make_toy_network):
         error = (features[part] @ params["reconstruction"]["w"] - target) ** 2
         expected += 2.0 * weight * error[valid].mean()
     assert float(objective(terms)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_partial_labels_in_two_streams_equal_a_numpy_oracle(make_toy_network):
+    """What labels say counts in L_u and eta with confidence 1, void is pseudo-labelled, and L_s sees the labelled rows."""
+    network, batch = make_toy_network(HEADS[:1], normalise=False), make_batch(rows=3, size=12)
+    shown = np.random.default_rng(1).random((2, *batch.labelled.label.shape))
+    label = [np.where(part < 0.7, UNLABELLED, batch.labelled.label) for part in shown]
+    label[1] = np.where(shown[1] > 0.95, IGNORE, label[1])
+    batch = Batch(
+        batch.labelled._replace(label=label[0]), batch.labelled._replace(image=batch.unlabelled.image, label=label[1])
+    )
+    method = MeanTeacher(network, same_colour, NoMixing(), threshold=0.8, normaliser="eta", labelled_mixing=NoMixing())
+    state = first_state(method, optax.sgd(0.1), seed=3)
+    terms, _ = method.loss(state.params, state, batch, jax.random.key(0))
+
+    params = jax.tree.map(np.asarray, state.params["student"])
+    probabilities = [
+        numpy_softmax(np.tanh(part.image / 255.0 @ params["encoder"]["w"]) @ params["segmentation"]["w"])
+        for part in (batch.labelled, batch.unlabelled)
+    ]
+    valid = np.asarray(batch.labelled.valid)
+    error = lambda p, y: -np.log(np.take_along_axis(p, y[..., None], -1)[..., 0])  # noqa: E731
+    known = [valid & (part < UNLABELLED) for part in label]
+    supervised = error(probabilities[0], np.where(known[0], label[0], 0))[known[0]].mean()
+    assert float(terms["supervised_loss"].mean.value()) == pytest.approx(float(supervised), rel=1e-5)
+
+    y = np.where(known[1], label[1], probabilities[1].argmax(-1))
+    confidence = np.where(known[1], 1.0, probabilities[1].max(-1))
+    eta = [(confidence[i][valid[i]] > 0.8).mean() for i in range(3)]
+    by_image = [eta[i] * error(probabilities[1], y)[i][valid[i]].sum() for i in range(3)]
+    assert all(known[1][i].sum() / valid[i].sum() <= eta[i] < 1 for i in range(3))
+    expected = sum(by_image) / valid.sum()
+    assert float(terms["unsupervised_loss"].mean.value()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_known_labels_are_not_overwritten_by_the_students_own_word():
+    part = Labelled(
+        np.zeros((1, 1, 4, 3), np.uint8), np.array([[[2, UNLABELLED, IGNORE, 1]]]), np.ones((1, 1, 4), bool), None
+    )
+    _, views = student_input(unlabelled_rows(jax.random.key(0), part, same_colour), None)
+    assert views.label.tolist() == [[[2, IGNORE, IGNORE, 1]]]
+    assert views.confidence.tolist() == [[[1, 0, 0, 1]]]
+    assert not views.is_ground_truth.any()
+    found = self_labelled(views, jnp.broadcast_to(jnp.array([0.6, 0.4, 0.0]), (1, 1, 4, 3)))
+    assert found.label.tolist() == [[[2, 0, 0, 1]]]
+    np.testing.assert_allclose(found.confidence, [[[1, 0.6, 0.6, 1]]])
 
 
 def test_the_supervised_loss_is_the_methods_own_and_sees_ground_truth_alone(make_toy_network):

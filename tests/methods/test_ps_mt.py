@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -6,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from forec_jax.augment import NoMixing
+from forec_jax.augment import NoMixing, ShuffledCutMix
 from forec_jax.contracts import UNLABELLED, Batch, HeadSpec, Labelled, Unlabelled, Variables, Views
 from forec_jax.methods import Auxiliary, ForegroundReconstruction, PsMt
-from forec_jax.methods.parts.vat import adversarial_perturbation
+from forec_jax.methods.parts.vat import adversarial_perturbation, published_perturbation
 from forec_jax.methods.parts.views import interleave
 from forec_jax.methods.ps_mt import TEACHERS
 from forec_jax.parallel import make_mesh, replicated, shard_batch
@@ -82,6 +83,61 @@ def test_the_loss_equals_a_numpy_oracle(make_toy_network):
     assert float(terms["unsupervised_loss"].weight) == pytest.approx(0.7 * 0.5, rel=1e-5)  # step 98 of 196
 
 
+def test_the_teacher_whose_turn_it_is_not_says_its_likeliest_classes_alone(make_toy_network):
+    """By hand: of the other teacher's four logits the two largest stay, the rest are its partner's."""
+    method = make_method(make_toy_network(), top_classes=2)
+    first, second = jnp.array([[4.0, 3.0, 2.0, 1.0]]), jnp.array([[-1.0, 9.0, 5.0, 7.0]])
+    logits = dict(zip(TEACHERS, (first, second), strict=True))
+    for first_has_turn, expected in ((True, [first, [[4, 9, 2, 7]]]), (False, [[[4, 3, 5, 7]], second])):
+        found = method.assisted(logits, jnp.asarray(first_has_turn))
+        np.testing.assert_array_equal([found[name] for name in TEACHERS], expected)
+    for every in (0, 4, 7):
+        assert dataclasses.replace(method, top_classes=every).assisted(logits, jnp.asarray(True)) is logits
+
+
+def test_the_turn_says_whose_classes_are_cut(make_toy_network):
+    """With one class of two left: the labels of a turn are those of the mean of its teacher and the other's winner."""
+    method = make_method(make_toy_network(normalise=False), top_classes=1)
+    state, batch = apart(first_state(method, TX, seed=3)), make_batch()
+    image = jnp.asarray(batch.unlabelled.image / 255.0, jnp.float32)
+    logits, _ = method.said(state.teacher, image, jax.random.key(0))
+    one, two = (np.asarray(logits[name]) for name in TEACHERS)
+
+    def cut(own, partner):
+        return np.where(own == own.max(-1, keepdims=True), own, partner)
+
+    # epoch 3, warm-up 2: the first teacher has steps 2 to 4, the second 5 to 7
+    for step, mean in ((4, (one + cut(two, one)) / 2), (5, (cut(one, two) + two) / 2)):
+        state = state._replace(step=jnp.asarray(step))
+        _, views, _ = method.views(state, batch.labelled, batch.unlabelled, jax.random.key(0), jax.random.key(1))
+        rows = ~np.asarray(views.labelled_row)
+        np.testing.assert_allclose(np.asarray(views.confidence)[rows], softmax(mean).max(-1), rtol=1e-5)
+        np.testing.assert_array_equal(np.asarray(views.label)[rows], mean.argmax(-1))
+
+
+def test_teachers_in_train_mode_label_by_the_batchs_statistics_and_keep_them(make_toy_network):
+    method = make_method(make_toy_network(), teacher_mode="train", decay=0.9, epsilon=0.0)
+    state, batch = apart(first_state(method, TX, seed=0))._replace(step=jnp.asarray(5)), make_batch()
+    image = batch.unlabelled.image / np.float32(255)
+
+    def seen(variables):  # NumPy's reading of the toy network in train mode, and the mean that it keeps
+        features = image @ np.asarray(variables.params["encoder"]["w"])
+        kept = 0.9 * np.asarray(variables.batch_stats["encoder"]["mean"]) + 0.1 * features.mean((0, 1, 2))
+        return np.tanh(features - features.mean((0, 1, 2))) @ np.asarray(variables.params["segmentation"]["w"]), kept
+
+    (one, kept_1), (two, kept_2) = (seen(state.teacher[name]) for name in TEACHERS)
+    terms, aux = method.loss(state.params, state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
+    assert terms
+    np.testing.assert_allclose(
+        float(aux.metrics["confidence"].value()), softmax((one + two) / 2).max(-1).mean(), rtol=1e-5
+    )
+    after = method.update_teacher(state, state.params, aux.batch_stats, aux.teacher_stats)
+    student = np.asarray(aux.batch_stats["student"]["encoder"]["mean"])
+    decay = 1 - 1 / 6  # the EMA's own warm-up; in step 5 the second teacher follows the student
+    for name, expected in zip(TEACHERS, (kept_1, decay * kept_2 + (1 - decay) * student), strict=True):
+        np.testing.assert_allclose(after[name].batch_stats["encoder"]["mean"], expected, rtol=1e-4)
+
+
 def test_the_teachers_label_the_pixels_that_nobody_labelled(make_toy_network):
     batch = make_batch()
     label = batch.labelled.label.copy()
@@ -89,7 +145,7 @@ def test_the_teachers_label_the_pixels_that_nobody_labelled(make_toy_network):
     batch = Batch(batch.labelled._replace(label=label))
     method = make_method(make_toy_network(normalise=False), partial_labels=True, epsilon=0.0)
     state = apart(first_state(method, TX, seed=3))
-    _, views = method.views(state.teacher, batch.labelled, None, jax.random.key(0))
+    _, views, _ = method.views(state, batch.labelled, None, jax.random.key(0), jax.random.key(1))
     ensemble = method.predict(state.teacher, jnp.asarray(batch.labelled.image / 255.0, jnp.float32), None)
     gap = label == UNLABELLED
     np.testing.assert_array_equal(np.asarray(views.label)[gap], np.asarray(ensemble.argmax(-1))[gap])
@@ -159,7 +215,7 @@ def test_the_perturbation_is_made_with_the_teachers_decoders(make_toy_network):
     state, key = apart(first_state(method, TX, seed=0)), jax.random.key(4)
     features, valid = jax.random.normal(jax.random.key(3), (2, 4, 4, 4)), jnp.ones((2, 4, 4), bool)
     views = Views(None, None, None, None, valid, None)
-    moved = method.perturbed(features, views, state, key) - features
+    moved = method.moved(features, views, state, key) - features
     student = {"student": Variables(state.params["student"], state.batch_stats["student"])}
     by_teachers, by_student = (
         adversarial_perturbation(functools.partial(method.mean_logits, v), features, valid, jnp.asarray(2.0), key)
@@ -167,6 +223,44 @@ def test_the_perturbation_is_made_with_the_teachers_decoders(make_toy_network):
     )
     np.testing.assert_allclose(moved, by_teachers, atol=1e-5)
     assert float(jnp.abs(by_teachers - by_student).max()) > 1e-3
+
+
+def test_the_fused_map_is_perturbed_for_the_segmentation_alone(make_toy_network):
+    """The student's fused map moves by what the teachers' classifiers say of it; another head reads it unmoved."""
+    toy = make_toy_network((HEADS[0], HEADS[1]._replace(reads="segmentation")), normalise=False)
+    network = toy._replace(fuse=lambda variables, head, features, **_: (features**2, variables.batch_stats))
+    method = make_method(network, auxiliary=(TASK,), perturbed="fused")
+    state = apart(first_state(method, TX, seed=0))
+    terms = terms_of(method, state.params, state)
+
+    view_key, dropout_key, _, vat_key = jax.random.split(jax.random.key(0), 4)
+    batch = jax.tree.map(jnp.asarray, make_batch())
+    image, views, _ = method.views(state, batch.labelled, batch.unlabelled, view_key, dropout_key)
+    student = Variables(state.params["student"], state.batch_stats["student"])
+    fused = network.encode(student, image, train=True, rng=None)[0] ** 2
+    mean = sum(t.params["segmentation"]["w"] for t in state.teacher.values()) / 2
+    found = adversarial_perturbation(lambda z: z @ mean, fused, views.valid, 2.0, vat_key)
+    logits = (fused + found) @ student.params["segmentation"]["w"]
+    truth = np.asarray(views.is_ground_truth)
+    error = -np.log(np.take_along_axis(softmax(np.asarray(logits)), np.asarray(views.label)[..., None], -1)[..., 0])
+    assert float(terms["supervised_loss"].mean.value()) == pytest.approx(float(error[truth].mean()), rel=1e-4)
+    plain = terms_of(dataclasses.replace(method, epsilon=0.0), state.params, state)
+    assert float(plain["supervised_loss"].mean.value()) < 0.98 * float(terms["supervised_loss"].mean.value())
+    name = "reconstruction_labelled_loss"
+    assert float(plain[name].mean.total) == float(terms[name].mean.total) > 0
+
+
+def test_the_published_direction_takes_the_mean_over_the_rows_of_a_kind(make_toy_network):
+    network = make_toy_network(normalise=False)
+    method = make_method(network, direction="published")
+    state, key = apart(first_state(method, TX, seed=0)), jax.random.key(4)
+    features = jax.random.normal(jax.random.key(3), (3, 4, 4, 4))
+    valid, labelled = jnp.ones((3, 4, 4), bool), jnp.array([True, False, False])
+    found = method.moved(features, Views(None, None, None, None, valid, labelled), state, key) - features
+    decode = functools.partial(method.mean_logits, state.teacher)
+    expected = published_perturbation(decode, features, valid, 2.0, key, jnp.array([1.0, 2.0, 2.0]))
+    np.testing.assert_allclose(found, (features + expected) - features, atol=1e-9)
+    assert 0 < float(jnp.abs(expected).max()) < 1e-3
 
 
 def test_the_teachers_get_no_gradient(make_toy_network):
@@ -192,8 +286,13 @@ def test_an_unknown_epoch_predicts_but_does_not_train(make_toy_network):
         method.update_teacher(state, state.params, state.batch_stats, {})
 
 
-def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network):
-    method = make_method(make_toy_network(normalise=False), warmup=1)
+PUBLISHED = {"teacher_mode": "train", "top_classes": 2, "perturbed": "fused", "mixing": ShuffledCutMix()}
+
+
+@pytest.mark.parametrize("options", [{}, PUBLISHED], ids=["plain", "published"])
+def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network, options):
+    network = make_toy_network(normalise=False)
+    method = dataclasses.replace(make_method(network, warmup=1), **options)
 
     def run(devices, accumulate):
         mesh = make_mesh(devices=jax.devices()[:devices])
@@ -205,9 +304,10 @@ def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network):
 
     one, eight = run(1, 1), run(8, 1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, eight)
-    state, metrics = run(2, 4)
-    assert int(state.step) == 3
-    assert metrics["kept"] == one[1]["kept"]
+    if not options:  # the parts of a batch are mixed, and normalised, among themselves
+        state, metrics = run(2, 4)
+        assert int(state.step) == 3
+        assert metrics["kept"] == one[1]["kept"]
 
 
 def test_the_teachers_are_shown_weak_views_the_student_strong_ones_and_tasks_aim_at_weak_ones(witness):

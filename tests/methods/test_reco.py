@@ -15,7 +15,7 @@ from forec_jax.experiment import load
 from forec_jax.experiment import run as training
 from forec_jax.experiment.plan import collective_bytes
 from forec_jax.methods import Auxiliary, MeanTeacher, RegionalContrast
-from forec_jax.methods.tasks.reco import nearest
+from forec_jax.methods.tasks.reco import nearest, with_sure_pixels
 from forec_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state
 
@@ -71,6 +71,38 @@ def test_who_takes_part_and_who_is_hard():
     assert (float(metrics["reco_hard"].total), float(metrics["reco_hard"].number)) == (2, 3)
     assert float(terms["reco_loss"].mean.number) == 2  # class 1 has a valid pixel, which is not hard
     assert terms["reco_loss"].weight == 1.0
+
+
+@pytest.mark.parametrize(("class_mean", "number"), [("contrasted", 2), ("present", 3)])
+def test_the_sum_over_classes_is_divided_by_those_contrasted_or_those_present(class_mean, number):
+    """Of the three classes with a valid pixel the student is sure of the last; a fourth pixel does not take part."""
+    views, outputs = one_row(
+        [0, 1, 2, 2], [1.0, 1.0, 1.0, 0.1], [True] * 3 + [False], [True] * 4, [0.5, 0.5, 0.99, 0.5]
+    )
+    mean = run(task(class_mean=class_mean), views, outputs)[0]["reco_loss"].mean
+    assert float(mean.number) == number
+    assert float(mean.total) == float(run(task(), views, outputs)[0]["reco_loss"].mean.total) > 0
+
+
+def test_pixels_that_nobody_labelled_take_part_in_labelled_rows_where_the_student_is_sure():
+    """Truth, void, a pixel that nobody labelled and the student is sure of, one that it is not sure of, and padding."""
+    views, outputs = one_row(
+        label=[0, IGNORE, 2, 2, 2],
+        confidence=[1.0, 1.0, 0.0, 0.0, 0.0],
+        truth=[True, True, False, False, False],
+        valid=[True, True, True, True, False],
+        chance=[0.5, 0.98, 0.98, 0.96, 0.98],
+    )
+    views = views._replace(label=jnp.where(views.is_ground_truth, views.label, IGNORE))
+    logits = jnp.asarray(outputs["segmentation"])
+    found = with_sure_pixels(views, logits, 0.97)
+    assert found.label.tolist() == [[[0, IGNORE, 2, IGNORE, IGNORE]]]
+    assert found.confidence.tolist() == [[[1.0, 1.0, 1.0, 0.0, 0.0]]]
+    unlabelled_row = views._replace(labelled_row=jnp.array([False]))
+    assert with_sure_pixels(unlabelled_row, logits, 0.97).label.tolist() == views.label.tolist()
+    for options, number in (({"sure_pixels": True}, 2), ({}, 1)):
+        _, metrics = run(task(**options), views, outputs)
+        assert float(metrics["reco_valid"].total) == number
 
 
 @pytest.mark.parametrize(("sampling", "queries"), [("hard", [0, 3]), ("easy", [1, 2]), ("random", [0, 1, 2, 3])])

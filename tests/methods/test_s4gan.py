@@ -94,6 +94,30 @@ def test_what_the_discriminator_sees_by_hand():
     np.testing.assert_array_equal(gradient[1, 0], [[1, 1], [1, 1], [0, 0]])
 
 
+def test_what_the_discriminator_sees_of_shown_gaps_by_hand():
+    """As published: no class in the void and the padding of a labelled row, the prediction in those of an unlabelled one."""
+    label, truth = [1, IGNORE, IGNORE, 0, 1, IGNORE], [True] * 3 + [False] * 3
+    v = views(label, truth, [True, True, False] * 2, [True, False])
+    p = jnp.array([[[[0.6, 0.4]] * 3], [[[0.2, 0.8]] * 3]])
+    shown = shown_once(jnp.zeros((2, 1, 3, 3)), v, p, hide_gaps=False).pair
+    np.testing.assert_allclose(shown[0, 0, :, 3:], [[0, 1], [0, 0], [0, 0]])
+    np.testing.assert_allclose(shown[1, 0, :, 3:], [[0.2, 0.8]] * 3)
+    v = views(label, [*truth[:1], False, *truth[2:]], [True, True, False] * 2, [True, True])  # one pixel unlabelled
+    shown = shown_twice(jnp.zeros((2, 1, 3, 3)), v, p, hide_gaps=False).pair
+    np.testing.assert_allclose(shown[0, 0, :, 3:], [[0, 1], [0.6, 0.4], [0, 0]])
+    np.testing.assert_allclose(shown[1, 0, :, 3:], [[0.6, 0.4]] * 3)
+
+
+def test_the_gaps_of_a_method_are_as_its_option_says(make_toy_network):
+    network = make_toy_network(normalise=False)
+    state = first_state(make_method(network), TX, seed=3)
+    hidden, shown = (
+        loss_of(make_method(network, gaps=gaps), state.params, state)[0]["discriminator_real_loss"].mean.value()
+        for gaps in ("hidden", "shown")
+    )
+    assert abs(float(hidden) - float(shown)) > 1e-4
+
+
 def test_what_the_discriminator_sees_of_partial_labels_by_hand():
     """Of each row its truth, completed by the prediction, then the prediction; a row without a label is neither."""
     v = views([1, 0, 0, 0, 1, 0], [True] + [False] * 4 + [True], [True, True, False] * 2, [True, True])

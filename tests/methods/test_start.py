@@ -12,6 +12,7 @@ from forec_jax.contracts import IGNORE, Batch, HeadSpec, Labelled, Unlabelled, V
 from forec_jax.data.source import Labels
 from forec_jax.experiment import build
 from forec_jax.methods import METHODS, Auxiliary, MeanTeacher
+from forec_jax.methods.entry import Epoch
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.views import without_pseudo_labels
 from forec_jax.training import first_state
@@ -86,7 +87,7 @@ def test_no_pseudo_label_teaches_before_the_start(make_toy_network, monkeypatch,
     c.steps, c.method.start, c.method.ramp, c.augment.mixing = 16, 0.25, 0.0, "none"  # a quarter of 16 steps
     monkeypatch.setattr(build, "build_network", lambda c, heads: make_toy_network(heads))
     monkeypatch.setattr(build, "build_colour", lambda c: same_colour)
-    method = build.build_method(build.with_epoch(c, 2), LABELS, more=(Auxiliary(1.0, task),))
+    method = build.build_method(build.with_epoch(c, Epoch(2, 2)), LABELS, more=(Auxiliary(1.0, task),))
     assert isinstance(method, SemiSupervised)
     state = first_state(method, optax.sgd(0.1), seed=0)
     weights = []

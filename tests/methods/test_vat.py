@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from forec_jax.contracts import HeadSpec
-from forec_jax.methods.parts.vat import adversarial_perturbation, random_like, unit_rows
+from forec_jax.methods.parts import vat
+from forec_jax.methods.parts.vat import adversarial_perturbation, published_perturbation, random_like, unit_rows
 from forec_jax.models import DeepLabOptions, deeplab_network
 
 KEY = jax.random.key(4)
@@ -72,6 +73,32 @@ def test_it_has_the_length_asked_for_and_climbs(linear):
         assert (by_ascent > divergence(decode(features), logits)).all()
 
 
+def test_the_published_step_equals_a_numpy_oracle_where_float32_can_tell(linear, monkeypatch):
+    """At xi = 0.1: g = xi W (softmax(z + xi d) - p) / rows, then epsilon g / (|g| + margin)."""
+    monkeypatch.setattr(vat, "_DISTANCE", 0.1)
+    monkeypatch.setattr(vat, "_MARGIN", 0.01)
+    features, w, decode = linear
+    valid = jnp.ones((2, 3, 3), bool).at[1, 2].set(False)
+    found = published_perturbation(decode, features, valid, 2.0, KEY, jnp.array([2.0, 5.0]))
+    in_cube = functools.partial(jax.random.uniform, minval=-0.5, maxval=0.5)
+    draw = np.concatenate([np.asarray(d, np.float64) for d in random_like(KEY, features, in_cube)], axis=-1)
+    assert np.abs(draw).max() <= 0.5
+    draw /= np.sqrt((draw**2).sum((1, 2, 3), keepdims=True))
+    matrix, z = np.concatenate(w).astype(np.float64), np.concatenate(features, axis=-1).astype(np.float64)
+    p, moved = (np.exp(x @ matrix) / np.exp(x @ matrix).sum(-1, keepdims=True) for x in (z, z + 0.1 * draw))
+    g = 0.1 * ((moved - p) * np.asarray(valid)[..., None]) @ matrix.T / np.array([2.0, 5.0])[:, None, None, None]
+    size = np.sqrt((g**2).sum((1, 2, 3), keepdims=True))
+    assert (size < 0.02).all()  # so that the margin counts
+    np.testing.assert_allclose(np.concatenate(found, axis=-1), 2 * g / (size + 0.01), rtol=1e-3, atol=1e-5)
+
+
+def test_the_published_perturbation_is_far_shorter_than_epsilon(linear):
+    features, _, decode = linear
+    found = published_perturbation(decode, features, jnp.ones((2, 3, 3), bool), 2.0, KEY, 2)
+    assert (length(found) < 1e-3).all()
+    assert (length(found) > 1e-6).all()
+
+
 def test_nothing_to_change_gives_no_perturbation(linear):
     features, _, decode = linear
     for found in perturb(decode, features, jnp.zeros((2, 3, 3), bool), 1.0):
@@ -82,10 +109,12 @@ def test_it_carries_no_gradient(linear):
     features, _, decode = linear
     valid = jnp.ones((2, 3, 3), bool)
 
-    def total(f):
-        return sum(jnp.sum(leaf) for leaf in perturb(decode, f, valid, 1.0))
+    for find in (perturb, functools.partial(published_perturbation, key=KEY, rows=1)):
 
-    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(jax.grad(total)(features)))
+        def total(f, find=find):
+            return sum(jnp.sum(leaf) for leaf in find(decode, f, valid, 1.0))
+
+        assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(jax.grad(total)(features)))
 
 
 def test_it_climbs_through_a_real_decoder():

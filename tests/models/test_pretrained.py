@@ -19,7 +19,10 @@ from forec_jax.models import (
     load_weights,
 )
 from forec_jax.models.convert import leaves
-from forec_jax.models.encoders.mobilenet_v2 import STAGES, MobileNetV2, scaled_channels
+from forec_jax.models.encoders import ENCODERS
+from forec_jax.models.encoders.inverted import scaled_channels
+from forec_jax.models.encoders.mobilenet_v2 import STAGES
+from forec_jax.models.network import Form
 from forec_jax.models.pretrained import convert_file
 from forec_jax.models.weightfile import Origin, write_variables
 
@@ -42,7 +45,7 @@ def made_up(width):
 
     before, index = scaled_channels(32, width), 0
     add("Conv", (3, 3, 3, before))
-    for expansion, features, depth, _ in STAGES:
+    for expansion, _, _, features, depth in STAGES:
         for _ in range(depth):
             name = f"expanded_conv_{index}" if index else "expanded_conv"
             hidden, after = before * expansion, scaled_channels(features, width)
@@ -99,7 +102,8 @@ def test_first_layers_equal_a_numpy_oracle(form, before, epsilon):
             value /= 50  # so small that the epsilons differ by a tenth
     weights = convert(tensors, "slim", "mobilenet_v2", width=0.35).variables
     image = np.random.default_rng(1).uniform(-1, 1, size=(36, 40, 3)).astype(np.float32)
-    module = MobileNetV2(train=False, width=0.35, form=form)
+    entry = ENCODERS["mobilenet_v2"]
+    module = entry.build("mobilenet_v2", entry.options(width=0.35, form=form), Form()).module(False)
     low, _ = jax.jit(module.apply)({name: tree["encoder"] for name, tree in weights._asdict().items()}, image[None])
     oracle = low_level_oracle(image.astype(np.float64), tensors, before, epsilon)
     np.testing.assert_allclose(low[0], oracle, rtol=1e-3, atol=1e-3)

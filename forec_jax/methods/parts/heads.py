@@ -1,7 +1,8 @@
 """Running a student with its heads, shared by the methods."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -43,10 +44,17 @@ def run_heads(
 
 
 def decode_heads(
-    network: Network, variables: Variables, features_of: Mapping[str, PyTree], *, train: bool, rng: Array
+    network: Network,
+    variables: Variables,
+    features_of: Mapping[str, PyTree],
+    *,
+    train: bool,
+    rng: Array,
+    changes: Mapping[str, Callable[[PyTree], PyTree]] = MappingProxyType({}),
 ) -> tuple[dict[str, HeadOutput], PyTree]:
     """Every named head on the features that are given for it; returns the outputs by head and the new batch_stats.
 
+    A head that is named in `changes` classifies its fused features as they are changed there, no other head does.
     Heads that read the same head and are given the same features, as objects, share what is fused. Statistics are moved
     by the features that a head is given itself, and not by others that a head is given which reads it.
     """
@@ -60,9 +68,10 @@ def decode_heads(
             if features_of.get(owner, features) is features:
                 stats = moved
     for head, features in features_of.items():
-        outputs[head], stats = network.classify(
-            variables._replace(batch_stats=stats), head, fused[owners[head], id(features)], train=train, rng=rng
-        )
+        seen = fused[owners[head], id(features)]
+        if head in changes:
+            seen = changes[head](seen)
+        outputs[head], stats = network.classify(variables._replace(batch_stats=stats), head, seen, train=train, rng=rng)
     return outputs, stats
 
 

@@ -1,11 +1,16 @@
 """Virtual adversarial perturbations of features (Miyato et al., TPAMI 2018; PS-MT's T-VAT, Liu et al., CVPR 2022)."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from forec_jax.contracts import Array, PyTree
+
+_DISTANCE = 1e-6
+_MARGIN = 1e-8
+"""Of `published_perturbation`: xi, and what its code adds to a length before it divides by it."""
 
 
 def adversarial_perturbation(
@@ -14,8 +19,9 @@ def adversarial_perturbation(
     """The perturbation of length `epsilon` that a step of gradient ascent finds to change the predictions most.
 
     Around the features z the divergence KL(p(z) || p(z + r)) is r'Hr/2: its gradient at a small random d points along
-    H d. The published step takes that gradient at a distance xi = 1e-6 of z, where float32 knows little of it; here H d
-    is exact: H = J'FJ with the Jacobian J of the logits and F = diag(p) - pp' of each pixel.
+    H d. The published step takes that gradient at a distance xi = 1e-6 of z, where float32 knows little of it
+    (`published_perturbation`); here H d is exact: H = J'FJ with the Jacobian J of the logits and F = diag(p) - pp' of
+    each pixel.
 
     Args:
         decode: features -> logits f32[B,H,W,K], each row by itself (inference mode), twice differentiable in reverse.
@@ -39,22 +45,56 @@ def adversarial_perturbation(
     return jax.lax.stop_gradient(scaled)
 
 
-def random_like(key: Array, tree: PyTree) -> PyTree:
-    """Standard normal arrays of the tree's shapes and dtypes."""
+def published_perturbation(
+    decode: Callable[[PyTree], Array],
+    features: PyTree,
+    valid: Array,
+    epsilon: Array | float,
+    key: Array,
+    rows: Array | float,
+) -> PyTree:
+    """The perturbation as PS-MT's code finds it in float32: epsilon g / (|g| + 1e-8), much shorter than epsilon.
+
+    g is the gradient with respect to d, a random draw of length 1, of KL(p(z) || p(z + xi d)) / rows. As xi is 1e-6, so is
+    a factor of g: |g| is far below the 1e-8, and g holds the rounding of p more than the slope along d.
+
+    Args:
+        decode: features -> logits f32[B,H,W,K], each row by itself (inference mode).
+        features: a tree of float arrays [B,...].
+        valid: bool[B,H,W], the pixels whose predictions count.
+        epsilon: what the code calls the length.
+        key: of the random d, uniform in a cube before it is scaled.
+        rows: f32[B] or a number: among how many rows the code takes the mean of the divergences.
+
+    Returns:
+        A tree like the features, without gradient.
+    """
+    features = jax.lax.stop_gradient(features)
+    p = jax.nn.softmax(decode(features), axis=-1)
+
+    def divergence(draw: PyTree) -> Array:
+        moved = jax.nn.log_softmax(decode(jax.tree.map(lambda z, d: z + _DISTANCE * d, features, draw)), axis=-1)
+        return -jnp.sum(jnp.sum(p * moved * valid[..., None], axis=(1, 2, 3)) / rows)  # and a constant
+
+    in_cube = functools.partial(jax.random.uniform, minval=-0.5, maxval=0.5)
+    slope = jax.grad(divergence)(unit_rows(random_like(key, features, in_cube)))
+    return jax.lax.stop_gradient(jax.tree.map(lambda leaf: epsilon * leaf, unit_rows(slope, _MARGIN)))
+
+
+def random_like(key: Array, tree: PyTree, draw: Callable[..., Array] = jax.random.normal) -> PyTree:
+    """Random arrays of the tree's shapes and dtypes, standard normal unless another `draw` is given."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
-    noise = [
-        jax.random.normal(leaf_key, leaf.shape).astype(leaf.dtype) for leaf_key, leaf in zip(keys, leaves, strict=True)
-    ]
+    noise = [draw(leaf_key, leaf.shape).astype(leaf.dtype) for leaf_key, leaf in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(structure, noise)
 
 
-def unit_rows(tree: PyTree) -> PyTree:
-    """Arrays [B,...] scaled so that each row has length 1 over the whole tree; a row of zeros stays."""
+def unit_rows(tree: PyTree, margin: float = 0.0) -> PyTree:
+    """Arrays [B,...] divided by each row's length over the whole tree, plus a margin; a row of zeros stays."""
     squares = (
         jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=range(1, leaf.ndim)) for leaf in jax.tree.leaves(tree)
     )
-    length = jnp.sqrt(sum(squares))
+    length = jnp.sqrt(sum(squares)) + margin
     factor = jnp.where(length > 0, 1.0 / jnp.where(length > 0, length, 1.0), 0.0)
     return jax.tree.map(
         lambda leaf: (leaf.astype(jnp.float32) * factor.reshape(-1, *(1,) * (leaf.ndim - 1))).astype(leaf.dtype), tree

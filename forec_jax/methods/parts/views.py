@@ -50,11 +50,16 @@ def _completed_rows(key: Array, part: Labelled, probabilities: Array, colour: Co
     )
 
 
-def _pseudo_labelled_rows(key: Array, part: Unlabelled, probabilities: Array, colour: Colour) -> Rows:
-    """Rows labelled by the teacher's f32[b,H,W,K] probabilities of the weak view, unthresholded; IGNORE in the padding."""
+def _pseudo_labelled_rows(key: Array, part: Unlabelled | Labelled, probabilities: Array, colour: Colour) -> Rows:
+    """Rows labelled by the teacher's f32[b,H,W,K] probabilities of the weak view, unthresholded; IGNORE in the padding.
+
+    Where a label is known the teacher is not asked.
+    """
+    rows = unlabelled_rows(key, part, colour)
     label, confidence = _pseudo_labels(probabilities)
-    return unlabelled_rows(key, part, colour)._replace(
-        label=jnp.where(part.valid, label, IGNORE), confidence=jnp.where(part.valid, confidence, 0.0)
+    asked = part.valid & (rows.label == IGNORE)
+    return rows._replace(
+        label=jnp.where(asked, label, rows.label), confidence=jnp.where(asked, confidence, rows.confidence)
     )
 
 
@@ -67,7 +72,7 @@ def stored_rows(key: Array, part: Pseudo, colour: Colour) -> Rows:
 def taught_views(
     teach: Callable[[Array], Array],
     labelled: Labelled,
-    unlabelled: Unlabelled | None,
+    unlabelled: Unlabelled | Labelled | None,
     key: Array,
     *,
     colour: Colour,
@@ -81,7 +86,7 @@ def taught_views(
     Args:
         teach: unit images f32[b,H,W,3] -> class probabilities f32[b,H,W,K].
         labelled: rows of ground truth; with `partial_labels` the teacher labels their UNLABELLED pixels.
-        unlabelled: rows that the teacher labels; may be None.
+        unlabelled: rows that the teacher labels, but for pixels whose labels are known; may be None.
         key: of the colour changes and the mixing.
         colour: of the student's view of the unlabelled rows.
         labelled_colour: of its view of the labelled rows.
@@ -101,23 +106,30 @@ def taught_views(
     return student_input(rows, mixing(mixing_u, pseudo))
 
 
-def unlabelled_rows(key: Array, part: Unlabelled | Pseudo, colour: Colour) -> Rows:
-    """Rows of which nothing is said yet: every label is IGNORE."""
+def unlabelled_rows(key: Array, part: Unlabelled | Labelled | Pseudo, colour: Colour) -> Rows:
+    """Rows of which nothing is said yet: every label is IGNORE, but for known ones, pseudo-labels of confidence 1.
+
+    Void says nothing here: it is pseudo-labelled like the pixels that nobody labelled.
+    """
     clean = unit_image(part.image)
+    label, confidence = jnp.full(part.valid.shape, IGNORE, jnp.int32), jnp.zeros(part.valid.shape, jnp.float32)
+    if isinstance(part, Labelled):
+        known = part.valid & (part.label < UNLABELLED)
+        label, confidence = jnp.where(known, part.label, label), known.astype(jnp.float32)
     return Rows(
         clean=clean,
         strong=colour(key, clean, part.valid),
-        label=jnp.full(part.valid.shape, IGNORE, jnp.int32),
-        confidence=jnp.zeros(part.valid.shape, jnp.float32),
+        label=label,
+        confidence=confidence,
         is_ground_truth=jnp.zeros(part.valid.shape, bool),
         valid=part.valid,
     )
 
 
 def self_labelled(views: Views, probabilities: Array) -> Views:
-    """The views with the student's own f32[B,H,W,K] probabilities of them as pseudo-labels where there is no truth."""
+    """The views with the student's own f32[B,H,W,K] probabilities of them as pseudo-labels where nothing else is said."""
     label, confidence = _pseudo_labels(probabilities)
-    asked = views.valid & ~views.is_ground_truth
+    asked = views.valid & ~views.is_ground_truth & (views.label == IGNORE)
     return views._replace(
         label=jnp.where(asked, label, views.label), confidence=jnp.where(asked, confidence, views.confidence)
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from forec_jax.contracts import Array, HeadOutput, HeadSpec, Mean, Metrics, PyTree, Term, Terms, Views
+from forec_jax.contracts import IGNORE, Array, HeadOutput, HeadSpec, Mean, Metrics, PyTree, Term, Terms, Views
 from forec_jax.losses import class_means, class_weights, draw, regional_contrast
 from forec_jax.losses.contrast import ClassMeans, Draws, Keys
 from forec_jax.methods.entry import TaskEntry, TaskOptions, TaskParts
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 Queries = Literal["hard", "easy", "random"]
 KeySets = Literal["own", "shared"]
+Form = Literal["own", "reads"]
+ClassMean = Literal["contrasted", "present"]
 
 REPRESENTATION = "representation"
 
@@ -55,12 +57,23 @@ class Contrast:
     relation_temperature: float = option(
         0.5, "active keys: of the softmax over the similarities; the paper's formula has 1", TEMPERATURE
     )
+    sure_pixels: bool = option(
+        False, "pixels of labelled rows that nobody labelled take part where the student is surer than query_threshold"
+    )
+    class_mean: ClassMean = option(
+        "contrasted", 'what the sum over classes is divided by: "contrasted" classes, or all "present" ones (published)'
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Contrast, TaskOptions):
     """The contrast, and how it is computed."""
 
+    head: Form = option(
+        "own",
+        'of the representation: it "reads" what the segmentation\'s decoder fuses (published), or has a decoder of its '
+        '"own" (runs of earlier versions)',
+    )
     stride: int = option(4, "resolution of the representation: 4, a quarter of the image's, or 1", one_of(4, 1))
     queries_at_once: int = option(
         0,
@@ -91,14 +104,15 @@ class RegionalContrast(Contrast):
 
     memory: ClassVar[PyTree] = ()
     classes: int
+    reads: str = ""  # the head whose fused features the representation is made of; empty: its own
     upsample: bool = False  # the representation at the image's resolution instead of a quarter of it
     at_once: int = 256  # queries whose keys are gathered together
     mesh: Mesh | None = None  # whose devices share the queries; without one the compiler chooses
 
     @property
     def head(self) -> HeadSpec:
-        """A decoder like the segmentation's, ending in the representation."""
-        return HeadSpec(REPRESENTATION, self.channels, upsample=self.upsample)
+        """A decoder like the segmentation's, or the end of one, ending in the representation."""
+        return HeadSpec(REPRESENTATION, self.channels, upsample=self.upsample, reads=self.reads)
 
     def loss(
         self, outputs: Mapping[str, HeadOutput], views: Views, key: Array, memory: PyTree
@@ -108,6 +122,8 @@ class RegionalContrast(Contrast):
         mean = regional_contrast(
             sample.representation, sample.means, sample.draws, temperature=self.temperature, at_once=self.at_once
         )
+        if self.class_mean == "present":
+            mean = mean._replace(number=jnp.sum(sample.means.number > 0, dtype=jnp.float32))
         metrics = {
             "reco_valid": share(sample.valid, jnp.ones_like(sample.valid)),
             "reco_hard": share(sample.hard & sample.valid, sample.valid),
@@ -127,6 +143,8 @@ class RegionalContrast(Contrast):
 
     def sample(self, outputs: Mapping[str, HeadOutput], views: Views, key: Array) -> Sample:
         """Who takes part, who is hard, and which queries and keys are drawn."""
+        if self.sure_pixels:
+            views = with_sure_pixels(views, outputs[SEGMENTATION].output, self.query_threshold)
         representation = outputs[self.head.name].output
         size = (representation.shape[1], representation.shape[2])
         label = nearest(views.label, size).reshape(-1)
@@ -147,6 +165,20 @@ class RegionalContrast(Contrast):
             keys=self.negative_keys,
         )
         return Sample(representation, label, valid, hard, means, draws)
+
+
+def with_sure_pixels(views: Views, logits: Array, threshold: float) -> Views:
+    """The views with the student's word, f32[B,H,W,K], on pixels of labelled rows that nobody labelled.
+
+    It is said with confidence 1 where the student is surer than the threshold, and nothing is said elsewhere.
+    """
+    probabilities = jax.nn.softmax(jax.lax.stop_gradient(logits), axis=-1)
+    nothing_said = views.valid & ~views.is_ground_truth & (views.label == IGNORE)
+    sure = nothing_said & views.labelled_row[:, None, None] & (jnp.max(probabilities, axis=-1) > threshold)
+    return views._replace(
+        label=jnp.where(sure, jnp.argmax(probabilities, axis=-1), views.label),
+        confidence=jnp.where(sure, 1.0, views.confidence),
+    )
 
 
 def share(part: Array, whole: Array) -> Mean:
@@ -188,6 +220,7 @@ def build(o: Options, p: TaskParts) -> RegionalContrast:
         )
     return RegionalContrast(
         len(classes),
+        reads=SEGMENTATION if o.head == "reads" else "",
         upsample=o.stride == 1,
         at_once=queries_at_once(o, p.mesh),
         mesh=p.mesh,
@@ -195,4 +228,4 @@ def build(o: Options, p: TaskParts) -> RegionalContrast:
     )
 
 
-ENTRY = TaskEntry("reco", Options, build, {"reco": {}})
+ENTRY = TaskEntry("reco", Options, build, {"reco": {"head": "reads"}})

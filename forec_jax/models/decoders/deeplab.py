@@ -33,7 +33,7 @@ class DeepLabOptions:
     projection_size: int = option(1, "kernel that joins the branches: 1, or U2PL's 3", one_of(1, 3))
     dropout: float = option(0.0, "of channels, after the ASPP and both 3x3 convolutions; U2PL: 0.1", BELOW_1)
     align_corners: bool = option(True, "of every bilinear resize")
-    share_aspp: bool = option(False, "all heads read one ASPP: less to compute, not the paper's (docs/performance.md)")
+    share_aspp: bool = option(False, "all heads read one ASPP: less to compute, not FOrec's (docs/performance.md)")
 
 
 U2PL = DeepLabOptions(rates=(12, 24, 36), low_level_channels=256, projection_size=3, dropout=0.1)

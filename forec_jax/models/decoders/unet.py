@@ -17,11 +17,12 @@ Array = jax.Array
 
 
 class _Decoder(nn.Module):
-    """From the bottom up: bilinear upsampling, the level's map beside it, two convolutions; then a 1x1 convolution."""
+    """From the bottom up: bilinear upsampling, the level's map beside it, two convolutions; then a last convolution."""
 
     channels: tuple[int, ...]
     outputs: int
     align_corners: bool
+    last_size: int
     dtype: Any
 
     @nn.compact
@@ -36,7 +37,8 @@ class _Decoder(nn.Module):
             x = jnp.concatenate([self._enlarged(x, skip, valid), skip], axis=-1)
             x = Convolution(self.channels[level], self.dtype, name=f"level{level}_1")(x, valid)
             x = Convolution(number, self.dtype, name=f"level{level}_2")(x, valid)
-        return Conv(self.outputs, last=True, dtype=self.dtype, name="last")(x).astype(jnp.float32), x
+        last = Conv(self.outputs, size=self.last_size, last=True, dtype=self.dtype, name="last")
+        return last(x, valid).astype(jnp.float32), x
 
     def _enlarged(self, x: Array, like: Array, valid: Array | None) -> Array:
         size = (like.shape[1], like.shape[2])
@@ -55,7 +57,7 @@ def build(o: UNetOptions, form: Form) -> Decoder:
                 f"a U-Net's heads are decoders up to the image's size; {spec.name} is not one (it cannot classify tags: "
                 "choose resnet18, resnet34, resnet50, ... for that)"
             )
-        return lambda train: _Decoder(level_channels(o), spec.channels, o.align_corners, form.dtype)
+        return lambda train: _Decoder(level_channels(o), spec.channels, o.align_corners, o.last_size, form.dtype)
 
     return Decoder(head, reads="levels")
 

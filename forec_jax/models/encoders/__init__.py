@@ -1,6 +1,10 @@
-"""The encoders: one file each."""
+"""The encoders: one file each, and what two of them share in `inverted.py`."""
 
-from forec_jax.models.encoders import mobilenet_v2, resnet, unet
+from forec_jax.models.encoders import efficientnet_lite, mobilenet_v2, resnet, unet
 
-ENCODERS = {variant: entry for entry in (resnet.ENTRY, mobilenet_v2.ENTRY, unet.ENTRY) for variant in entry.variants}
+ENCODERS = {
+    variant: entry
+    for entry in (resnet.ENTRY, mobilenet_v2.ENTRY, efficientnet_lite.ENTRY, unet.ENTRY)
+    for variant in entry.variants
+}
 """By the name that model.encoder has."""

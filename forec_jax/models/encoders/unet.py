@@ -10,7 +10,7 @@ from flax import linen as nn
 from forec_jax.models.conv import conv2d
 from forec_jax.models.layers import channelwise, keep_valid, same_padding
 from forec_jax.models.network import Encoder, EncoderEntry, Form
-from forec_jax.options import ABOVE_0, option
+from forec_jax.options import ABOVE_0, one_of, option
 
 Array = jax.Array
 
@@ -23,7 +23,8 @@ class UNetOptions:
     """The form of a U-Net, encoder and decoder."""
 
     width: float = option(1.0, "multiplies all channels; 1 has 64, 128, 256, 512, and 1024 at the bottom", ABOVE_0)
-    align_corners: bool = option(True, "of the bilinear upsampling")
+    align_corners: bool = option(True, "of the bilinear upsampling; False: WSSSByRec")
+    last_size: int = option(1, "kernel of each head's last convolution: 1, or WSSSByRec's 3", one_of(1, 3))
 
 
 def level_channels(o: UNetOptions) -> tuple[int, ...]:
