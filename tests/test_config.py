@@ -297,6 +297,12 @@ def test_the_variants_of_reco():
     whole = build.build_method(config("reco_paper"), LABELS)
     assert (whole.mixing, whole.labelled_mixing) == (method.mixing, NoMixing())
     assert config("reco_paper").data.unlabelled_plain
+    assert [config(name).method.separate_passes for name in ("reco_paper", "ps_mt_paper", "s4gan_paper", "reco")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert config("reco_forec").to_dict() == config("forec+reco").to_dict()
     assert config("reco").method.normaliser == "valid"  # the task alone: it attaches to any method
     assert config("reco").auxiliary.reco.class_mean == "contrasted"

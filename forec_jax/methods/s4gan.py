@@ -27,7 +27,7 @@ from forec_jax.contracts import (
 from forec_jax.losses import discrimination, feature_matching
 from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
 from forec_jax.methods.parts.ema import SemiSupervised
-from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, head_names, run_heads
+from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, run_heads
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import (
     PseudoLabelOptions,
@@ -117,9 +117,7 @@ class S4Gan(SemiSupervised, _Game):
         image, views = self.views(batch.labelled, batch.unlabelled, view_key)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
-        outputs, stats = run_heads(
-            self.network, student, image, head_names(self.auxiliary), train=True, rng=dropout_key
-        )
+        outputs, stats = self.run_student(student, image, batch.labelled, dropout_key)
         logits = outputs[SEGMENTATION].output
         probabilities = jax.nn.softmax(logits, axis=-1)
         views = self_labelled(views, probabilities)

@@ -3,10 +3,33 @@
 import dataclasses
 from collections.abc import Mapping
 
+import jax
+
 from forec_jax.augment import Mixing, NoMixing
-from forec_jax.contracts import Array, HeadOutput, Metrics, Network, PyTree, Terms, TrainState, Variables, Views
+from forec_jax.contracts import (
+    Array,
+    HeadOutput,
+    Labelled,
+    Metrics,
+    Network,
+    PyTree,
+    Terms,
+    TrainState,
+    Variables,
+    Views,
+)
 from forec_jax.losses import mean_cross_entropy
-from forec_jax.methods.parts.heads import STUDENT, Auxiliary, auxiliary_terms, class_probabilities, first_memory
+from forec_jax.methods.parts.heads import (
+    STUDENT,
+    Auxiliary,
+    Pass,
+    auxiliary_terms,
+    class_probabilities,
+    first_memory,
+    head_names,
+    run_heads,
+    two_passes,
+)
 from forec_jax.methods.parts.ramp import ramp_up
 from forec_jax.methods.parts.teacher import EmaOptions, ema_of_student, first_teacher
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedLoss, SupervisedWeight, unsupervised_terms
@@ -74,6 +97,27 @@ class SemiSupervised(WithLabels, PseudoLabelOptions):
 
     labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     partial_labels: bool = False  # whether labelled rows have UNLABELLED pixels, which are then pseudo-labelled
+
+    def run_student(
+        self, student: Variables, image: Array, labelled: Labelled, key: Array
+    ) -> tuple[dict[str, HeadOutput], PyTree]:
+        """Every head's output for the student's images, and its new batch_stats; in one pass or two."""
+
+        def forward(stats: PyTree, image: Array, key: Array) -> tuple[dict[str, HeadOutput], PyTree]:
+            now = student._replace(batch_stats=stats)
+            return run_heads(self.network, now, image, head_names(self.auxiliary), train=True, rng=key)
+
+        return self.in_passes(forward, student.batch_stats, image, labelled, key)
+
+    def in_passes(
+        self, forward: Pass, stats: PyTree, rows: PyTree, labelled: Labelled, keys: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """One pass over all rows, or with `separate_passes` one over the labelled rows and then one over the others."""
+        count = labelled.image.shape[0]
+        alone = count == jax.tree.leaves(rows)[0].shape[0]
+        if alone or not self.separate_passes:
+            return forward(stats, rows, keys)
+        return two_passes(forward, stats, rows, count, keys)
 
     def unsupervised(
         self, logits: Array, views: Views, step: Array, *, pixel_weight: Array | float = 1.0, warmup: int = 0

@@ -56,6 +56,11 @@ class PseudoLabelOptions:
     ramp: float = option(
         0.0, "rise of that weight from 0, by a cosine: steps, or below 1 a fraction of all steps; 0: none", STEPS
     )
+    separate_passes: bool = option(
+        False,
+        "labelled rows pass the student first, then the others, each with BatchNorm's statistics of its own (ReCo, PS-MT, "
+        "S4GAN); otherwise all together",
+    )
     normaliser: Normaliser = option(
         "valid",
         'what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident); "eta": all of them count, '

@@ -159,6 +159,14 @@ def interleave(labelled: Array, unlabelled: Array) -> Array:
     return jnp.stack([labelled, unlabelled], axis=1).reshape(2 * labelled.shape[0], *labelled.shape[1:])
 
 
+def apart(rows: Array, labelled: int) -> tuple[Array, Array]:
+    """What `interleave` has joined: the so many labelled rows, and the others."""
+    if 2 * labelled != rows.shape[0]:
+        return rows[:labelled], rows[labelled:]
+    pairs = rows.reshape(labelled, 2, *rows.shape[1:])
+    return pairs[:, 0], pairs[:, 1]
+
+
 def student_input(labelled: Rows, unlabelled: Rows | None) -> tuple[Array, Views]:
     """The student's strong images f32[B,H,W,3] and the views that go with them."""
     row_is_labelled = jnp.ones(labelled.label.shape[:1], bool)
