@@ -87,6 +87,7 @@ class S4Gan(SemiSupervised, _Game):
     nothing is said of a labelled row's pixel (void), D sees the prediction, and in the padding nothing: neither tells
     truth from prediction (unless `gaps` are "shown"). Auxiliary tasks see the student's own argmax and its confidence.
     The teacher is the student's EMA, to score beside it, and teaches nothing.
+    Before `start` D learns, and the student from labels alone.
     With `partial_labels` D sees each row twice, as predicted and with the truth that it has, so that the batch needs no
     unlabelled rows; pixels that nobody labelled learn from their argmax where D trusts the prediction.
     """
@@ -134,7 +135,8 @@ class S4Gan(SemiSupervised, _Game):
         unsupervised, metrics = self.unsupervised(logits, views._replace(confidence=trust), state.step)
         adversarial = {
             "feature_matching_loss": Term(
-                feature_matching(judging.latent, exhibit.is_real, exhibit.is_fake), self.feature_matching_weight
+                feature_matching(judging.latent, exhibit.is_real, exhibit.is_fake),
+                self.feature_matching_weight * self.started(state.step),
             ),
             "discriminator_real_loss": Term(real, 0.5),
             "discriminator_fake_loss": Term(fake, 0.5),

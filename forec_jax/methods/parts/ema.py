@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 
 from forec_jax.augment import Mixing, NoMixing
 from forec_jax.contracts import (
@@ -33,7 +34,7 @@ from forec_jax.methods.parts.heads import (
 from forec_jax.methods.parts.ramp import ramp_up
 from forec_jax.methods.parts.teacher import EmaOptions, ema_of_student, first_teacher
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedLoss, SupervisedWeight, unsupervised_terms
-from forec_jax.methods.parts.views import Colour, unchanged, without_pseudo_labels
+from forec_jax.methods.parts.views import Colour, labels_alone, unchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,8 @@ class WithLabels(EmaMethod, SupervisedWeight):
 class SemiSupervised(WithLabels, PseudoLabelOptions):
     """The fields of a method that learns from pseudo-labels as well. `start` and `ramp` are in steps.
 
-    Before `start` no pseudo-label teaches: an untrained network may be sure of what it says.
+    Before `start` labels alone teach: an untrained network may be sure of what it says. The teacher follows all the same,
+    and BatchNorm sees all rows.
     """
 
     labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
@@ -132,10 +134,14 @@ class SemiSupervised(WithLabels, PseudoLabelOptions):
             pixel_weight=pixel_weight,
         )
 
+    def started(self, step: Array) -> Array | float:
+        """1 from `start` on, 0 before it: for losses of unlabelled rows that need no pseudo-label."""
+        return (step >= self.start).astype(jnp.float32) if self.start else 1.0
+
     def task_terms(
         self, outputs: Mapping[str, HeadOutput], views: Views, state: TrainState, key: Array
     ) -> tuple[Terms, Metrics, dict[str, PyTree]]:
-        """The auxiliary tasks' terms, metrics and memory in a step; before `start` they see no pseudo-label."""
+        """The auxiliary tasks' terms, metrics and memory in a step; before `start` they see no unlabelled row."""
         if self.start:
-            views = without_pseudo_labels(views, state.step < self.start)
+            views = labels_alone(views, state.step < self.start)
         return auxiliary_terms(self.auxiliary, outputs, views, key, state.memory)

@@ -51,7 +51,10 @@ class PseudoLabelOptions:
     )
     unsupervised_weight: float = option(1.0, "of L_u; s4gan: of the self-training", at_least(0))
     start: float = option(
-        0.0, "first without pseudo-labels, in the tasks too: steps, or below 1 a fraction of all steps", STEPS
+        0.0, "first from labels alone, in the tasks too: steps, or below 1 a fraction of all steps", STEPS
+    )
+    start_passes: int = option(
+        0, "the same in passes over the labelled images, in place of `start`; 0: none", at_least(0)
     )
     ramp: float = option(
         0.0, "rise of that weight from 0, by a cosine: steps, or below 1 a fraction of all steps; 0: none", STEPS

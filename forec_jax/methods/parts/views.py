@@ -135,10 +135,17 @@ def self_labelled(views: Views, probabilities: Array) -> Views:
     )
 
 
-def without_pseudo_labels(views: Views, hidden: Array) -> Views:
-    """The views without what no ground truth says, where `hidden` bool[] is True: IGNORE, and a confidence of 0."""
+def labels_alone(views: Views, hidden: Array) -> Views:
+    """The views with ground truth alone, where `hidden` bool[] is True.
+
+    What no ground truth says is IGNORE, with a confidence of 0, and nothing of an unlabelled row is valid.
+    """
     gone = hidden & ~views.is_ground_truth
-    return views._replace(label=jnp.where(gone, IGNORE, views.label), confidence=jnp.where(gone, 0.0, views.confidence))
+    return views._replace(
+        label=jnp.where(gone, IGNORE, views.label),
+        confidence=jnp.where(gone, 0.0, views.confidence),
+        valid=views.valid & (views.labelled_row[:, None, None] | ~hidden),
+    )
 
 
 def _pseudo_labels(probabilities: Array) -> tuple[Array, Array]:
