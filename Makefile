@@ -31,7 +31,7 @@ quickstart: $(STAMP)
 # In so many processes, each of which takes up to 6 GB.
 WORKERS ?= 2
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -61,7 +61,37 @@ def batch_of(rows: int) -> dict[str, Any]:
     }
 
 
+_DPT = {  # channels of the fused maps, and of the four maps before fusion
+    "dinov2_small": (64, (48, 96, 192, 384)),
+    "dinov2_base": (128, (96, 192, 384, 768)),
+    "dinov2_large": (256, (256, 512, 1024, 1024)),
+    "dinov2_giant": (384, (1536, 1536, 1536, 1536)),
+}
+
+
+def _dinov2(encoder: str) -> Variant:
+    """A DINOv2 with DPT, trained as UniMatch V2 does (VOC, ADE20K and COCO: crop 518; Cityscapes: 798)."""
+    channels, projections = _DPT[encoder]
+    return Variant(
+        {
+            "model.encoder": encoder,
+            "model.dpt.channels": channels,
+            "model.dpt.projections": projections,
+            "data.crop": 518,
+            "data.scale": (0.5, 2.0),
+            "eval.bucket": 140,
+            "optim.name": "adamw",
+            "optim.lr": 5e-6,
+            "optim.head_lr_multiplier": 40.0,
+            "optim.weight_decay": 1e-2,
+            "optim.poly_power": 0.9,
+        },
+        meaning=f"{encoder} with DPT, trained as UniMatch V2 trains it; name its weights",
+    )
+
+
 OTHERS: Mapping[str, Variant] = {
+    **{encoder: _dinov2(encoder) for encoder in _DPT},
     "cutout": _half_mixing("cutout_half"),
     "cutmix": _half_mixing("cutmix_half"),
     "classmix": _half_mixing("classmix"),

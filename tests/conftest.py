@@ -10,6 +10,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="forec_jax_tests_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+# Most of the time goes into compiling programs that run for a moment; a third less without LLVM's optimisations.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +25,21 @@ from forec_jax.training import first_state
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")  # a broadcast that nobody wrote is mostly a mistake
+
+LONGEST = (
+    "test_killed.py",
+    "test_cli.py",
+    "test_golden.py",
+    "test_network.py",
+    "test_every_method.py",
+    "test_devices.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 TOY_CHANNELS = 4
 

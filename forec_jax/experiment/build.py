@@ -124,6 +124,10 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     built = encoder.build(m.encoder, options, form)
     if m.encoder_statistics == "weights":
         built = with_statistics_of_weights(built)
+    if c.data.crop % built.patch:
+        below = c.data.crop // built.patch * built.patch
+        nearest = f"take {below} or {below + built.patch}"
+        raise OptionError(f"data.crop={c.data.crop}: {m.encoder} sees patches of {built.patch} pixels; {nearest}")
     try:
         network = assemble(built, decoder.build(decoder_options, form), heads)
     except ValueError as error:

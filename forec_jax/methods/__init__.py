@@ -1,6 +1,17 @@
 """The methods: one file each, listed here. `parts/` is what they share, `tasks/` the auxiliary tasks."""
 
-from forec_jax.methods import fixmatch, mean_teacher, ps_mt, s4gan, self_training, supervised, tag_classifier, wsss_rec
+from forec_jax.methods import (
+    fixmatch,
+    mean_teacher,
+    ps_mt,
+    s4gan,
+    self_training,
+    supervised,
+    tag_classifier,
+    unimatch,
+    unimatch_v2,
+    wsss_rec,
+)
 from forec_jax.methods.mean_teacher import MeanTeacher
 from forec_jax.methods.parts.heads import Auxiliary
 from forec_jax.methods.ps_mt import PsMt
@@ -14,7 +25,18 @@ from forec_jax.methods.wsss_rec import WsssRec
 
 METHODS = {
     module.ENTRY.name: module.ENTRY
-    for module in (supervised, mean_teacher, fixmatch, self_training, ps_mt, s4gan, tag_classifier, wsss_rec)
+    for module in (
+        supervised,
+        mean_teacher,
+        fixmatch,
+        unimatch,
+        unimatch_v2,
+        self_training,
+        ps_mt,
+        s4gan,
+        tag_classifier,
+        wsss_rec,
+    )
 }
 """By the name that method.name has."""
 

@@ -22,7 +22,7 @@ ENCODER = "encoder"
 PYRAMID = "pyramid"
 """The part that holds the ASPP where all heads share one."""
 
-_INIT_SIZE = 64  # of the image whose shapes lay out the parameters; nothing depends on it
+_INIT_SIZE = 64  # of the image whose shapes lay out the parameters, or the next larger of whole patches
 
 
 class Form(NamedTuple):
@@ -49,6 +49,7 @@ class Encoder(NamedTuple):
     std: RGB
     gives: str  # the kind of its maps, which a decoder must read: "low_high", "levels"
     multiple: int = 32  # image sides that `valid` goes with (contracts.Network)
+    patch: int = 1  # what divides the sides of every image
 
 
 class Decoder(NamedTuple):
@@ -89,10 +90,10 @@ class ModelOptions:
 
     encoder: str = option(
         "resnet50",
-        "resnet18, 26, 34, 50, 101 or 152, mobilenet_v2, efficientnet_lite0, 1 or 2, or unet; "
-        "its options are model.resnet.*, ...",
+        "resnet18, 26, 34, 50, 101 or 152, mobilenet_v2, efficientnet_lite0, 1 or 2, dinov2_small, _base, _large or _giant, "
+        "or unet; its options are model.resnet.*, ...",
     )
-    decoder: str = option("", "deeplab or unet; empty: the one that the encoder is published with")
+    decoder: str = option("", "deeplab, dpt or unet; empty: the one that the encoder is published with")
     weights: str = option(
         "",
         "a file, the work directory of a run, efficientnet_lite0, 1 or 2 (of an installed package, docs/weights.md), or "
@@ -193,6 +194,7 @@ class _Parts:
         rng: Array | None = None,
     ) -> tuple[Features, PyTree]:
         """The maps of images f32[B,H,W,3] in [0, 1], and the batch_stats after them."""
+        _check_patch(image, self.encoder.patch)
         _check_valid(image, valid, self.encoder.multiple)
         mean, std = (channelwise(jnp.asarray(colour, image.dtype)) for colour in (self.encoder.mean, self.encoder.std))
         maps, stats = _apply(self.encoder.module(train), variables, ENCODER, ((image - mean) / std, valid), train, None)
@@ -222,9 +224,15 @@ class _Parts:
         (output, latent), stats = _apply(self.heads[head](train), variables, head, _inputs(fused), train, key)
         return HeadOutput(output, latent), stats
 
+    @property
+    def init_size(self) -> tuple[int, int]:
+        """Of the image whose shapes lay out the parameters."""
+        side = -(-_INIT_SIZE // self.encoder.patch) * self.encoder.patch
+        return side, side
+
     def init(self, key: Array) -> Variables:
         """The first variables of all parts."""
-        image = jax.ShapeDtypeStruct((1, _INIT_SIZE, _INIT_SIZE, 3), jnp.float32)
+        image = jax.ShapeDtypeStruct((1, *self.init_size, 3), jnp.float32)
         encoder = self.encoder.module(False)
         parts = {ENCODER: draw_variables(encoder, named_key(key, ENCODER), image, None)}
         maps = jax.eval_shape(lambda v, x: encoder.apply(v, x, None), parts[ENCODER], image)
@@ -243,7 +251,7 @@ class _Parts:
     def _head_variables(self, name: str, maps: tuple[PyTree, ...]) -> dict[str, PyTree]:
         """A head's first variables, kernels not yet drawn: of its own fusion, if any, and its classifier, together."""
         key = jax.random.key(0)  # of no effect: nothing is drawn here
-        size = (_INIT_SIZE, _INIT_SIZE)
+        size = self.init_size
         head = self.heads[name](False)
         fusing: Mapping[str, PyTree] = {}
         if self.fusion is not None and name in self.fused:
@@ -277,6 +285,12 @@ def _apply(
 def named_key(key: Array, name: str) -> Array:
     """The key of a part: of its name and not of its place, so that parts do not change each other's draws."""
     return jax.random.fold_in(key, crc32(name.encode()))
+
+
+def _check_patch(image: Array, patch: int) -> None:
+    """Raises ValueError where `patch` does not divide the images' sides."""
+    if image.shape[1] % patch or image.shape[2] % patch:
+        raise ValueError(f"image sides are multiples of the encoder's patch of {patch} pixels, not {image.shape[1:3]}")
 
 
 def _check_valid(image: Array, valid: Array | None, multiple: int) -> None:

@@ -50,7 +50,7 @@ def _completed_rows(key: Array, part: Labelled, probabilities: Array, colour: Co
     )
 
 
-def _pseudo_labelled_rows(key: Array, part: Unlabelled | Labelled, probabilities: Array, colour: Colour) -> Rows:
+def pseudo_labelled_rows(key: Array, part: Unlabelled | Labelled, probabilities: Array, colour: Colour) -> Rows:
     """Rows labelled by the teacher's f32[b,H,W,K] probabilities of the weak view, unthresholded; IGNORE in the padding.
 
     Where a label is known the teacher is not asked.
@@ -102,7 +102,7 @@ def taught_views(
     rows = labelled_mixing(mixing_l, rows)
     if unlabelled is None:
         return student_input(rows, None)
-    pseudo = _pseudo_labelled_rows(colour_u, unlabelled, teach(unit_image(unlabelled.image)), colour)
+    pseudo = pseudo_labelled_rows(colour_u, unlabelled, teach(unit_image(unlabelled.image)), colour)
     return student_input(rows, mixing(mixing_u, pseudo))
 
 
@@ -178,16 +178,35 @@ def student_input(labelled: Rows, unlabelled: Rows | None) -> tuple[Array, Views
     """The student's strong images f32[B,H,W,3] and the views that go with them."""
     row_is_labelled = jnp.ones(labelled.label.shape[:1], bool)
     if unlabelled is None:
-        rows = labelled
-    else:
-        rows = jax.tree.map(interleave, labelled, unlabelled)
-        row_is_labelled = interleave(row_is_labelled, jnp.zeros(unlabelled.label.shape[:1], bool))
+        return views_of(labelled, row_is_labelled)
+    row_is_labelled = interleave(row_is_labelled, jnp.zeros(unlabelled.label.shape[:1], bool))
+    return views_of(jax.tree.map(interleave, labelled, unlabelled), row_is_labelled)
+
+
+def views_of(rows: Rows, labelled_row: Array) -> tuple[Array, Views]:
+    """The strong images f32[B,H,W,3] of rows and the views that go with them."""
     views = Views(
         image=rows.clean,
         label=rows.label,
         confidence=rows.confidence,
         is_ground_truth=rows.is_ground_truth,
         valid=rows.valid,
-        labelled_row=row_is_labelled,
+        labelled_row=labelled_row,
     )
     return rows.strong, views
+
+
+def strong_pair(
+    key: Array, part: Unlabelled | Labelled, probabilities: Array, colour: Colour, mixing: Mixing
+) -> tuple[Array, Views]:
+    """Two strong views of every row, each with colours and boxes of its own: f32[2b,H,W,3], and the views that go with them.
+
+    The views of a row lie side by side: 2i and 2i + 1. Both have the row's pseudo-labels, of f32[b,H,W,K].
+    """
+
+    def strong(view_key: Array) -> Rows:
+        colour_key, mixing_key = jax.random.split(view_key)
+        return mixing(mixing_key, pseudo_labelled_rows(colour_key, part, probabilities, colour))
+
+    rows = jax.tree.map(interleave, *(strong(view_key) for view_key in jax.random.split(key)))
+    return views_of(rows, jnp.zeros(rows.label.shape[:1], bool))

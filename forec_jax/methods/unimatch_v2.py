@@ -1,0 +1,100 @@
+"""UniMatch V2: two strong views with complementary dropout, and an EMA teacher (Yang et al., TPAMI 2025)."""
+
+import dataclasses
+
+import jax
+
+from forec_jax.contracts import Aux, Batch, PyTree, Terms, TrainState, Variables
+from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
+from forec_jax.methods.parts.dropout import complementary_dropout
+from forec_jax.methods.parts.ema import SemiSupervised
+from forec_jax.methods.parts.heads import (
+    SEGMENTATION,
+    STUDENT,
+    class_probabilities,
+    decode_heads,
+    head_names,
+    run_heads,
+)
+from forec_jax.methods.parts.teacher import teacher_statistics
+from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
+from forec_jax.methods.parts.two_views import joined, two_view_terms
+from forec_jax.methods.parts.views import labelled_rows, strong_pair, student_input, unit_image
+from forec_jax.options import SHARE, OptionError, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Complementary dropout."""
+
+    dropout: float = option(0.5, "share of the pairs of views that keep each other's dropped channels", SHARE)
+
+
+@dataclasses.dataclass(frozen=True)
+class UniMatchV2(SemiSupervised, Options):
+    """L = supervised_weight * L_s + unsupervised_weight * ramp * (L_1 + L_2) / 2 + auxiliary terms.
+
+    The teacher, an EMA of the student, labels the weak view of each unlabelled row in inference mode. The student sees the
+    labelled rows in one pass, and two strong views of each unlabelled row in another. Between encoder and segmentation
+    each view of a pair keeps the channels that the other drops. Auxiliary heads see all rows and features as they are.
+    """
+
+    def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: jax.Array) -> tuple[Terms, Aux]:
+        """The loss terms; see the class."""
+        if batch.labelled is None or batch.unlabelled is None:
+            raise ValueError("unimatch_v2 needs both: set batch.labelled and batch.unlabelled above 0")
+        colour_key, mixing_key, strong_key, drop_key, dropout_key, task_key = jax.random.split(key, 6)
+        teacher, heads = state.teacher[STUDENT], head_names(self.auxiliary)
+        rows = labelled_rows(colour_key, batch.labelled, self.labelled_colour)
+        image, views = student_input(self.labelled_mixing(mixing_key, rows), None)
+        probabilities = class_probabilities(self.network, teacher, unit_image(batch.unlabelled.image))
+        strong, strong_views = strong_pair(strong_key, batch.unlabelled, probabilities, self.colour, self.mixing)
+
+        student = Variables(params[STUDENT], state.batch_stats[STUDENT])
+        outputs, stats = run_heads(self.network, student, image, heads, train=True, rng=dropout_key)
+        student, strong_key = student._replace(batch_stats=stats), jax.random.fold_in(dropout_key, 1)
+        features, stats = self.network.encode(student, strong, train=True, rng=strong_key)
+        features_of = dict.fromkeys(heads, features) | {
+            SEGMENTATION: complementary_dropout(drop_key, features, self.dropout)
+        }
+        strong_outputs, stats = decode_heads(
+            self.network, student._replace(batch_stats=stats), features_of, train=True, rng=strong_key
+        )
+        terms = supervised_terms(
+            outputs[SEGMENTATION].output, views, loss=self.supervised_loss, weight=self.supervised_weight
+        )
+        unsupervised, metrics = two_view_terms(self, strong_outputs[SEGMENTATION].output, strong_views, state.step)
+        task_terms, task_metrics, memory = self.task_terms(
+            joined(outputs, strong_outputs), joined(views, strong_views), state, task_key
+        )
+        teacher_stats = teacher_statistics(self.network, teacher, joined(image, strong), dropout_key, self.bn_mode)
+        aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, memory, metrics | task_metrics)
+        return terms | unsupervised | task_terms, aux
+
+
+def build(o: Options, p: Parts) -> UniMatchV2:
+    """The method from its parts."""
+    if p.partial:
+        raise OptionError(
+            "unimatch_v2 asks its two views of unlabelled images; with partial labels (data.partial) take mean_teacher"
+        )
+    return semi_supervised(UniMatchV2, p, o)
+
+
+ENTRY = MethodEntry(
+    "unimatch_v2",
+    Options,
+    (SupervisedOptions, PseudoLabelOptions),
+    build,
+    published={
+        "method.threshold": 0.95,
+        "method.supervised_weight": 0.5,
+        "method.unsupervised_weight": 0.5,
+        "method.normaliser": "valid",
+        "ema.decay": 0.996,
+        "augment.mixing": "cutmix",
+        "augment.mixing_probability": 0.5,
+        "augment.mix_labelled": False,
+        "augment.colour_labelled": False,
+    },
+)
