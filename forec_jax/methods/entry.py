@@ -73,8 +73,13 @@ class Parts:
 
 
 def semi_supervised(kind: type[M], p: Parts, own: Any, **more: Any) -> M:
-    """A method with pseudo-labels from its parts and its `own` options; `more` are fields that no option gives."""
+    """A method with pseudo-labels from its parts and its `own` options; `more` are fields that no option gives.
+
+    Raises OptionError for passes that the method cannot take apart.
+    """
     pseudo, supervised = p.shared(PseudoLabelOptions), p.shared(SupervisedOptions)
+    if kind.own_passes and pseudo.separate_passes:
+        raise OptionError(f"method.separate_passes=True: {kind.__name__} has passes of its own; leave it False")
     pseudo = dataclasses.replace(pseudo, start=p.in_steps(pseudo.start), ramp=p.in_steps(pseudo.ramp))
     blocks = own, pseudo, supervised, p.ema
     given = {

@@ -93,7 +93,9 @@ class ModelOptions:
         "resnet18, 26, 34, 50, 101 or 152, mobilenet_v2, efficientnet_lite0, 1 or 2, dinov2_small, _base, _large or _giant, "
         "or unet; its options are model.resnet.*, ...",
     )
-    decoder: str = option("", "deeplab, dpt or unet; empty: the one that the encoder is published with")
+    decoder: str = option(
+        "", "deeplab, deeplab_v2, pspnet, dpt or unet; empty: the one that the encoder is published with"
+    )
     weights: str = option(
         "",
         "a file, the work directory of a run, efficientnet_lite0, 1 or 2 (of an installed package, docs/weights.md), or "
@@ -260,7 +262,7 @@ class _Parts:
             maps = (jax.eval_shape(lambda v, *m: fusion.apply(v, *m, size, None), variables, *maps),)
             fusing = variables if self.fused[name] == name else {}
         classifying = head.lazy_init(key, *maps, size, None)
-        return {kind: {**fusing.get(kind, {}), **classifying[kind]} for kind in classifying}
+        return {kind: {**fusing.get(kind, {}), **classifying.get(kind, {})} for kind in {**fusing, **classifying}}
 
 
 def _inputs(features: Features) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from forec_jax.methods import Auxiliary, MeanTeacher
 from forec_jax.methods.entry import Epoch
 from forec_jax.methods.parts.heads import STUDENT, run_heads, two_passes
 from forec_jax.methods.parts.views import apart, interleave
+from forec_jax.options import OptionError
 from forec_jax.parallel import make_mesh, shard_batch
 from forec_jax.training import first_state
 from forec_jax.variants import apply_variant
@@ -122,3 +123,12 @@ def test_one_and_eight_devices_agree(make_toy_network):
 
     one, eight = loss(batch), loss(shard_batch(make_mesh(), batch))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, eight)
+
+
+@pytest.mark.parametrize("name", ["unimatch", "unimatch_v2"])
+def test_a_method_with_passes_of_its_own_refuses_others(make_toy_network, monkeypatch, name):
+    c = apply_variant(defaults(), name)
+    c.method.separate_passes = True
+    monkeypatch.setattr(build, "build_network", lambda c, heads: make_toy_network(heads))
+    with pytest.raises(OptionError, match=r"method\.separate_passes=True: UniMatch.* passes of its own"):
+        build.build_method(c, LABELS)

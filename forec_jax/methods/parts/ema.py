@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,7 @@ class SemiSupervised(WithLabels, PseudoLabelOptions):
     and BatchNorm sees all rows.
     """
 
+    own_passes: ClassVar[bool] = False  # whether the method has passes of its own, whatever `separate_passes` says
     labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     partial_labels: bool = False  # whether labelled rows have UNLABELLED pixels, which are then pseudo-labelled
 

@@ -10,9 +10,8 @@ from flax import linen as nn
 
 from forec_jax.contracts import HeadSpec
 from forec_jax.models.decoders.linear import LinearHead
-from forec_jax.models.layers import Conv, ConvNorm, keep_valid, mean_pixel, valid_extent
+from forec_jax.models.layers import Conv, ConvNorm, keep_valid, mean_pixel, resize_valid
 from forec_jax.models.network import Decoder, DecoderEntry, Form
-from forec_jax.models.resize import resize
 from forec_jax.options import BELOW_1, at_least, must_be, one_of, option
 
 Array = jax.Array
@@ -98,7 +97,7 @@ class _Fusion(nn.Module):
         x = high
         if not options.share_aspp:
             x = _atrous_pyramid(x, valid, options, self.train, self.momentum, self.dtype)
-        x = _resize(x, (low.shape[1], low.shape[2]), valid, size, options.align_corners)
+        x = resize_valid(x, (low.shape[1], low.shape[2]), valid, options.align_corners)
         projection = ConvNorm(
             options.low_level_channels, train=self.train, momentum=self.momentum, dtype=self.dtype, name="low_level"
         )
@@ -134,16 +133,8 @@ class _Classifier(nn.Module):
         output = Conv(self.channels, last=True, dtype=self.dtype, name="last")(x)
         output = output.astype(jnp.float32)
         if self.upsample:
-            output = _resize(output, size, valid, size, options.align_corners)
+            output = resize_valid(output, size, valid, options.align_corners)
         return output, x
-
-
-def _resize(x: Array, size: tuple[int, int], valid: Array | None, image: tuple[int, int], align_corners: bool) -> Array:
-    """Features [B,h,w,C] at another size, those of the valid area alone."""
-    if valid is None:
-        return resize(x, size, align_corners=align_corners)
-    before, after = (valid_extent(valid, image[0] // height) for height in (x.shape[1], size[0]))
-    return resize(x, size, align_corners=align_corners, extent_in=before, extent_out=after)
 
 
 def build(o: DeepLabOptions, form: Form) -> Decoder:

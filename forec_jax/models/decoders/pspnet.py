@@ -1,0 +1,135 @@
+"""PSPNet's decoder (Zhao et al., CVPR 2017): means of the last map over grids of a few cells, beside the map itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from forec_jax.contracts import HeadSpec
+from forec_jax.models.decoders.linear import LinearHead
+from forec_jax.models.layers import Conv, ConvNorm, keep_valid, resize_valid, valid_extent
+from forec_jax.models.network import Decoder, DecoderEntry, Form
+from forec_jax.models.resize import resize
+from forec_jax.options import BELOW_1, at_least, must_be, option
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class PSPNetOptions:
+    """The decoder's form: CCT's and PS-MT's as well; published with an encoder of output stride 8."""
+
+    bins: tuple[int, ...] = option(
+        (1, 2, 3, 6),
+        "cells along a side of each grid of means",
+        must_be("whole numbers from 1 on, such as (1, 2, 3, 6)", lambda bins: len(bins) > 0 and min(bins) >= 1),
+    )
+    channels: int = option(512, "of the 3x3 convolution that joins the levels", at_least(1))
+    dropout: float = option(0.1, "of channels, before the last convolution", BELOW_1)
+    align_corners: bool = option(True, "of every bilinear resize")
+
+
+class _Fusion(nn.Module):
+    """The first half of a head: pyramid pooling, and a 3x3 convolution of all levels beside the map."""
+
+    options: PSPNetOptions
+    train: bool
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, *inputs: Any) -> Array:
+        """(*maps, size, valid), the last map [B,h,w,C] -> [B,h,w,options.channels]; a level has C / len(bins) channels."""
+        *_, x, _, valid = inputs
+        options = self.options
+        shared: dict[str, Any] = {"train": self.train, "momentum": self.momentum, "dtype": self.dtype}
+        channels = max(x.shape[-1] // len(options.bins), 1)
+        levels = [keep_valid(x, valid)]
+        for index, bins in enumerate(options.bins, start=1):
+            means = ConvNorm(channels, name=f"level{index}", **shared)(_cell_means(x, bins, valid))
+            levels.append(_spread(means, x, valid, options.align_corners))
+        return ConvNorm(options.channels, size=3, name="bottleneck", **shared)(jnp.concatenate(levels, -1), valid)
+
+
+class _Classifier(nn.Module):
+    """The second half: dropout and the last 1x1 convolution; a head that reads another's map has a 3x3 one before them."""
+
+    channels: int
+    reads: bool
+    options: PSPNetOptions
+    train: bool
+    upsample: bool = True
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, size: tuple[int, int], valid: Array | None) -> tuple[Array, Array]:
+        """[B,h,w,C] -> f32[B,*size,channels] (or [B,h,w,channels]), [B,h,w,options.channels]."""
+        options = self.options
+        if self.reads:
+            own = ConvNorm(options.channels, self.train, 3, momentum=self.momentum, dtype=self.dtype, name="own")
+            x = own(x, valid)
+        x = nn.Dropout(options.dropout, broadcast_dims=(1, 2), deterministic=not self.train)(x)
+        output = Conv(self.channels, last=True, dtype=self.dtype, name="last")(x).astype(jnp.float32)
+        if self.upsample:
+            output = resize_valid(output, size, valid, options.align_corners)
+        return output, x
+
+
+def _cell_means(x: Array, bins: int, valid: Array | None) -> Array:
+    """Means of the (valid) pixels of [B,h,w,C] over a grid of bins x bins cells -> [B,bins,bins,C], summed in float32."""
+    rows, columns = (_cells(bins, x.shape[axis], _extent(x, valid)[:, axis - 1]) for axis in (1, 2))
+    exact = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+    across = jnp.einsum("bhwc,bjw->bhjc", x.astype(jnp.float32), columns, **exact)
+    return jnp.einsum("bhjc,bih->bijc", across, rows, **exact).astype(x.dtype)
+
+
+def _cells(bins: int, length: int, extent: Array) -> Array:
+    """f32[B,bins,length]: what each pixel gives to a cell's mean; cell i holds those from floor(i n / bins) to below
+    ceil((i + 1) n / bins) of an image's n = extent, as PyTorch's adaptive pooling. Neighbours may share a pixel.
+    """
+    cell, extent = jnp.arange(bins)[None], extent[:, None]
+    start, end = cell * extent // bins, -(-(cell + 1) * extent // bins)
+    pixel = jnp.arange(length)[None, None]
+    inside = (pixel >= start[..., None]) & (pixel < end[..., None])
+    return inside / (end - start)[..., None].astype(jnp.float32)
+
+
+def _spread(means: Array, like: Array, valid: Array | None, align_corners: bool) -> Array:
+    """Means [B,n,n,C] as a map of the size of `like`, over each image's valid area."""
+    size, bins = (like.shape[1], like.shape[2]), means.shape[1]
+    if valid is None:
+        return resize(means, size, align_corners=align_corners)
+    before = jnp.full((means.shape[0], 2), bins, jnp.int32)
+    return resize(means, size, align_corners=align_corners, extent_in=before, extent_out=_extent(like, valid))
+
+
+def _extent(x: Array, valid: Array | None) -> Array:
+    """i32[B,2]: the valid rows and columns of [B,h,w,C]."""
+    if valid is None:
+        return jnp.broadcast_to(jnp.asarray(x.shape[1:3], jnp.int32)[None], (x.shape[0], 2))
+    return valid_extent(valid, valid.shape[1] // x.shape[1])
+
+
+def build(o: PSPNetOptions, form: Form) -> Decoder:
+    """PSPNet's decoder as any number of heads, each with a pyramid of its own unless it reads another's.
+
+    What is fused is the 3x3 convolution's map, which PS-MT and CCT perturb; the latent image of a head, what enters its
+    last convolution, is that map after dropout.
+    """
+
+    def head(spec: HeadSpec) -> Callable[[bool], nn.Module]:
+        if spec.linear:
+            return lambda train: LinearHead(spec.channels, train, form.dtype)
+        return lambda train: _Classifier(
+            spec.channels, bool(spec.reads), o, train, spec.upsample, form.momentum, form.dtype
+        )
+
+    return Decoder(head, reads="low_high", fuse=lambda train: _Fusion(o, train, form.momentum, form.dtype))
+
+
+ENTRY = DecoderEntry("pspnet", PSPNetOptions, build)
