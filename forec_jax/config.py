@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from forec_jax.augment import ColourOptions, MixingOptions, Photometric
+from forec_jax.augment import ColourOptions, MixingOptions, Photometric, StudentOptions
 from forec_jax.data.datasets import DATASETS
 from forec_jax.data.partial import PartialOptions
 from forec_jax.data.pipeline import BatchOptions, ReadingOptions
@@ -90,7 +90,7 @@ FIXED: Blocks = {
         ReadingOptions,
     ),
     "model": (ModelOptions,),
-    "augment": (Photometric, ColourOptions, MixingOptions),
+    "augment": (Photometric, ColourOptions, MixingOptions, StudentOptions),
     "ema": (EmaOptions,),
     "optim": (OptimizerOptions,),
     "mesh": (MeshOptions,),

@@ -113,6 +113,12 @@ OTHERS: Mapping[str, Variant] = {
             "auxiliary.reco.sure_pixels": True,
             "data.crop": 321,
             "data.scale": (0.5, 1.5),
+            "data.unlabelled_plain": True,  # the student scales its view by the same range, and mirrors it
+            "method.separate_passes": True,
+            "augment.student_scale": lambda c: tuple(c.data.scale),
+            "augment.student_order": "before",
+            "augment.student_flip": True,
+            "augment.student_labelled": False,
             "optim.lr": 2.5e-3,
             "optim.head_lr_multiplier": 1.0,
             "optim.weight_decay": 5e-4,
@@ -128,6 +134,7 @@ OTHERS: Mapping[str, Variant] = {
             "method.ps_mt.top_classes": 7,
             "method.ps_mt.perturbed": "fused",
             "method.ps_mt.direction": "published",
+            "method.separate_passes": True,
             "method.start": 0.0,
             "method.supervised_loss": "cross_entropy",
             "augment.mixing": "cutmix_clipped",
@@ -138,6 +145,7 @@ OTHERS: Mapping[str, Variant] = {
     "s4gan_paper": Variant(
         {
             "method.s4gan.gaps": "shown",
+            "method.separate_passes": True,
             "method.unsupervised_weight": 1.0,
             "method.start": 0.0,
             "method.ramp": 0.0,

@@ -15,6 +15,24 @@ def convolved(x, kernel, bias, *, stride=1, padding=1):
     return y + np.asarray(bias)
 
 
+def dilated(kernel, rate):
+    """A 3x3 kernel [3,3,C,F] with its taps `rate` pixels apart: [2 rate + 1, 2 rate + 1, C, F], zeros between."""
+    wide = np.zeros((2 * rate + 1, 2 * rate + 1, *kernel.shape[2:]))
+    wide[::rate, ::rate] = kernel
+    return wide
+
+
+def normalised(x, scale, bias, mean, var):
+    """BatchNorm in inference mode, each channel by its own numbers."""
+    return (x - mean) / np.sqrt(np.asarray(var, np.float64) + 1e-5) * scale + bias
+
+
+def cell_means(x, bins):
+    """Means f64[B,bins,bins,C] of f64[B,h,w,C] over cells from floor(i n / bins) to below ceil((i + 1) n / bins)."""
+    edges = [[(i * n // bins, -(-(i + 1) * n // bins)) for i in range(bins)] for n in x.shape[1:3]]
+    return np.stack([np.stack([x[:, a:b, c:d].mean((1, 2)) for c, d in edges[1]], axis=1) for a, b in edges[0]], axis=1)
+
+
 def leaky(x, slope):
     """LeakyReLU."""
     return np.where(x > 0, x, slope * x)

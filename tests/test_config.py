@@ -14,9 +14,12 @@ from forec_jax.augment import (
     CutMix,
     CutOut,
     HalfAreaBox,
+    InTurn,
+    Mirror,
     NoMixing,
     Photometric,
     ShuffledCutMix,
+    Zoom,
 )
 from forec_jax.config import apply_variant, config_path, defaults, load_config
 from forec_jax.contracts import UNLABELLED, HeadSpec
@@ -283,10 +286,23 @@ def test_the_variants_of_reco():
     c = config("reco_paper+forec+partial_1px")
     method = build.build_method(c, LABELS)
     assert isinstance(method, MeanTeacher)
-    assert method.auxiliary[0].task == RegionalContrast(3, reads="segmentation", class_mean="present", at_once=8)
+    assert method.auxiliary[0].task == RegionalContrast(
+        3, reads="segmentation", class_mean="present", sure_pixels=True, at_once=8
+    )
     assert isinstance(method.auxiliary[1].task, ForegroundReconstruction)
     assert (method.normaliser, method.threshold, method.partial_labels) == ("eta", 0.97, True)
     assert (c.batch.labelled, c.batch.unlabelled, c.data.labelled, c.data.unlabelled) == (10, 0, "all", "none")
+    zoom, mixing = Zoom((0.5, 1.5)), ClassMix(3, probability=1.0)
+    assert method.labelled_mixing == method.mixing == InTurn((zoom, mixing, Mirror()))  # rows that a teacher completes
+    whole = build.build_method(config("reco_paper"), LABELS)
+    assert (whole.mixing, whole.labelled_mixing) == (method.mixing, NoMixing())
+    assert config("reco_paper").data.unlabelled_plain
+    assert [config(name).method.separate_passes for name in ("reco_paper", "ps_mt_paper", "s4gan_paper", "reco")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert config("reco_forec").to_dict() == config("forec+reco").to_dict()
     assert config("reco").method.normaliser == "valid"  # the task alone: it attaches to any method
     assert config("reco").auxiliary.reco.class_mean == "contrasted"
@@ -324,6 +340,11 @@ def test_recos_batches(file, variant, labelled, unlabelled):
 def test_reco_on_cityscapes_sees_images_at_half_their_size():
     c = load_config("configs/cityscapes.py:reco_paper", {})
     assert (c.data.longest_side, c.data.crop, c.data.scale, c.eval.mode) == (1024, 512, (1.0, 1.0), "whole")
+    mixing = ClassMix(
+        19, probability=1.0
+    )  # of half the predicted classes; the student's view is mirrored, and not scaled
+    labels = Labels(tuple(map(str, range(19))), ((0, 0, 0),) * 19, (0,))
+    assert build.build_method(c, labels).mixing == InTurn((mixing, Mirror()))
 
 
 @pytest.mark.parametrize("name", ["mean_teacher", "ps_mt"])
@@ -331,6 +352,22 @@ def test_rows_with_partial_labels_are_mixed_as_unlabelled_ones(name):
     method = build.build_method(config(f"{name}+cutmix+partial_1px"), LABELS)
     assert method.partial_labels
     assert method.labelled_mixing == method.mixing == CutMix(1.0, HalfAreaBox())
+
+
+@pytest.mark.parametrize("name", ["mean_teacher", "fixmatch", "ps_mt", "s4gan", "st", "supervised"])
+def test_the_students_own_geometry_in_every_method(name):
+    c = config(name)
+    assert "Zoom" not in str(build.build_method(c, LABELS))  # off, unless it is asked for
+    c.augment.student_scale, c.augment.student_flip, c.augment.mix_labelled = (0.5, 2.0), True, False
+    method = build.build_method(c, LABELS)
+    own = method.mixing.changes[1:]
+    assert own == (Zoom((0.5, 2.0)), Mirror())
+    alike = name in ("s4gan", "supervised")
+    assert alike or method.labelled_mixing == InTurn((NoMixing(), *own))
+    c.augment.student_labelled = False
+    method = build.build_method(c, LABELS)
+    labelled = method.mixing if name == "supervised" else method.labelled_mixing
+    assert labelled == (method.mixing if name == "s4gan" else NoMixing())
 
 
 def test_supervised_rows_with_partial_labels_are_mixed_where_asked_alone():

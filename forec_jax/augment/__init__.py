@@ -1,5 +1,6 @@
 """Strong augmentation on the device: pure functions of a key and a batch, inside the compiled train step."""
 
+from forec_jax.augment.geometry import InTurn, Mirror, StudentOptions, Zoom, with_geometry
 from forec_jax.augment.mixing import (
     AreaBox,
     BetaBox,
@@ -40,6 +41,8 @@ __all__ = [
     "CutMix",
     "CutOut",
     "HalfAreaBox",
+    "InTurn",
+    "Mirror",
     "Mixing",
     "MixingOptions",
     "NoMixing",
@@ -48,6 +51,8 @@ __all__ = [
     "SeveralCutMix",
     "ShareBox",
     "ShuffledCutMix",
+    "StudentOptions",
+    "Zoom",
     "adjust_brightness",
     "adjust_contrast",
     "adjust_hue",
@@ -56,4 +61,5 @@ __all__ = [
     "grayscale",
     "mixing_of",
     "photometric",
+    "with_geometry",
 ]

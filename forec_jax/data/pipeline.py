@@ -121,7 +121,7 @@ def train_batches(
     streams = _streams(sources, (batch_labelled, batch_unlabelled, batch_tagged, batch_pseudo), seed)
     rows = []
     for stream in streams:
-        elements = stream.order().random_map(_Read(stream.part, stream.source, geometry, on_corrupt))
+        elements = stream.order().random_map(_Read(stream.part, stream.source, geometry.of(stream.part), on_corrupt))
         rows += [elements[r : _STEPS * stream.size : stream.size] for r in stream.rows(process_index, process_count)]
     sizes = {stream.part: stream.size // process_count for stream in streams}
     batches = ZipMapDataset(rows).map(_Collate(sizes))[start_step:]

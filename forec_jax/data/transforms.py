@@ -1,6 +1,6 @@
 """Geometry on the host: random scale, crop and flip of an image together with its mask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,10 @@ class Geometry:
         (0.5, 2.0), "range of the random scale, relative to the image's own size", ASCENDING
     )
     flip: bool = option(True, "mirror half of the images")
+    unlabelled_plain: bool = option(
+        False,
+        "unlabelled images are cropped alone, not scaled or mirrored (ReCo: its student does that, augment.student_*)",
+    )
     half_below_one: bool = option(False, "U2PL: shrink and grow equally often")
     pad_label: int = option(IGNORE, "label of the padding: 255 ignores it; U2PL trains on 0", from_to(0, 255))
 
@@ -48,6 +52,11 @@ class Geometry:
             raise DataError(f"the scale range {self.scale} is not 0 < low <= high; use for example (0.5, 2.0)")
         if self.half_below_one and not self.scale[0] < 1 < self.scale[1]:
             raise DataError(f"half_below_one needs 1 inside the scale range, which is {self.scale}")
+
+    def of(self, part: str) -> "Geometry":
+        """The geometry of a part of the batch ("labelled", "unlabelled", ...)."""
+        plain = part == "unlabelled" and self.unlabelled_plain
+        return replace(self, scale=(1.0, 1.0), flip=False, half_below_one=False) if plain else self
 
     def __call__(
         self,

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from forec_jax.augment import ColourOptions, MixingOptions, Photometric, mixing_of, photometric
+from forec_jax.augment import ColourOptions, MixingOptions, Photometric, StudentOptions, mixing_of, photometric
 from forec_jax.config import RunOptions, decoder_name, labels_in_both, method_entry
 from forec_jax.contracts import Batch, HeadSpec, Method, Network, TrainState, Variables
 from forec_jax.data import Labels
@@ -20,6 +20,7 @@ from forec_jax.evaluation.evaluate import Mode
 from forec_jax.methods import Auxiliary
 from forec_jax.methods.entry import Epoch, Guide, Parts, TaskParts
 from forec_jax.methods.parts.teacher import EmaOptions
+from forec_jax.methods.parts.terms import PseudoLabelOptions
 from forec_jax.methods.parts.views import Colour
 from forec_jax.methods.tasks import TASKS
 from forec_jax.methods.tasks.reconstruction import RECONSTRUCTION, PixelSpace
@@ -82,6 +83,7 @@ def _build_parts(
         colour_labelled=from_config(ColourOptions, c.augment, "augment").colour_labelled,
         mixing=mixing_of(mixing, len(labels.classes)),
         mix_labelled=mixing.mix_labelled,
+        student=from_config(StudentOptions, c.augment, "augment"),
         ema=from_config(EmaOptions, c.ema, "ema"),
         steps=c.steps,
         partial=bool(c.data.partial) and not labels_in_both(c),
@@ -175,9 +177,17 @@ def _pretrained_init(network: Network, weights: Variables, key: jax.Array) -> Va
     return filled(network.init(key), weights)
 
 
+def _start(c: ConfigDict, epoch: Epoch) -> dict[str, float]:
+    """method.start where it is given in passes over the labelled images."""
+    if PseudoLabelOptions not in method_entry(c).shared:
+        return {}
+    passes = from_config(PseudoLabelOptions, c.method, "method").start_passes
+    return {"method.start": float(passes * epoch.labelled)} if passes else {}
+
+
 def with_epoch(c: ConfigDict, epoch: Epoch) -> ConfigDict:
-    """The config with the options that follow, by its method, from how long an epoch is; often as it is."""
-    changes = method_entry(c).of_epoch(method_options(c), epoch)
+    """The config with the options that follow from how long an epoch is; often as it is."""
+    changes = {**method_entry(c).of_epoch(method_options(c), epoch), **_start(c, epoch)}
     if not changes or not epoch.steps:
         return c
     resolved = c.copy_and_resolve_references()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import optax
 from jax.sharding import Mesh
 
-from forec_jax.augment import Mixing, NoMixing
+from forec_jax.augment import Mixing, NoMixing, StudentOptions, with_geometry
 from forec_jax.contracts import AuxiliaryTask, HeadSpec, Method, Network, Variables
 from forec_jax.data.source import Labels
 from forec_jax.methods.parts.ema import SemiSupervised
@@ -41,6 +41,7 @@ class Parts:
     colour_labelled: bool  # whether labelled rows change theirs as well
     mixing: Mixing
     mix_labelled: bool  # whether labelled rows are mixed as well
+    student: StudentOptions  # the student's own geometry
     ema: EmaOptions
     steps: int  # of the whole training
     partial: bool  # whether labelled rows have UNLABELLED pixels
@@ -49,9 +50,14 @@ class Parts:
     guide: Callable[[str], Guide | None]  # the run of a role of `MethodEntry.guides`; None where none is named
 
     @property
-    def labelled_mixing(self) -> Mixing:
-        """Of labelled rows. Where labels are partial these are the rows that a teacher completes: mixed as such."""
-        return self.mixing if self.mix_labelled or self.partial else NoMixing()
+    def unlabelled_changes(self) -> Mixing:
+        """What happens to unlabelled rows once their colours have changed: the mixing, and the student's geometry."""
+        return with_geometry(self.mixing, self.student)
+
+    def labelled_changes(self, completed: bool) -> Mixing:
+        """The same of labelled rows. Those that a teacher has `completed` (partial labels) change as unlabelled ones."""
+        mixing = self.mixing if self.mix_labelled or completed else NoMixing()
+        return with_geometry(mixing, self.student) if self.student.student_labelled or completed else mixing
 
     @property
     def heads(self) -> tuple[HeadSpec, ...]:
@@ -67,18 +73,23 @@ class Parts:
 
 
 def semi_supervised(kind: type[M], p: Parts, own: Any, **more: Any) -> M:
-    """A method with pseudo-labels from its parts and its `own` options; `more` are fields that no option gives."""
+    """A method with pseudo-labels from its parts and its `own` options; `more` are fields that no option gives.
+
+    Raises OptionError for passes that the method cannot take apart.
+    """
     pseudo, supervised = p.shared(PseudoLabelOptions), p.shared(SupervisedOptions)
+    if kind.own_passes and pseudo.separate_passes:
+        raise OptionError(f"method.separate_passes=True: {kind.__name__} has passes of its own; leave it False")
     pseudo = dataclasses.replace(pseudo, start=p.in_steps(pseudo.start), ramp=p.in_steps(pseudo.ramp))
     blocks = own, pseudo, supervised, p.ema
     given = {
         "colour_labelled": p.colour_labelled or p.partial,  # a teacher completes partial labels: changed as the others
-        "labelled_mixing": p.labelled_mixing,
+        "labelled_mixing": p.labelled_changes(p.partial),
         "partial_labels": p.partial,
         **taken(kind, *blocks),
         **more,
     }
-    return kind(p.network(p.heads), p.colour, p.mixing, p.auxiliary, supervised_loss(supervised), **given)
+    return kind(p.network(p.heads), p.colour, p.unlabelled_changes, p.auxiliary, supervised_loss(supervised), **given)
 
 
 def nothing(*_: Any) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from forec_jax.methods.parts.heads import (
     SEGMENTATION,
     STUDENT,
     class_probabilities,
-    head_names,
-    run_heads,
 )
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
@@ -46,9 +44,7 @@ class FixMatch(SemiSupervised):
             labelled_mixing=self.labelled_mixing,
             partial_labels=self.partial_labels,
         )
-        outputs, stats = run_heads(
-            self.network, student, image, head_names(self.auxiliary), train=True, rng=dropout_key
-        )
+        outputs, stats = self.run_student(student, image, batch.labelled, dropout_key)
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         unsupervised, metrics = self.unsupervised(logits, views, state.step)

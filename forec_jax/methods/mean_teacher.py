@@ -11,8 +11,6 @@ from forec_jax.methods.parts.heads import (
     SEGMENTATION,
     STUDENT,
     class_probabilities,
-    head_names,
-    run_heads,
 )
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
@@ -26,8 +24,9 @@ class MeanTeacher(SemiSupervised):
 
     The teacher, an EMA of the student, labels the weak view in inference mode. Colour changes come first, on each
     image; then image, label, confidence and validity are mixed with the same boxes, unlabelled rows among themselves by
-    `mixing`, labelled rows among themselves by `labelled_mixing`. Student, BatchNorm and normalisers see the whole
-    global batch at once.
+    `mixing`, labelled rows among themselves by `labelled_mixing`; either may hold the student's own geometry beside that
+    (augment/geometry.py). Student, BatchNorm and normalisers see the whole global batch at once; with `separate_passes` the
+    student and BatchNorm see the labelled rows, then the others.
     With `partial_labels` the teacher also labels the pixels of labelled rows that nobody labelled (they are UNLABELLED;
     void stays void), and the batch needs no unlabelled rows.
     """
@@ -43,9 +42,7 @@ class MeanTeacher(SemiSupervised):
         image, views = self.views(teacher, batch.labelled, batch.unlabelled, view_key)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
-        outputs, stats = run_heads(
-            self.network, student, image, head_names(self.auxiliary), train=True, rng=dropout_key
-        )
+        outputs, stats = self.run_student(student, image, batch.labelled, dropout_key)
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         unsupervised, metrics = self.unsupervised(logits, views, state.step)

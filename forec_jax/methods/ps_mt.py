@@ -7,7 +7,19 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from forec_jax.contracts import Array, Aux, Batch, Labelled, PyTree, Terms, TrainState, Unlabelled, Variables, Views
+from forec_jax.contracts import (
+    Array,
+    Aux,
+    Batch,
+    HeadOutput,
+    Labelled,
+    PyTree,
+    Terms,
+    TrainState,
+    Unlabelled,
+    Variables,
+    Views,
+)
 from forec_jax.methods.entry import Epoch, MethodEntry, Parts, semi_supervised
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, decode_heads, head_names, run_heads
@@ -81,14 +93,13 @@ class PsMt(SemiSupervised, Options):
         image, views, teachers = self.views(state, batch.labelled, batch.unlabelled, view_key, dropout_key)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
-        features, stats = self.network.encode(student, image, train=True, rng=dropout_key)
-        features_of, changes = dict.fromkeys(head_names(self.auxiliary), features), {}
-        if self.epsilon and self.perturbed == "encoder":
-            features_of[SEGMENTATION] = self.moved(features, views, state, vat_key)
-        elif self.epsilon:
-            changes[SEGMENTATION] = lambda fused: self.moved(fused, views, state, vat_key)
-        student = student._replace(batch_stats=stats)
-        outputs, stats = decode_heads(self.network, student, features_of, train=True, rng=dropout_key, changes=changes)
+        outputs, stats = self.in_passes(
+            functools.partial(self.perturbed_pass, student, state),
+            student.batch_stats,
+            (image, views),
+            batch.labelled,
+            (dropout_key, vat_key),
+        )
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         unsupervised, metrics = self.unsupervised(
@@ -101,6 +112,21 @@ class PsMt(SemiSupervised, Options):
             for name, teacher in teachers.items()
         }
         return terms | unsupervised | task_terms, Aux({STUDENT: stats}, teacher_stats, memory, metrics | task_metrics)
+
+    def perturbed_pass(
+        self, student: Variables, state: TrainState, stats: PyTree, rows: tuple[Array, Views], keys: tuple[Array, Array]
+    ) -> tuple[dict[str, HeadOutput], PyTree]:
+        """Every head's output for images and their views, and the new batch_stats; the segmentation is perturbed."""
+        (image, views), (dropout_key, vat_key) = rows, keys
+        student = student._replace(batch_stats=stats)
+        features, stats = self.network.encode(student, image, train=True, rng=dropout_key)
+        features_of, changes = dict.fromkeys(head_names(self.auxiliary), features), {}
+        if self.epsilon and self.perturbed == "encoder":
+            features_of[SEGMENTATION] = self.moved(features, views, state, vat_key)
+        elif self.epsilon:
+            changes[SEGMENTATION] = lambda fused: self.moved(fused, views, state, vat_key)
+        student = student._replace(batch_stats=stats)
+        return decode_heads(self.network, student, features_of, train=True, rng=dropout_key, changes=changes)
 
     def views(
         self,

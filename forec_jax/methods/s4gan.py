@@ -27,7 +27,7 @@ from forec_jax.contracts import (
 from forec_jax.losses import discrimination, feature_matching
 from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
 from forec_jax.methods.parts.ema import SemiSupervised
-from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, head_names, run_heads
+from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, run_heads
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import (
     PseudoLabelOptions,
@@ -87,6 +87,7 @@ class S4Gan(SemiSupervised, _Game):
     nothing is said of a labelled row's pixel (void), D sees the prediction, and in the padding nothing: neither tells
     truth from prediction (unless `gaps` are "shown"). Auxiliary tasks see the student's own argmax and its confidence.
     The teacher is the student's EMA, to score beside it, and teaches nothing.
+    Before `start` D learns, and the student from labels alone.
     With `partial_labels` D sees each row twice, as predicted and with the truth that it has, so that the batch needs no
     unlabelled rows; pixels that nobody labelled learn from their argmax where D trusts the prediction.
     """
@@ -117,9 +118,7 @@ class S4Gan(SemiSupervised, _Game):
         image, views = self.views(batch.labelled, batch.unlabelled, view_key)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
-        outputs, stats = run_heads(
-            self.network, student, image, head_names(self.auxiliary), train=True, rng=dropout_key
-        )
+        outputs, stats = self.run_student(student, image, batch.labelled, dropout_key)
         logits = outputs[SEGMENTATION].output
         probabilities = jax.nn.softmax(logits, axis=-1)
         views = self_labelled(views, probabilities)
@@ -136,7 +135,8 @@ class S4Gan(SemiSupervised, _Game):
         unsupervised, metrics = self.unsupervised(logits, views._replace(confidence=trust), state.step)
         adversarial = {
             "feature_matching_loss": Term(
-                feature_matching(judging.latent, exhibit.is_real, exhibit.is_fake), self.feature_matching_weight
+                feature_matching(judging.latent, exhibit.is_real, exhibit.is_fake),
+                self.feature_matching_weight * self.started(state.step),
             ),
             "discriminator_real_loss": Term(real, 0.5),
             "discriminator_fake_loss": Term(fake, 0.5),
@@ -215,8 +215,9 @@ def build(o: Options, p: Parts) -> S4Gan:
     discriminator = discriminator_network(
         len(p.labels.classes), channels=o.channels, dropout=o.dropout, compute_dtype=p.compute_dtype
     )
-    # Labelled rows are mixed alike whatever augment.mix_labelled says: boxes in predictions alone would give them away.
-    return semi_supervised(S4Gan, p, o, discriminator=discriminator, labelled_mixing=p.mixing)
+    # Labelled rows are mixed and zoomed alike whatever augment.mix_labelled and student_labelled say: boxes or padding in
+    # predictions alone would give them away.
+    return semi_supervised(S4Gan, p, o, discriminator=discriminator, labelled_mixing=p.unlabelled_changes)
 
 
 def optimizers(o: Options, decayed: Callable[[float], optax.Schedule]) -> dict[str, optax.GradientTransformation]:

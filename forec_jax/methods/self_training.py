@@ -7,7 +7,7 @@ import jax
 from forec_jax.contracts import Array, Aux, Batch, PyTree, Terms, TrainState, Variables
 from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
 from forec_jax.methods.parts.ema import SemiSupervised
-from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, head_names, run_heads
+from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
 from forec_jax.methods.parts.views import labelled_rows, stored_rows, student_input
@@ -30,9 +30,7 @@ class SelfTraining(SemiSupervised):
         image, views = student_input(labelled, self.mixing(mixing_p, stored_rows(colour_p, batch.pseudo, self.colour)))
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
-        outputs, stats = run_heads(
-            self.network, student, image, head_names(self.auxiliary), train=True, rng=dropout_key
-        )
+        outputs, stats = self.run_student(student, image, batch.labelled, dropout_key)
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         unsupervised, metrics = self.unsupervised(logits, views, state.step)

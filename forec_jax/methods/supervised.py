@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 
-from forec_jax.augment import NoMixing
 from forec_jax.contracts import Array, Aux, Batch, PyTree, Terms, TrainState, Variables
 from forec_jax.methods.entry import MethodEntry, Parts
 from forec_jax.methods.parts.ema import WithLabels
@@ -43,11 +42,11 @@ class Supervised(WithLabels):
 
 def build(_: NoOptions, p: Parts) -> Supervised:
     """The method from its parts. Rows with partial labels are mixed where asked alone: no teacher completes them."""
-    mixing = p.mixing if p.mix_labelled else NoMixing()
+    changes = p.labelled_changes(completed=False)
     shared = p.shared(SupervisedOptions)
     options = taken(Supervised, shared, p.ema)
     loss = supervised_loss(shared)
-    return Supervised(p.network(p.heads), p.colour, mixing, p.auxiliary, loss, p.colour_labelled, **options)
+    return Supervised(p.network(p.heads), p.colour, changes, p.auxiliary, loss, p.colour_labelled, **options)
 
 
 ENTRY = MethodEntry(

@@ -1,7 +1,7 @@
 """UniMatch: two strong views, and the weak one with perturbed features (Yang et al., CVPR 2023)."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,8 @@ class UniMatch(SemiSupervised, Options):
     Two strong views of each unlabelled row go through in a second pass. Auxiliary heads see the labelled rows and the
     strong views, with features as they are. The teacher is the student's EMA, to score beside it, and teaches nothing.
     """
+
+    own_passes: ClassVar[bool] = True
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""

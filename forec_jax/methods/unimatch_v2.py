@@ -1,6 +1,7 @@
 """UniMatch V2: two strong views with complementary dropout, and an EMA teacher (Yang et al., TPAMI 2025)."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -38,6 +39,8 @@ class UniMatchV2(SemiSupervised, Options):
     labelled rows in one pass, and two strong views of each unlabelled row in another. Between encoder and segmentation
     each view of a pair keeps the channels that the other drops. Auxiliary heads see all rows and features as they are.
     """
+
+    own_passes: ClassVar[bool] = True
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: jax.Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""

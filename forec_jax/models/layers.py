@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from forec_jax.models.conv import Padding, conv2d
+from forec_jax.models.resize import resize
 
 Array = jax.Array
 
@@ -55,6 +56,14 @@ def valid_extent(valid: Array, stride: int) -> Array:
     """i32[B,2]: rows and columns of the valid top-left rectangle of bool[B,H,W] at a feature map's stride."""
     rows, columns = valid[:, :, 0].sum(1), valid[:, 0, :].sum(1)
     return -(-jnp.stack([rows, columns], axis=1).astype(jnp.int32) // stride)
+
+
+def resize_valid(x: Array, size: tuple[int, int], valid: Array | None, align_corners: bool) -> Array:
+    """Features [B,h,w,C] at another size, bilinearly; with `valid` (as in `keep_valid`) those of the valid area alone."""
+    if valid is None:
+        return resize(x, size, align_corners=align_corners)
+    before, after = (valid_extent(valid, valid.shape[1] // height) for height in (x.shape[1], size[0]))
+    return resize(x, size, align_corners=align_corners, extent_in=before, extent_out=after)
 
 
 def mean_pixel(x: Array, valid: Array | None) -> Array:

@@ -262,7 +262,7 @@ class _Parts:
             maps = (jax.eval_shape(lambda v, *m: fusion.apply(v, *m, size, None), variables, *maps),)
             fusing = variables if self.fused[name] == name else {}
         classifying = head.lazy_init(key, *maps, size, None)
-        return {kind: {**fusing.get(kind, {}), **classifying[kind]} for kind in classifying}
+        return {kind: {**fusing.get(kind, {}), **classifying.get(kind, {})} for kind in {**fusing, **classifying}}
 
 
 def _inputs(features: Features) -> tuple[Any, ...]:

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from forec_jax.models.layers import valid_extent
-
 Array = jax.Array
 
 
@@ -47,17 +45,6 @@ def resize(
                 _weights(x.shape[1 + axis], size[axis], extent_in[:, axis], extent_out[:, axis], align_corners)
             )
     return _apply(x, matrices[0], matrices[1])
-
-
-def resize_valid(x: Array, size: tuple[int, int], valid: Array | None, align_corners: bool) -> Array:
-    """Features [B,h,w,C] of images at another size, the valid part of each for itself.
-
-    `valid` is bool[B,H,W] at the images' size, a multiple of the features' sizes before and after; None: every pixel.
-    """
-    if valid is None:
-        return resize(x, size, align_corners=align_corners)
-    before, after = (valid_extent(valid, valid.shape[1] // height) for height in (x.shape[1], size[0]))
-    return resize(x, size, align_corners=align_corners, extent_in=before, extent_out=after)
 
 
 def _static_weights(old: int, new: int, align_corners: bool) -> np.ndarray:

@@ -137,6 +137,17 @@ def test_a_repeated_example_is_seen_differently():
     assert len({image.tobytes() for image in images}) == 8
 
 
+def test_unlabelled_rows_are_cropped_alone_on_request():
+    """Images of 40 pixels, crop 33, a scale of half: 20 by 20 pixels are valid; at their own size all are."""
+    geometry = Geometry(33, (0.5, 0.5), unlabelled_plain=True)
+    for batch in batches(3, geometry=geometry):
+        assert (batch.labelled.valid.sum((1, 2)) == 20 * 20).all()
+        assert batch.unlabelled.valid.all()
+    assert geometry.of("unlabelled") == Geometry(33, (1.0, 1.0), flip=False, unlabelled_plain=True)
+    assert geometry.of("pseudo") is geometry
+    assert Geometry(33).of("unlabelled") == Geometry(33)
+
+
 def test_streams_are_drawn_independently():
     run = batches(10, source=Numbers(16), unlabelled=Numbers(16), batch_unlabelled=4)
     assert [shown(b.labelled) for b in run] != [shown(b.unlabelled) for b in run]

@@ -11,15 +11,17 @@ from forec_jax.config import defaults
 from forec_jax.contracts import IGNORE, Batch, HeadSpec, Labelled, Unlabelled, Views
 from forec_jax.data.source import Labels
 from forec_jax.experiment import build
-from forec_jax.methods import METHODS, Auxiliary, MeanTeacher
+from forec_jax.methods import METHODS, Auxiliary, ImageReconstruction, MeanTeacher
 from forec_jax.methods.entry import Epoch
 from forec_jax.methods.parts.ema import SemiSupervised
-from forec_jax.methods.parts.views import without_pseudo_labels
+from forec_jax.methods.parts.views import labels_alone
 from forec_jax.training import first_state
 from forec_jax.variants import apply_variant
 
 LABELS = Labels(("background", "disc", "square"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)), (0,))
 PSEUDO = [name for name, entry in METHODS.items() if "unlabelled" in entry.needs]
+GAME = {"feature_matching_loss", "discriminator_real_loss", "discriminator_fake_loss"}
+"""Terms of s4gan that are no word of a pseudo-label."""
 
 
 def same_colour(key, image, valid):
@@ -74,10 +76,14 @@ def test_hidden_pseudo_labels_leave_the_ground_truth_alone():
     truth = jnp.array([[[True, False]]])
     one = jnp.ones((1, 1, 2))
     views = Views(one[..., None], jnp.array([[[2, 1]]]), jnp.array([[[1, 0.8]]]), truth, one > 0, jnp.array([True]))
-    shown, hidden = (without_pseudo_labels(views, jnp.asarray(flag)) for flag in (False, True))
+    shown, hidden = (labels_alone(views, jnp.asarray(flag)) for flag in (False, True))
     np.testing.assert_array_equal(shown.label, [[[2, 1]]])
     np.testing.assert_array_equal(hidden.label, [[[2, IGNORE]]])
     np.testing.assert_array_equal(hidden.confidence, [[[1, 0]]])
+    assert hidden.valid.all()  # a pixel of a labelled image, though nobody labelled it
+    other = views._replace(is_ground_truth=~truth & truth, labelled_row=jnp.array([False]))
+    assert labels_alone(other, jnp.asarray(False)).valid.all()
+    assert not labels_alone(other, jnp.asarray(True)).valid.any()
 
 
 @pytest.mark.parametrize("name", PSEUDO)
@@ -93,8 +99,58 @@ def test_no_pseudo_label_teaches_before_the_start(make_toy_network, monkeypatch,
     weights = []
     for step in (3, 4):
         terms, _ = method.loss(state.params, state._replace(step=jnp.asarray(step)), batch, jax.random.key(0))
-        weights.append(float(terms["unsupervised_loss"].weight))
+        teaching = terms.keys() - {"supervised_loss"} - GAME
+        weights.append(sum(float(terms[name].weight) for name in teaching))
     assert weights == [0, pytest.approx(c.method.unsupervised_weight)]
+    views = 2 if name.startswith("unimatch") else 1  # strong ones of each row
     assert task.truth == [2 * 16 * 16] * 2
-    assert task.pseudo == [0, 2 * 16 * 16]
+    assert task.pseudo == [0, views * 2 * 16 * 16]
     assert task.confidence[0] == 0 < task.confidence[1]
+
+
+def test_nothing_of_an_unlabelled_row_is_reconstructed_before_the_start(make_toy_network):
+    """Neither its pseudo-labels nor its image; labelled rows are, and from the start on all of them."""
+    task = ImageReconstruction()
+    heads = (HeadSpec("segmentation", 3), task.head)
+    method = MeanTeacher(make_toy_network(heads), same_colour, NoMixing(), (Auxiliary(1.0, task),), start=3)
+    state = first_state(method, optax.sgd(0.1), seed=0)
+
+    def pixels(step):
+        terms, _ = method.loss(state.params, state._replace(step=jnp.asarray(step)), make_batch(), jax.random.key(0))
+        return [float(terms[f"reconstruction_{rows}_loss"].mean.number) for rows in ("labelled", "unlabelled")]
+
+    every = 2 * 16 * 16 * 3
+    assert [pixels(2), pixels(3)] == [[every, 0], [every, every]]
+
+
+def test_s4gans_student_matches_no_features_before_the_start(make_toy_network, monkeypatch):
+    c = apply_variant(defaults(), "s4gan")
+    c.method.start = 3.0
+    monkeypatch.setattr(build, "build_network", lambda c, heads: make_toy_network(heads))
+    method = build.build_method(c, LABELS)
+    state = first_state(method, optax.sgd(0.1), seed=0)
+    weights = [
+        {name: float(term.weight) for name, term in terms.items()}
+        for step in (2, 3)
+        for terms, _ in [
+            method.loss(state.params, state._replace(step=jnp.asarray(step)), make_batch(), jax.random.key(0))
+        ]
+    ]
+    assert [each["feature_matching_loss"] for each in weights] == [0, pytest.approx(0.1)]
+    assert [each["discriminator_real_loss"] for each in weights] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", PSEUDO)
+def test_a_start_in_passes_over_the_labelled_images(name):
+    """Two passes of 12 steps are 24 steps, whatever `start` was; a run that goes on finds the same."""
+    c = apply_variant(defaults(), name)
+    assert build.with_epoch(c, Epoch(50, 12)).method.start == 0
+    c.method.start_passes = 2
+    resolved = build.with_epoch(c, Epoch(50, 12))
+    assert resolved.method.start == 24
+    assert build.with_epoch(resolved, Epoch(50, 12)).method.start == 24
+
+
+def test_supervised_training_has_no_start():
+    c = apply_variant(defaults(), "supervised")
+    assert build.with_epoch(c, Epoch(50, 12)) is c

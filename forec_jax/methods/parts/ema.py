@@ -2,15 +2,40 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
 
 from forec_jax.augment import Mixing, NoMixing
-from forec_jax.contracts import Array, HeadOutput, Metrics, Network, PyTree, Terms, TrainState, Variables, Views
+from forec_jax.contracts import (
+    Array,
+    HeadOutput,
+    Labelled,
+    Metrics,
+    Network,
+    PyTree,
+    Terms,
+    TrainState,
+    Variables,
+    Views,
+)
 from forec_jax.losses import mean_cross_entropy
-from forec_jax.methods.parts.heads import STUDENT, Auxiliary, auxiliary_terms, class_probabilities, first_memory
+from forec_jax.methods.parts.heads import (
+    STUDENT,
+    Auxiliary,
+    Pass,
+    auxiliary_terms,
+    class_probabilities,
+    first_memory,
+    head_names,
+    run_heads,
+    two_passes,
+)
 from forec_jax.methods.parts.ramp import ramp_up
 from forec_jax.methods.parts.teacher import EmaOptions, ema_of_student, first_teacher
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedLoss, SupervisedWeight, unsupervised_terms
-from forec_jax.methods.parts.views import Colour, unchanged, without_pseudo_labels
+from forec_jax.methods.parts.views import Colour, labels_alone, unchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +94,34 @@ class WithLabels(EmaMethod, SupervisedWeight):
 class SemiSupervised(WithLabels, PseudoLabelOptions):
     """The fields of a method that learns from pseudo-labels as well. `start` and `ramp` are in steps.
 
-    Before `start` no pseudo-label teaches: an untrained network may be sure of what it says.
+    Before `start` labels alone teach: an untrained network may be sure of what it says. The teacher follows all the same,
+    and BatchNorm sees all rows.
     """
 
+    own_passes: ClassVar[bool] = False  # whether the method has passes of its own, whatever `separate_passes` says
     labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     partial_labels: bool = False  # whether labelled rows have UNLABELLED pixels, which are then pseudo-labelled
+
+    def run_student(
+        self, student: Variables, image: Array, labelled: Labelled, key: Array
+    ) -> tuple[dict[str, HeadOutput], PyTree]:
+        """Every head's output for the student's images, and its new batch_stats; in one pass or two."""
+
+        def forward(stats: PyTree, image: Array, key: Array) -> tuple[dict[str, HeadOutput], PyTree]:
+            now = student._replace(batch_stats=stats)
+            return run_heads(self.network, now, image, head_names(self.auxiliary), train=True, rng=key)
+
+        return self.in_passes(forward, student.batch_stats, image, labelled, key)
+
+    def in_passes(
+        self, forward: Pass, stats: PyTree, rows: PyTree, labelled: Labelled, keys: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """One pass over all rows, or with `separate_passes` one over the labelled rows and then one over the others."""
+        count = labelled.image.shape[0]
+        alone = count == jax.tree.leaves(rows)[0].shape[0]
+        if alone or not self.separate_passes:
+            return forward(stats, rows, keys)
+        return two_passes(forward, stats, rows, count, keys)
 
     def unsupervised(
         self, logits: Array, views: Views, step: Array, *, pixel_weight: Array | float = 1.0, warmup: int = 0
@@ -88,10 +136,14 @@ class SemiSupervised(WithLabels, PseudoLabelOptions):
             pixel_weight=pixel_weight,
         )
 
+    def started(self, step: Array) -> Array | float:
+        """1 from `start` on, 0 before it: for losses of unlabelled rows that need no pseudo-label."""
+        return (step >= self.start).astype(jnp.float32) if self.start else 1.0
+
     def task_terms(
         self, outputs: Mapping[str, HeadOutput], views: Views, state: TrainState, key: Array
     ) -> tuple[Terms, Metrics, dict[str, PyTree]]:
-        """The auxiliary tasks' terms, metrics and memory in a step; before `start` they see no pseudo-label."""
+        """The auxiliary tasks' terms, metrics and memory in a step; before `start` they see no unlabelled row."""
         if self.start:
-            views = without_pseudo_labels(views, state.step < self.start)
+            views = labels_alone(views, state.step < self.start)
         return auxiliary_terms(self.auxiliary, outputs, views, key, state.memory)

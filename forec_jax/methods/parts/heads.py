@@ -20,11 +20,16 @@ from forec_jax.contracts import (
     Variables,
     Views,
 )
+from forec_jax.methods.parts.views import apart, interleave
 
 STUDENT = "student"
 """The trained network's name among a method's."""
 
 SEGMENTATION = "segmentation"
+
+
+Pass = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+"""(batch_stats, rows, keys) -> what a network makes of the rows, and the batch_stats after them."""
 
 
 class Auxiliary(NamedTuple):
@@ -73,6 +78,26 @@ def decode_heads(
             seen = changes[head](seen)
         outputs[head], stats = network.classify(variables._replace(batch_stats=stats), head, seen, train=train, rng=rng)
     return outputs, stats
+
+
+def two_passes(forward: Pass, stats: PyTree, rows: PyTree, labelled: int, keys: PyTree) -> tuple[PyTree, PyTree]:
+    """A pass over the labelled rows, then one over the others: BatchNorm normalises each kind by itself.
+
+    Args:
+        forward: the pass; what it makes of rows are arrays with a row for each.
+        stats: the batch_stats, which the labelled rows move first and the others after that.
+        rows: arrays [B,...] as `interleave` joins them.
+        labelled: how many of them are labelled rows.
+        keys: random keys; each pass has keys of its own.
+
+    Returns:
+        What was made of all rows, in their order, and the batch_stats after both passes.
+    """
+    first, others = (jax.tree.map(lambda leaf, part=part: apart(leaf, labelled)[part], rows) for part in (0, 1))
+    first_keys, other_keys = (jax.tree.map(lambda key, part=part: jax.random.split(key)[part], keys) for part in (0, 1))
+    of_first, stats = forward(stats, first, first_keys)
+    of_others, stats = forward(stats, others, other_keys)
+    return jax.tree.map(interleave, of_first, of_others), stats
 
 
 def class_probabilities(network: Network, variables: Variables, image: Array, valid: Array | None = None) -> Array:

@@ -51,10 +51,18 @@ class PseudoLabelOptions:
     )
     unsupervised_weight: float = option(1.0, "of L_u; s4gan: of the self-training", at_least(0))
     start: float = option(
-        0.0, "first without pseudo-labels, in the tasks too: steps, or below 1 a fraction of all steps", STEPS
+        0.0, "first from labels alone, in the tasks too: steps, or below 1 a fraction of all steps", STEPS
+    )
+    start_passes: int = option(
+        0, "the same in passes over the labelled images, in place of `start`; 0: none", at_least(0)
     )
     ramp: float = option(
         0.0, "rise of that weight from 0, by a cosine: steps, or below 1 a fraction of all steps; 0: none", STEPS
+    )
+    separate_passes: bool = option(
+        False,
+        "labelled rows pass the student first, then the others, each with BatchNorm's statistics of its own (ReCo, PS-MT, "
+        "S4GAN); otherwise all together",
     )
     normaliser: Normaliser = option(
         "valid",

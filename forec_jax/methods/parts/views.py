@@ -90,8 +90,8 @@ def taught_views(
         key: of the colour changes and the mixing.
         colour: of the student's view of the unlabelled rows.
         labelled_colour: of its view of the labelled rows.
-        mixing: of the unlabelled rows among themselves.
-        labelled_mixing: of the labelled rows among themselves.
+        mixing: of the unlabelled rows among themselves, with the student's own geometry where it has one.
+        labelled_mixing: the same of the labelled rows.
         partial_labels: whether the labelled rows have UNLABELLED pixels.
     """
     colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
@@ -135,10 +135,17 @@ def self_labelled(views: Views, probabilities: Array) -> Views:
     )
 
 
-def without_pseudo_labels(views: Views, hidden: Array) -> Views:
-    """The views without what no ground truth says, where `hidden` bool[] is True: IGNORE, and a confidence of 0."""
+def labels_alone(views: Views, hidden: Array) -> Views:
+    """The views with ground truth alone, where `hidden` bool[] is True.
+
+    What no ground truth says is IGNORE, with a confidence of 0, and nothing of an unlabelled row is valid.
+    """
     gone = hidden & ~views.is_ground_truth
-    return views._replace(label=jnp.where(gone, IGNORE, views.label), confidence=jnp.where(gone, 0.0, views.confidence))
+    return views._replace(
+        label=jnp.where(gone, IGNORE, views.label),
+        confidence=jnp.where(gone, 0.0, views.confidence),
+        valid=views.valid & (views.labelled_row[:, None, None] | ~hidden),
+    )
 
 
 def _pseudo_labels(probabilities: Array) -> tuple[Array, Array]:
@@ -157,6 +164,14 @@ def interleave(labelled: Array, unlabelled: Array) -> Array:
     if labelled.shape[0] != unlabelled.shape[0]:
         return jnp.concatenate([labelled, unlabelled])
     return jnp.stack([labelled, unlabelled], axis=1).reshape(2 * labelled.shape[0], *labelled.shape[1:])
+
+
+def apart(rows: Array, labelled: int) -> tuple[Array, Array]:
+    """What `interleave` has joined: the so many labelled rows, and the others."""
+    if 2 * labelled != rows.shape[0]:
+        return rows[:labelled], rows[labelled:]
+    pairs = rows.reshape(labelled, 2, *rows.shape[1:])
+    return pairs[:, 0], pairs[:, 1]
 
 
 def student_input(labelled: Rows, unlabelled: Rows | None) -> tuple[Array, Views]:

@@ -45,7 +45,9 @@ class _Painting(RowWeights):
 class _ForegroundPainting(_Painting, PseudoTruth):
     """What the foreground's has beside that."""
 
-    void: Void = option("exclude", 'foreground: void ground truth is left out, or "zero" as Eq. 3 to the letter')
+    void: Void = option(
+        "exclude", 'foreground: void ground truth is left out, or "zero" as Eq. 3 to the letter; padding is out'
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,7 @@ class ForegroundReconstruction(_ForegroundPainting):
 
     A pixel's class is its ground truth, or the teacher's pseudo-label where it is more confident than `threshold`.
     Void pixels of the ground truth are excluded; `void="zero"` reads Eq. 3 to the letter (not foreground, hence 0).
+    Padding is excluded in either case, of which the paper does not speak.
     """
 
     memory: ClassVar[PyTree] = ()

@@ -10,9 +10,8 @@ from flax import linen as nn
 
 from forec_jax.contracts import HeadSpec
 from forec_jax.models.decoders.linear import LinearHead
-from forec_jax.models.layers import Conv, ConvNorm, keep_valid, mean_pixel
+from forec_jax.models.layers import Conv, ConvNorm, keep_valid, mean_pixel, resize_valid
 from forec_jax.models.network import Decoder, DecoderEntry, Form
-from forec_jax.models.resize import resize_valid
 from forec_jax.options import BELOW_1, at_least, must_be, one_of, option
 
 Array = jax.Array

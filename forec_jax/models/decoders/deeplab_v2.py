@@ -1,4 +1,4 @@
-"""DeepLabV2's decoder (Chen et al., TPAMI 2018): four dilated convolutions of the last map, added up."""
+"""DeepLabV2's decoder (Chen et al., TPAMI 2018): classes straight from the last map, by parallel dilated convolutions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from forec_jax.contracts import HeadSpec
-from forec_jax.models.decoders.deeplab import RATES
 from forec_jax.models.decoders.linear import LinearHead
-from forec_jax.models.layers import Conv
+from forec_jax.models.layers import Conv, resize_valid
 from forec_jax.models.network import Decoder, DecoderEntry, Form
-from forec_jax.models.resize import resize_valid
-from forec_jax.options import option
+from forec_jax.options import must_be, option
 
 Array = jax.Array
 
@@ -23,38 +21,46 @@ Array = jax.Array
 class DeepLabV2Options:
     """The decoder's form; published with an encoder of output stride 8."""
 
-    rates: tuple[int, ...] = option((6, 12, 18, 24), "dilations of the 3x3 convolutions that are added up", RATES)
-    align_corners: bool = option(True, "of the bilinear resize to the image")
+    rates: tuple[int, ...] = option(
+        (6, 12, 18, 24),
+        "dilations of the parallel 3x3 convolutions, whose results are added up",
+        must_be("whole numbers from 1 on, such as (6, 12, 18, 24)", lambda rates: len(rates) > 0 and min(rates) >= 1),
+    )
+    align_corners: bool = option(True, "of the bilinear resize to the image's size")
 
 
-class _Decoder(nn.Module):
-    """A 3x3 convolution with bias for each rate, straight to the output's channels; their sum."""
+class _Head(nn.Module):
+    """Dilated 3x3 convolutions with a bias, from the last map to the outputs, added up (ASPP-L)."""
 
     channels: int
     options: DeepLabV2Options
-    upsample: bool
-    dtype: Any
+    upsample: bool = True
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, *inputs: Any) -> tuple[Array, Array]:
-        """(*maps, size, valid), the last map [B,h,w,C] -> f32[B,*size,channels] (or at the map's size), the last map."""
-        *_, high, size, valid = inputs
-        output = jnp.zeros(())
-        for index, rate in enumerate(self.options.rates, start=1):
-            branch = Conv(self.channels, size=3, dilation=rate, last=True, dtype=self.dtype, name=f"atrous{index}")
-            output = output + branch(high, valid).astype(jnp.float32)
+        """(*maps, size, valid), the last map [B,h,w,C] -> f32[B,*size,channels] (or [B,h,w,channels]), [B,h,w,C]."""
+        *_, x, size, valid = inputs
+        branches = [
+            Conv(self.channels, size=3, dilation=rate, last=True, dtype=self.dtype, name=f"atrous{index}")(x, valid)
+            for index, rate in enumerate(self.options.rates, start=1)
+        ]
+        output = sum((branch.astype(jnp.float32) for branch in branches), start=jnp.zeros((), jnp.float32))
         if self.upsample:
             output = resize_valid(output, size, valid, self.options.align_corners)
-        return output, high
+        return output, x
 
 
 def build(o: DeepLabV2Options, form: Form) -> Decoder:
-    """DeepLabV2's decoder, one a head. What enters the last convolutions is the encoder's last map."""
+    """DeepLabV2's decoder as any number of heads. Nothing is fused: each reads the encoder's last map itself.
+
+    The latent image of a head, what enters its last convolution, is that map.
+    """
 
     def head(spec: HeadSpec) -> Callable[[bool], nn.Module]:
         if spec.linear:
             return lambda train: LinearHead(spec.channels, train, form.dtype)
-        return lambda train: _Decoder(spec.channels, o, spec.upsample, form.dtype)
+        return lambda train: _Head(spec.channels, o, spec.upsample, form.dtype)
 
     return Decoder(head, reads="low_high")
 

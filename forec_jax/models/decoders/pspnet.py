@@ -1,4 +1,4 @@
-"""PSPNet's decoder (Zhao et al., CVPR 2017): means over a pyramid of bins beside the last map."""
+"""PSPNet's decoder (Zhao et al., CVPR 2017): means of the last map over grids of a few cells, beside the map itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,124 +7,129 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from forec_jax.contracts import HeadSpec
 from forec_jax.models.decoders.linear import LinearHead
-from forec_jax.models.layers import Conv, ConvNorm, valid_extent
+from forec_jax.models.layers import Conv, ConvNorm, keep_valid, resize_valid, valid_extent
 from forec_jax.models.network import Decoder, DecoderEntry, Form
-from forec_jax.models.resize import resize, resize_valid
+from forec_jax.models.resize import resize
 from forec_jax.options import BELOW_1, at_least, must_be, option
 
 Array = jax.Array
 
-_BINS = must_be("whole numbers from 1 on, such as (1, 2, 3, 6)", lambda bins: len(bins) > 0 and min(bins) >= 1)
-
 
 @dataclass(frozen=True)
-class PspNetOptions:
-    """The decoder's form; published with an encoder of output stride 8."""
+class PSPNetOptions:
+    """The decoder's form: CCT's and PS-MT's as well; published with an encoder of output stride 8."""
 
-    bins: tuple[int, ...] = option((1, 2, 3, 6), "rows and columns of bins of each level of the pyramid", _BINS)
-    channels: int = option(512, "of the 3x3 convolution behind the pyramid", at_least(1))
-    dropout: float = option(0.1, "of channels, after that convolution", BELOW_1)
+    bins: tuple[int, ...] = option(
+        (1, 2, 3, 6),
+        "cells along a side of each grid of means",
+        must_be("whole numbers from 1 on, such as (1, 2, 3, 6)", lambda bins: len(bins) > 0 and min(bins) >= 1),
+    )
+    channels: int = option(512, "of the 3x3 convolution that joins the levels", at_least(1))
+    dropout: float = option(0.1, "of channels, before the last convolution", BELOW_1)
     align_corners: bool = option(True, "of every bilinear resize")
 
 
-class _Pyramid(nn.Module):
-    """The first half of a head: the last map, and beside it the means over each level's bins, resized to its size."""
+class _Fusion(nn.Module):
+    """The first half of a head: pyramid pooling, and a 3x3 convolution of all levels beside the map."""
 
-    options: PspNetOptions
+    options: PSPNetOptions
     train: bool
-    momentum: float
-    dtype: Any
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, *inputs: Any) -> Array:
-        """(*maps, size, valid), the last map [B,h,w,C] -> [B,h,w,2C] where the number of levels divides C."""
-        *_, high, _, valid = inputs
-        height, width, channels = high.shape[1:]
-        extent = jnp.full((high.shape[0], 2), jnp.array([height, width]))
-        if valid is not None:
-            extent = valid_extent(valid, valid.shape[1] // height)
-        levels = [high]
-        for bins in self.options.bins:
-            each = ConvNorm(
-                max(channels // len(self.options.bins), 1),
-                self.train,
-                momentum=self.momentum,
-                dtype=self.dtype,
-                name=f"level{bins}",
-            )
-            pooled = each(adaptive_mean(high, extent, bins))
-            whole = jnp.full_like(extent, bins)
-            levels.append(
-                resize(
-                    pooled,
-                    (height, width),
-                    align_corners=self.options.align_corners,
-                    extent_in=whole,
-                    extent_out=extent,
-                )
-            )
-        return jnp.concatenate(levels, axis=-1)
+        """(*maps, size, valid), the last map [B,h,w,C] -> [B,h,w,options.channels]; a level has C / len(bins) channels."""
+        *_, x, _, valid = inputs
+        options = self.options
+        shared: dict[str, Any] = {"train": self.train, "momentum": self.momentum, "dtype": self.dtype}
+        channels = max(x.shape[-1] // len(options.bins), 1)
+        levels = [keep_valid(x, valid)]
+        for index, bins in enumerate(options.bins, start=1):
+            means = ConvNorm(channels, name=f"level{index}", **shared)(_cell_means(x, bins, valid))
+            levels.append(_spread(means, x, valid, options.align_corners))
+        return ConvNorm(options.channels, size=3, name="bottleneck", **shared)(jnp.concatenate(levels, -1), valid)
 
 
 class _Classifier(nn.Module):
-    """The second half: a 3x3 convolution, dropout, and the last 1x1."""
+    """The second half: dropout and the last 1x1 convolution; a head that reads another's map has a 3x3 one before them."""
 
     channels: int
-    options: PspNetOptions
+    reads: bool
+    options: PSPNetOptions
     train: bool
-    upsample: bool
-    momentum: float
-    dtype: Any
+    upsample: bool = True
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, size: tuple[int, int], valid: Array | None) -> tuple[Array, Array]:
         """[B,h,w,C] -> f32[B,*size,channels] (or [B,h,w,channels]), [B,h,w,options.channels]."""
-        join = ConvNorm(
-            self.options.channels, self.train, size=3, momentum=self.momentum, dtype=self.dtype, name="join"
-        )
-        x = join(x, valid)
-        x = nn.Dropout(self.options.dropout, broadcast_dims=(1, 2), deterministic=not self.train)(x)
+        options = self.options
+        if self.reads:
+            own = ConvNorm(options.channels, self.train, 3, momentum=self.momentum, dtype=self.dtype, name="own")
+            x = own(x, valid)
+        x = nn.Dropout(options.dropout, broadcast_dims=(1, 2), deterministic=not self.train)(x)
         output = Conv(self.channels, last=True, dtype=self.dtype, name="last")(x).astype(jnp.float32)
         if self.upsample:
-            output = resize_valid(output, size, valid, self.options.align_corners)
+            output = resize_valid(output, size, valid, options.align_corners)
         return output, x
 
 
-def adaptive_mean(x: Array, extent: Array, bins: int) -> Array:
-    """Means over bins x bins parts of the top-left i32[B,2] of [B,h,w,C], [B,bins,bins,C]; summed in float32.
+def _cell_means(x: Array, bins: int, valid: Array | None) -> Array:
+    """Means of the (valid) pixels of [B,h,w,C] over a grid of bins x bins cells -> [B,bins,bins,C], summed in float32."""
+    rows, columns = (_cells(bins, x.shape[axis], _extent(x, valid)[:, axis - 1]) for axis in (1, 2))
+    exact = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+    across = jnp.einsum("bhwc,bjw->bhjc", x.astype(jnp.float32), columns, **exact)
+    return jnp.einsum("bhjc,bih->bijc", across, rows, **exact).astype(x.dtype)
 
-    Part i of n pixels reaches from floor(i n / bins) to ceil((i + 1) n / bins), so that parts may share pixels (PyTorch's
-    adaptive pooling).
+
+def _cells(bins: int, length: int, extent: Array) -> Array:
+    """f32[B,bins,length]: what each pixel gives to a cell's mean; cell i holds those from floor(i n / bins) to below
+    ceil((i + 1) n / bins) of an image's n = extent, as PyTorch's adaptive pooling. Neighbours may share a pixel.
     """
-
-    def share(size: int, number: Array) -> Array:
-        """f32[B,bins,size]: what each pixel counts in each part."""
-        part, pixel = jnp.arange(bins)[None, :], jnp.arange(size)[None, None]
-        start = part * number[:, None] // bins
-        end = -(-(part + 1) * number[:, None] // bins)
-        inside = (pixel >= start[..., None]) & (pixel < end[..., None])
-        return inside / (end - start)[..., None]
-
-    rows, columns = share(x.shape[1], extent[:, 0]), share(x.shape[2], extent[:, 1])
-    full = jax.lax.Precision.HIGHEST
-    return jnp.einsum("bih,bhwc,bjw->bijc", rows, x.astype(jnp.float32), columns, precision=full).astype(x.dtype)
+    cell, extent = jnp.arange(bins)[None], extent[:, None]
+    start, end = cell * extent // bins, -(-(cell + 1) * extent // bins)
+    pixel = jnp.arange(length)[None, None]
+    inside = (pixel >= start[..., None]) & (pixel < end[..., None])
+    return inside / (end - start)[..., None].astype(jnp.float32)
 
 
-def build(o: PspNetOptions, form: Form) -> Decoder:
-    """PSPNet's decoder, one a head."""
+def _spread(means: Array, like: Array, valid: Array | None, align_corners: bool) -> Array:
+    """Means [B,n,n,C] as a map of the size of `like`, over each image's valid area."""
+    size, bins = (like.shape[1], like.shape[2]), means.shape[1]
+    if valid is None:
+        return resize(means, size, align_corners=align_corners)
+    before = jnp.full((means.shape[0], 2), bins, jnp.int32)
+    return resize(means, size, align_corners=align_corners, extent_in=before, extent_out=_extent(like, valid))
+
+
+def _extent(x: Array, valid: Array | None) -> Array:
+    """i32[B,2]: the valid rows and columns of [B,h,w,C]."""
+    if valid is None:
+        return jnp.broadcast_to(jnp.asarray(x.shape[1:3], jnp.int32)[None], (x.shape[0], 2))
+    return valid_extent(valid, valid.shape[1] // x.shape[1])
+
+
+def build(o: PSPNetOptions, form: Form) -> Decoder:
+    """PSPNet's decoder as any number of heads, each with a pyramid of its own unless it reads another's.
+
+    What is fused is the 3x3 convolution's map, which PS-MT and CCT perturb; the latent image of a head, what enters its
+    last convolution, is that map after dropout.
+    """
 
     def head(spec: HeadSpec) -> Callable[[bool], nn.Module]:
         if spec.linear:
             return lambda train: LinearHead(spec.channels, train, form.dtype)
-        return lambda train: _Classifier(spec.channels, o, train, spec.upsample, form.momentum, form.dtype)
+        return lambda train: _Classifier(
+            spec.channels, bool(spec.reads), o, train, spec.upsample, form.momentum, form.dtype
+        )
 
-    def pyramid(train: bool) -> nn.Module:
-        return _Pyramid(o, train, form.momentum, form.dtype)
-
-    return Decoder(head, reads="low_high", fuse=pyramid)
+    return Decoder(head, reads="low_high", fuse=lambda train: _Fusion(o, train, form.momentum, form.dtype))
 
 
-ENTRY = DecoderEntry("pspnet", PspNetOptions, build)
+ENTRY = DecoderEntry("pspnet", PSPNetOptions, build)

@@ -9,9 +9,8 @@ from flax import linen as nn
 
 from forec_jax.contracts import HeadSpec
 from forec_jax.models.encoders.unet import Convolution, UNetOptions, level_channels
-from forec_jax.models.layers import Conv, valid_extent
+from forec_jax.models.layers import Conv, resize_valid
 from forec_jax.models.network import Decoder, DecoderEntry, Form
-from forec_jax.models.resize import resize
 
 Array = jax.Array
 
@@ -34,18 +33,13 @@ class _Decoder(nn.Module):
         x = bottom
         for level in reversed(range(len(skips))):
             skip, number = skips[level], self.channels[max(level - 1, 0)]
-            x = jnp.concatenate([self._enlarged(x, skip, valid), skip], axis=-1)
+            x = jnp.concatenate(
+                [resize_valid(x, (skip.shape[1], skip.shape[2]), valid, self.align_corners), skip], axis=-1
+            )
             x = Convolution(self.channels[level], self.dtype, name=f"level{level}_1")(x, valid)
             x = Convolution(number, self.dtype, name=f"level{level}_2")(x, valid)
         last = Conv(self.outputs, size=self.last_size, last=True, dtype=self.dtype, name="last")
         return last(x, valid).astype(jnp.float32), x
-
-    def _enlarged(self, x: Array, like: Array, valid: Array | None) -> Array:
-        size = (like.shape[1], like.shape[2])
-        if valid is None:
-            return resize(x, size, align_corners=self.align_corners)
-        before, after = (valid_extent(valid, valid.shape[1] // height) for height in (x.shape[1], size[0]))
-        return resize(x, size, align_corners=self.align_corners, extent_in=before, extent_out=after)
 
 
 def build(o: UNetOptions, form: Form) -> Decoder:
