@@ -55,12 +55,12 @@ def test_an_encoder_keeps_the_statistics_of_its_weights_in_training_where_asked(
 
 
 def test_a_step_with_a_frozen_encoder_has_less_to_do_and_less_to_keep():
-    small = {"model.encoder": "resnet18", "model.resnet.width": 1 / 16, "model.deeplab.channels": 8, "data.crop": 33}
-    c = load_config("configs/shapes.py:forec", small)
+    small = {"model.encoder": "unet", "model.unet.width": 1 / 16, "data.crop": 32}
+    c = load_config("configs/shapes.py:supervised", small)
     mesh = make_mesh(devices=jax.devices()[:1])
     network = build_network(c, (HeadSpec("segmentation", 3),))
     variables = jax.eval_shape(network.init, jax.random.key(0))
-    rows = jax.ShapeDtypeStruct((c.batch.labelled + c.batch.unlabelled, 33, 33, 3), jax.numpy.float32)
+    rows = jax.ShapeDtypeStruct((c.batch.labelled, 32, 32, 3), jax.numpy.float32)
     forward = jax.jit(network.encode).lower(variables, rows).cost_analysis()["flops"]
     flops, kept = {}, {}
     for freeze in ("", "encoder"):

@@ -244,12 +244,12 @@ def test_a_run_that_goes_on_from_a_stored_state_ends_like_one_that_was_not_stopp
 
 @pytest.mark.parametrize("variant", METHODS)
 def test_a_frozen_encoder_stays_as_it_is_and_so_does_the_teachers(make_toy_network, variant):
-    """Taken in two parts; a run that goes on from the first step ends like one that was not stopped."""
+    """To the last bit; and a run that goes on from the first step ends like one that was not stopped."""
     method, c = built(make_toy_network, variant, normalise=False), config_of(variant, mixing=True)
     method = dataclasses.replace(method, network=with_frozen_encoder(method.network))
     c.model.freeze, c.optim.name = "encoder", "adamw"
     tx, batch = build.build_optimizer(c), jax.tree.map(jnp.asarray, batch_for(variant))
-    step = jax.jit(functools.partial(train_step, method=method, tx=tx, seed=SEED, accumulate=2))
+    step = jax.jit(functools.partial(train_step, method=method, tx=tx, seed=SEED))
     first = first_state(method, tx, SEED)._replace(step=jnp.asarray(START))
     stored = copied(step(first, batch)[0])
     (last, _), (resumed, _) = (step(jax.tree.map(jnp.asarray, stored), batch) for _ in range(2))

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -338,7 +340,8 @@ def test_no_gradient_of_a_frozen_encoder_is_computed_and_the_images_goes_through
         return predict(network, variables._replace(params=params), image).output.sum()
 
     def products(network):
-        return str(jax.make_jaxpr(jax.grad(lambda p: loss(p, image, network)))(variables.params)).count("= dot_general[")
+        gradient = jax.make_jaxpr(jax.grad(functools.partial(loss, image=image, network=network)))
+        return str(gradient(variables.params)).count("= dot_general[")
 
     # Two forward; of the head's matrix, of its input, of the encoder's matrix.
     assert (products(plain), products(frozen)) == (5, 3)
