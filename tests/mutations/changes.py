@@ -18,7 +18,12 @@ class Change(NamedTuple):
 def _of(file: str, tests: str, *pairs: tuple[str, str]) -> list[Change]:
     """The changes of a file that the same tests, named with spaces between, should notice."""
     return [
-        Change(f"forec_jax/{file}", before, after, tuple(f"tests/{test}" for test in tests.split()))
+        Change(
+            file if file.startswith("configs/") else f"forec_jax/{file}",
+            before,
+            after,
+            tuple(f"tests/{test}" for test in tests.split()),
+        )
         for before, after in pairs
     ]
 
@@ -59,5 +64,233 @@ CHANGES = [
         "test_config.py",
         ("if self.student.student_labelled or completed else", "if self.student.student_labelled else"),
         ("if self.mix_labelled or completed else", "if self.mix_labelled else"),
+    ),
+    # The view that each network is shown: four of these survived once.
+    *_of(
+        "methods/parts/views.py",
+        "methods/test_mean_teacher.py",
+        (
+            "teach(unit_image(unlabelled.image)), colour)",
+            "teach(colour(colour_u, unit_image(unlabelled.image), unlabelled.valid)), colour)",
+        ),
+        ("return rows.strong, views", "return rows.clean, views"),
+        ("image=rows.clean,", "image=rows.strong,"),
+        ("strong=colour(key, clean, part.valid),\n        label=label,", "strong=clean,\n        label=label,"),
+        ("jnp.stack([labelled, unlabelled], axis=1)", "jnp.stack([unlabelled, labelled], axis=1)"),
+        ("asked = part.valid & (rows.label == IGNORE)", "asked = rows.label == IGNORE"),
+    ),
+    *_of(
+        "methods/parts/views.py",
+        "methods/test_start.py methods/test_s4gan.py",
+        ("labelled_row[:, None, None] | ~hidden", "labelled_row[:, None, None] | hidden"),
+        ("jnp.where(gone, 0.0, views.confidence)", "views.confidence"),
+        (
+            "asked = views.valid & ~views.is_ground_truth & (views.label == IGNORE)",
+            "asked = views.valid & (views.label == IGNORE)",
+        ),
+    ),
+    *_of(
+        "methods/parts/heads.py",
+        "methods/test_passes.py methods/test_heads.py methods/test_auxiliary.py",
+        ("of_first, stats = forward(stats, first, first_keys)", "of_first, _ = forward(stats, first, first_keys)"),
+        (
+            "of_others, stats = forward(stats, others, other_keys)",
+            "of_others, stats = forward(stats, others, first_keys)",
+        ),
+        ("jax.tree.map(interleave, of_first, of_others)", "jax.tree.map(interleave, of_others, of_first)"),
+        ("if features_of.get(owner, features) is features:", "if True:"),
+        ("Term(mean, weight * share)", "Term(mean, weight)"),
+    ),
+    *_of(
+        "methods/parts/ema.py",
+        "methods/test_start.py",
+        ("max(int(self.start), warmup)", "min(int(self.start), warmup)"),
+        ("step >= self.start", "step > self.start"),
+        ("state.step < self.start", "state.step <= self.start"),
+    ),
+    *_of(
+        "methods/parts/teacher.py",
+        "methods/test_mean_teacher.py",
+        ("1.0 / (step.astype(jnp.float32) + 1.0)", "1.0 / (step.astype(jnp.float32) + 2.0)"),
+        (
+            "optax.incremental_update(params, teacher.params, 1.0 - decay)",
+            "optax.incremental_update(params, teacher.params, decay)",
+        ),
+        ("stats = student_stats\n", "stats = teacher.batch_stats\n"),
+    ),
+    *_of("methods/parts/ramp.py", "methods/test_ramp.py", ("jnp.cos(jnp.pi * progress)", "jnp.cos(progress)")),
+    *_of(
+        "methods/parts/terms.py",
+        "methods/test_mean_teacher.py methods/test_reco.py",
+        ("candidate & (views.confidence > threshold)", "candidate & (views.confidence >= threshold)"),
+        ("~views.is_ground_truth & views.valid & (views.label", "~views.is_ground_truth & (views.label"),
+        (
+            "return jnp.where(candidate, eta, 0.0), jnp.sum(candidate, dtype=jnp.float32)",
+            "return jnp.where(candidate, eta, 0.0), jnp.sum(kept, dtype=jnp.float32)",
+        ),
+        (
+            "return kept.astype(jnp.float32), jnp.sum(kept, dtype=jnp.float32)",
+            "return kept.astype(jnp.float32), jnp.sum(candidate, dtype=jnp.float32)",
+        ),
+        ("return views.is_ground_truth & (views.label != IGNORE)", "return views.label != IGNORE"),
+    ),
+    *_of(
+        "methods/parts/vat.py",
+        "methods/test_vat.py",
+        ("p * (change - jnp.sum(p * change, axis=-1, keepdims=True)) * valid", "p * change * valid"),
+    ),
+    *_of(
+        "methods/parts/background.py",
+        "methods/test_auxiliary.py",
+        ("views.valid & labelled & (", "labelled & ("),
+        ("views.confidence > threshold", "views.confidence >= threshold"),
+    ),
+    *_of(
+        "methods/tasks/reconstruction.py",
+        "methods/test_auxiliary.py",
+        (
+            "views.is_ground_truth & views.valid & (views.label == IGNORE)",
+            "views.is_ground_truth & (views.label == IGNORE)",
+        ),
+        ("painted = included & ~void & ~is_background", "painted = included & ~is_background"),
+        ("squared_error(output, target, included & ~row)", "squared_error(output, target, included)"),
+        (
+            "jnp.where(painted[..., None], _target_pixels(views.image, self.pixel_space), 0.0)",
+            "_target_pixels(jnp.where(painted[..., None], views.image, 0.0), self.pixel_space)",
+        ),
+    ),
+    *_of(
+        "methods/tasks/reco.py",
+        "methods/test_reco.py",
+        ("label) <= self.query_threshold", "label) < self.query_threshold"),
+        ("jnp.sum(sample.means.number > 0, dtype=jnp.float32)", "jnp.sum(sample.draws.active, dtype=jnp.float32)"),
+        ("nothing_said & views.labelled_row[:, None, None] & (", "nothing_said & ("),
+    ),
+    *_of(
+        "methods/s4gan.py",
+        "methods/test_s4gan.py test_config.py",
+        ("b1=0.9, b2=0.99", "b1=0.5, b2=0.99"),
+        ("feature_matching_weight: float = option(0.1,", "feature_matching_weight: float = option(1.0,"),
+        ("jax.lax.stop_gradient(exhibit.pair)", "exhibit.pair"),
+        ("self.judge(jax.lax.stop_gradient(discriminator), exhibit.pair", "self.judge(discriminator, exhibit.pair"),
+        ("Term(fake, 0.5)", "Term(fake, 1.0)"),
+    ),
+    *_of(
+        "models/discriminator.py",
+        "models/test_discriminator.py",
+        ("            if index:\n", "            if index > 1:\n"),
+        ("nn.leaky_relu(x, 0.2)", "nn.leaky_relu(x, 0.1)"),
+    ),
+    *_of(
+        "models/encoders/unet.py", "models/test_unet.py", ("return nn.leaky_relu(y +", "return 1.1 * nn.leaky_relu(y +")
+    ),
+    *_of(
+        "configs/tags.py",
+        "test_tags_runs.py",
+        ('"class_weight": 1e-3, "mask_loss"', '"class_weight": 1e-2, "mask_loss"'),
+    ),
+    *_of(
+        "training/optimizer.py",
+        "training/test_optimizer.py training/test_state.py",
+        ("(1.0 - progress) ** power", "(1.0 - progress**power)"),
+        ("(step + 1) / (warmup + 1)", "step / (warmup + 1)"),
+        ("larger(step - hold, 0)", "larger(step, 0)"),
+        ("HEADS: rule(o.head_lr_multiplier)", "HEADS: rule(1.0)"),
+        ("leaf.ndim > 1", "leaf.ndim > 0"),
+    ),
+    *_of(
+        "training/step.py",
+        "training/test_contracts.py",
+        ("teacher=teacher, memory=aux.memory", "memory=aux.memory"),
+        ("term.weight * term.mean.value()", "term.mean.value()"),
+        (
+            "rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:])",
+            "rows.reshape(parts, rows.shape[0] // parts, *rows.shape[1:]).swapaxes(0, 1)",
+        ),
+    ),
+    *_of(
+        "losses/cross_entropy.py",
+        "losses/test_losses.py",
+        ("(label < classes)", "(label <= classes)"),
+        ("jax.lax.stop_gradient(weight) * cross", "weight * cross"),
+        ("jnp.maximum(number - 1, 0)", "jnp.maximum(number, 0)"),
+        ("included & (error >= bound)", "included & (error > bound)"),
+    ),
+    *_of(
+        "losses/adversarial.py",
+        "losses/test_adversarial.py",
+        ("jnp.where(is_fake, jax.nn.softplus(score), 0.0)", "jnp.where(~is_real, jax.nn.softplus(score), 0.0)"),
+        ("jnp.where(is_real[:, None], jax.lax.stop_gradient(features), features)", "features"),
+    ),
+    *_of(
+        "losses/contrast.py",
+        "losses/test_contrast.py",
+        ("[None, :] & ~jnp.eye(classes, dtype=bool)", "[None, :] | ~jnp.eye(classes, dtype=bool)"),
+        (
+            "(label[:, None] == jnp.arange(classes)[None]) & valid[:, None]",
+            "(label[:, None] == jnp.arange(classes)[None])",
+        ),
+        ('precision="highest") / (length[key] * temperature)', 'precision="highest") / length[key]'),
+        ("return jax.nn.logsumexp(jnp.append(far, near)) - near", "return jax.nn.logsumexp(far) - near"),
+    ),
+    *_of("losses/reconstruction.py", "losses/test_losses.py", (" * prediction.shape[-1]", "")),
+    *_of(
+        "augment/mixing.py",
+        "augment/test_mixing.py",
+        ("jnp.roll(x, -1, axis=0)", "jnp.roll(x, 1, axis=0)"),
+        ("valid=rows.valid & ~cut", "valid=rows.valid"),
+        ("low = width // 2 + 1", "low = width // 2 - 1"),
+        (
+            "partner.label[..., None] == jnp.arange(self.classes)[None, None, None]) & partner.valid[..., None]",
+            "partner.label[..., None] == jnp.arange(self.classes)[None, None, None])",
+        ),
+    ),
+    *_of(
+        "augment/photometric.py",
+        "augment/test_photometric.py",
+        ("options.contrast), valid)", "options.contrast))"),
+        ("jnp.where(j > 0, kernel(i + j), 0.0)", "jnp.where(j >= 0, kernel(i + j), 0.0)"),
+        ("max(0.0, 1.0 - strength)", "1.0"),
+        (
+            "LUMA[1] * image[..., 1:2] + LUMA[2] * image[..., 2:3]",
+            "LUMA[2] * image[..., 1:2] + LUMA[1] * image[..., 2:3]",
+        ),
+    ),
+    *_of(
+        "data/transforms.py",
+        "data/test_transforms.py",
+        ("valid[:height, :width] = True", "valid[:] = True"),
+        ("rng.uniform(low, 1.0) if rng.random() < 0.5", "rng.uniform(low, 1.0) if rng.random() < 0.9"),
+        (
+            "part is None else window.cut(part, Image.Resampling.NEAREST)",
+            "part is None else window.cut(part, Image.Resampling.BILINEAR)",
+        ),
+        ("self._padded(confidence, 0)", "self._padded(confidence, 255)"),
+        ("rng.integers(scaled_w - out_w + 1)", "rng.integers(scaled_h - out_h + 1)"),
+    ),
+    *_of(
+        "models/decoders/pspnet.py",
+        "models/test_pspnet.py",
+        ("-(-(cell + 1) * extent // bins)", "(cell + 1) * extent // bins"),
+        (
+            "_cells(bins, x.shape[axis], _extent(x, valid)[:, axis - 1])",
+            "_cells(bins, x.shape[axis], _extent(x, None)[:, axis - 1])",
+        ),
+        ("extent_out=_extent(like, valid)", "extent_out=_extent(like, None)"),
+        ("levels = [keep_valid(x, valid)]", "levels = [jnp.zeros_like(x)]"),
+        ("own(x, valid)", "own(x)"),
+        ("broadcast_dims=(1, 2), ", ""),
+    ),
+    *_of(
+        "models/decoders/deeplab_v2.py",
+        "models/test_deeplab_v2.py",
+        ('name=f"atrous{index}")(x, valid)', 'name=f"atrous{index}")(x)'),
+        ("dilation=rate, ", ""),
+        ("return output, x", "return output, output"),
+    ),
+    *_of(
+        "models/network.py",
+        "models/test_pspnet.py",
+        ("for kind in {**fusing, **classifying}", "for kind in classifying"),
     ),
 ]
