@@ -191,7 +191,7 @@ CHANGES = [
     ),
     *_of(
         "training/optimizer.py",
-        "training/test_optimizer.py training/test_state.py",
+        "training/test_optimizer.py training/test_contracts.py",
         ("(1.0 - progress) ** power", "(1.0 - progress**power)"),
         ("(step + 1) / (warmup + 1)", "step / (warmup + 1)"),
         ("larger(step - hold, 0)", "larger(step, 0)"),
@@ -210,7 +210,7 @@ CHANGES = [
     ),
     *_of(
         "losses/cross_entropy.py",
-        "losses/test_losses.py",
+        "losses/test_losses.py losses/test_adversarial.py",
         ("(label < classes)", "(label <= classes)"),
         ("jax.lax.stop_gradient(weight) * cross", "weight * cross"),
         ("jnp.maximum(number - 1, 0)", "jnp.maximum(number, 0)"),
