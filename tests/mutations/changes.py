@@ -91,7 +91,7 @@ CHANGES = [
     ),
     *_of(
         "methods/parts/heads.py",
-        "methods/test_passes.py methods/test_heads.py methods/test_auxiliary.py",
+        "methods/test_parts.py methods/test_passes.py methods/test_heads.py",
         ("of_first, stats = forward(stats, first, first_keys)", "of_first, _ = forward(stats, first, first_keys)"),
         (
             "of_others, stats = forward(stats, others, other_keys)",
@@ -141,7 +141,7 @@ CHANGES = [
     ),
     *_of(
         "methods/parts/background.py",
-        "methods/test_auxiliary.py",
+        "methods/test_parts.py methods/test_auxiliary.py",
         ("views.valid & labelled & (", "labelled & ("),
         ("views.confidence > threshold", "views.confidence >= threshold"),
     ),
