@@ -115,7 +115,8 @@ class Network(NamedTuple):
     A head is decoded in two halves: `fuse` makes one map of the encoder's, `classify` the output of that. Where a decoder
     has nothing to fuse, the fused features are the encoder's. A head that reads another fuses nothing itself: its `fuse` is
     that of the other. In inference mode both take each row by itself, and can be differentiated twice in reverse mode
-    (adversarial perturbations).
+    (adversarial perturbations). Training leaves the parts in `frozen` as they are: no gradient reaches their parameters,
+    and their statistics stand still.
     """
 
     init: Callable[[Array], Variables]  # key -> variables with every head
@@ -126,6 +127,7 @@ class Network(NamedTuple):
     fuse: Callable[..., tuple[PyTree, PyTree]] = (
         nothing_fused  # (variables, head, features, *, train, rng) -> fused, batch_stats
     )
+    frozen: tuple[str, ...] = ()  # parts of the variables that training leaves as they are
 
     def decode(
         self, variables: Variables, head: str, features: PyTree, *, train: bool = False, rng: Array | None = None

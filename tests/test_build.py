@@ -7,10 +7,14 @@ from safetensors.numpy import load_file
 from forec_jax.config import check_options, defaults, load_config
 from forec_jax.contracts import HeadSpec
 from forec_jax.data import DataError
-from forec_jax.experiment.build import build_network
+from forec_jax.experiment.build import build_network, build_optimizer
+from forec_jax.experiment.plan import lowered_step, planned_method
 from forec_jax.experiment.sources import build_training_data
+from forec_jax.models import count_parameters
 from forec_jax.models.weightfile import Origin, write_variables
 from forec_jax.options import OptionError
+from forec_jax.parallel import make_mesh
+from forec_jax.training import first_state
 
 
 def test_a_network_starts_from_the_weights_that_the_config_names(tmp_path):
@@ -32,11 +36,12 @@ def test_a_network_starts_from_the_weights_that_the_config_names(tmp_path):
         np.testing.assert_array_equal(leaf, value)
 
 
-def test_an_encoder_keeps_the_statistics_of_its_weights_in_training_where_asked():
+@pytest.mark.parametrize("options", [{"encoder_statistics": "weights"}, {"freeze": "encoder"}])
+def test_an_encoder_keeps_the_statistics_of_its_weights_in_training_where_asked(options):
     c = defaults()
     c.model.encoder, c.model.resnet.width = "resnet18", 1 / 16
     c.model.deeplab.update({"channels": 8, "low_level_channels": 4})
-    c.model.encoder_statistics = "weights"
+    c.model.update(options)
     network = build_network(c, (HeadSpec("segmentation", 3),))
     first = network.init(jax.random.key(0))
     image = np.random.default_rng(0).random((2, 33, 33, 3), np.float32)
@@ -47,6 +52,32 @@ def test_an_encoder_keeps_the_statistics_of_its_weights_in_training_where_asked(
     jax.tree.map(np.testing.assert_array_equal, stats, first.batch_stats)
     _, stats = network.decode(first, "segmentation", trained, train=True)
     assert np.any(stats["segmentation"]["fuse1"]["norm"]["mean"])
+
+
+def test_a_step_with_a_frozen_encoder_has_less_to_do_and_less_to_keep():
+    small = {"model.encoder": "unet", "model.unet.width": 1 / 16, "data.crop": 32}
+    c = load_config("configs/shapes.py:supervised", small)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    network = build_network(c, (HeadSpec("segmentation", 3),))
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    rows = jax.ShapeDtypeStruct((c.batch.labelled, 32, 32, 3), jax.numpy.float32)
+    forward = jax.jit(network.encode).lower(variables, rows).cost_analysis()["flops"]
+    flops, kept = {}, {}
+    for freeze in ("", "encoder"):
+        c.model.freeze = freeze
+        method, tx = planned_method(c, mesh), build_optimizer(c)
+        flops[freeze] = lowered_step(c, method, mesh, 1).cost_analysis()["flops"]
+        state = jax.eval_shape(lambda m=method, t=tx: first_state(m, t, 0))
+        kept[freeze] = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+    assert flops[""] - flops["encoder"] > 1.5 * forward  # the backward pass is some two times the forward pass
+    encoder = count_parameters(variables.params)["encoder"]
+    assert c.optim.name == "adamw"
+    assert 0 <= kept[""] - kept["encoder"] - 2 * encoder < 4  # two moments, and the number of the encoder's steps
+
+
+def test_what_may_be_frozen_is_a_choice():
+    with pytest.raises(OptionError, match=r"model\.freeze='head': choose one of '', 'encoder'"):
+        check_options(load_config("configs/shapes.py:forec", {"model.freeze": "head"}))
 
 
 def test_statistics_of_weights_need_weights():

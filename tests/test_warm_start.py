@@ -10,8 +10,9 @@ from forec_jax import cli
 from forec_jax.config import load_config
 from forec_jax.experiment import build
 from forec_jax.experiment.load import load_run
-from forec_jax.experiment.run import check_rows, with_absolute_paths
+from forec_jax.experiment.run import check_rows, warn_of_random_values, with_absolute_paths
 from forec_jax.options import OptionError
+from forec_jax.training.state import INIT_STREAM
 
 TINY = {
     "steps": 1,
@@ -54,6 +55,25 @@ def test_a_run_of_another_encoder_is_no_start(trained):
     c = load_config("configs/shapes.py:supervised", {**TINY, "model.weights": str(trained), "model.unet.width": 0.0625})
     with pytest.raises(OptionError, match=r"model\.weights=.*a run of another encoder"):
         build.build_method(c, load_run(trained, "last").labels)
+
+
+def test_a_run_with_a_frozen_encoder_says_where_it_is_random_and_goes_on_frozen_alone(tmp_path, capsys, caplog):
+    workdir = tmp_path / "frozen"
+    assert train(workdir, "--config.model.freeze=encoder") == 0
+    assert "model.freeze='encoder' without model.weights: the encoder keeps its random values" in caplog.text
+    run = load_run(workdir, "last")
+    first = run.method.init(jax.random.fold_in(jax.random.key(0), INIT_STREAM))[0]["student"]
+    params = jax.device_get(run.state.params["student"])
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], jax.device_get(first["encoder"]))
+    assert np.any(jax.tree.leaves(params["segmentation"])[0] != jax.tree.leaves(first["segmentation"])[0])
+    assert train(workdir) == 2
+    assert "model.freeze was 'encoder', is ''" in capsys.readouterr().err
+
+
+def test_a_frozen_encoder_with_weights_and_a_trained_one_need_no_word(caplog):
+    for options in ({"model.freeze": "encoder", "model.weights": "efficientnet_lite0"}, {}):
+        warn_of_random_values(load_config("configs/shapes.py:supervised", options))
+    assert not caplog.text
 
 
 def test_a_finished_run_says_its_score_and_how_to_go_on(trained, capsys, caplog):

@@ -27,7 +27,13 @@ from forec_jax.methods.tasks.reconstruction import RECONSTRUCTION, PixelSpace
 from forec_jax.models import WeightsError, assemble, filled, fitting_weights
 from forec_jax.models.decoders import DECODERS
 from forec_jax.models.encoders import ENCODERS
-from forec_jax.models.network import EncoderEntry, Form, ModelOptions, with_statistics_of_weights
+from forec_jax.models.network import (
+    EncoderEntry,
+    Form,
+    ModelOptions,
+    with_frozen_encoder,
+    with_statistics_of_weights,
+)
 from forec_jax.options import OptionError, choose, from_config
 from forec_jax.parallel import global_batch, local_mesh, make_mesh
 from forec_jax.training import (
@@ -122,7 +128,7 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     options: Any = from_config(encoder.options, c.model[encoder.name], f"model.{encoder.name}")
     decoder_options: Any = from_config(decoder.options, c.model[decoder.name], f"model.{decoder.name}")
     built = encoder.build(m.encoder, options, form)
-    if m.encoder_statistics == "weights":
+    if m.encoder_statistics == "weights" or m.freeze:
         built = with_statistics_of_weights(built)
     if c.data.crop % built.patch:
         below = c.data.crop // built.patch * built.patch
@@ -132,6 +138,8 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
         network = assemble(built, decoder.build(decoder_options, form), heads)
     except ValueError as error:
         raise OptionError(f"model.encoder={m.encoder!r} with model.decoder={decoder.name!r}: {error}") from error
+    if m.freeze:
+        network = with_frozen_encoder(network)
     return _with_weights(network, m, encoder, options, c.seed) if m.weights else network
 
 
@@ -203,7 +211,7 @@ def build_optimizer(c: ConfigDict) -> optax.GradientTransformation:
         return poly_schedule(peak, c.steps, o.poly_power, warmup=0, hold=o.hold)
 
     own = method_entry(c).optimizers(method_options(c), decayed)
-    return with_own_optimizers(make_optimizer(o, c.steps), own)
+    return with_own_optimizers(make_optimizer(o, c.steps, freeze=c.model.freeze), own)
 
 
 def build_rate(c: ConfigDict) -> Callable[[int], float]:

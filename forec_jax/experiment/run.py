@@ -97,6 +97,16 @@ def check_rows(c: ConfigDict) -> None:
             )
 
 
+def warn_of_random_values(c: ConfigDict) -> None:
+    """Says in the log where an encoder would keep the random values that it is drawn with."""
+    if c.model.freeze and not c.model.weights:
+        log.warning(
+            "model.freeze=%r without model.weights: the encoder keeps its random values, and the heads learn from what "
+            "these make of an image; name weights, or leave model.freeze empty",
+            c.model.freeze,
+        )
+
+
 def _train_in(workdir: Path, c: ConfigDict) -> int | None:
     """`run_training` in a work directory that is there, and is this run's alone."""
     built = build_training(c, _resumed_val(workdir))
@@ -149,6 +159,7 @@ def _begin_run(workdir: Path, built: Built) -> None:
     """Writes what a run is to the work directory. Raises WorkdirError where the run already there is another."""
     c, data = built.config, built.data
     places.check_same_run(workdir, c, data.split)
+    warn_of_random_values(c)
     _check_same_data(workdir, built)
     places.begin(workdir, c, data.dataset.labels, data.split, val_of(data))
     if contents.stored_contents(workdir) is None:

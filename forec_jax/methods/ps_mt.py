@@ -224,6 +224,7 @@ class PsMt(SemiSupervised, Options):
                 teacher_stats[name],
                 decay=ema_decay(state.step, self.decay),
                 bn_mode=self.bn_mode,
+                frozen=self.network.frozen,
             )
             return jax.tree.map(functools.partial(jnp.where, self.has_turn(state.step, turn)), moved, teacher)
 

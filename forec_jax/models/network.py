@@ -107,6 +107,9 @@ class ModelOptions:
     encoder_statistics: Literal["batch", "weights"] = option(
         "batch", 'of BatchNorm in the encoder: "batch", or "weights": those of model.weights, for few rows a step'
     )
+    freeze: Literal["", "encoder"] = option(
+        "", '"encoder": it keeps its weights and runs as in inference, the heads alone learn (docs/weights.md)'
+    )
 
 
 @jax.tree_util.register_static
@@ -139,6 +142,20 @@ def with_statistics_of_weights(encoder: Encoder) -> Encoder:
     (Chen et al., DeepLab, fine-tune so).
     """
     return encoder._replace(module=lambda train: encoder.module(False))
+
+
+def with_frozen_encoder(network: Network) -> Network:
+    """The network, whose encoder's parameters are constants: no gradient reaches them, and none is computed.
+
+    One does reach the image, through the encoder. The encoder's statistics must stand still by themselves
+    (`with_statistics_of_weights`).
+    """
+
+    def encode(variables: Variables, image: Array, **how: Any) -> tuple[PyTree, PyTree]:
+        params = {**variables.params, ENCODER: jax.lax.stop_gradient(variables.params[ENCODER])}
+        return network.encode(variables._replace(params=params), image, **how)
+
+    return network._replace(encode=encode, frozen=(*network.frozen, ENCODER))
 
 
 def assemble(encoder: Encoder, decoder: Decoder, heads: tuple[HeadSpec, ...]) -> Network:

@@ -82,8 +82,13 @@ class OptimizerOptions:
     clip_norm: float = option(0.0, "bound on the gradient's norm; 0: none", at_least(0))
 
 
-def make_optimizer(o: OptimizerOptions, steps: int) -> optax.GradientTransformation:
-    """SGD with momentum, or AdamW, with poly decay over `steps`."""
+def make_optimizer(
+    o: OptimizerOptions, steps: int, freeze: Literal["", "encoder"] = ""
+) -> optax.GradientTransformation:
+    """SGD with momentum, or AdamW, with poly decay over `steps`.
+
+    What `freeze` names is not moved, by weight decay neither, and has no moments.
+    """
     mask = None if o.decay_batch_norm else _is_kernel
 
     def rule(multiplier: float) -> optax.GradientTransformation:
@@ -93,5 +98,6 @@ def make_optimizer(o: OptimizerOptions, steps: int) -> optax.GradientTransformat
         decay = optax.add_decayed_weights(o.weight_decay, mask)
         return optax.chain(decay, optax.sgd(schedule, momentum=o.momentum, nesterov=False))
 
-    rules = optax.partition({ENCODER: rule(1.0), HEADS: rule(o.head_lr_multiplier)}, _parameter_groups)
+    encoder = optax.set_to_zero() if freeze == ENCODER else rule(1.0)
+    rules = optax.partition({ENCODER: encoder, HEADS: rule(o.head_lr_multiplier)}, _parameter_groups)
     return optax.chain(optax.clip_by_global_norm(o.clip_norm), rules) if o.clip_norm else rules

@@ -3,6 +3,7 @@
 Each is built as a run builds it, from a variant's name, on networks of a few matrices and without colour changes.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -19,8 +20,9 @@ from forec_jax.methods import METHODS, TagClassifier
 from forec_jax.methods.entry import Epoch, Guide
 from forec_jax.methods.tag_classifier import tags_head
 from forec_jax.methods.tasks import TASKS
+from forec_jax.models.network import with_frozen_encoder
 from forec_jax.parallel import make_mesh, replicated, shard_batch
-from forec_jax.training import compile_step, create_state, first_state
+from forec_jax.training import compile_step, create_state, first_state, train_step
 from forec_jax.training.step import accumulated_terms
 from forec_jax.variants import apply_variant
 
@@ -238,6 +240,30 @@ def test_a_run_that_goes_on_from_a_stored_state_ends_like_one_that_was_not_stopp
     state = jax.device_put(history[0][0], replicated(mesh))
     resumed = copied(step(state, shard_batch(mesh, batch_for(variant))))
     jax.tree.map(np.testing.assert_array_equal, resumed, history[1])
+
+
+@pytest.mark.parametrize("variant", METHODS)
+def test_a_frozen_encoder_stays_as_it_is_and_so_does_the_teachers(make_toy_network, variant):
+    """To the last bit; and a run that goes on from the first step ends like one that was not stopped."""
+    toy = functools.partial(make_toy_network, channels=64)  # enough weights for an average to be rounded
+    method, c = built(toy, variant, normalise=False), config_of(variant, mixing=True)
+    method = dataclasses.replace(method, network=with_frozen_encoder(method.network))
+    c.model.freeze, c.optim.name = "encoder", "adamw"
+    tx, batch = build.build_optimizer(c), jax.tree.map(jnp.asarray, batch_for(variant))
+    step = jax.jit(functools.partial(train_step, method=method, tx=tx, seed=SEED))
+    first = first_state(method, tx, SEED)._replace(step=jnp.asarray(START))
+    stored = copied(step(first, batch)[0])
+    (last, _), (resumed, _) = (step(jax.tree.map(jnp.asarray, stored), batch) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, last, resumed)
+    encoder = first.params["student"]["encoder"]["w"]
+    np.testing.assert_array_equal(last.params["student"]["encoder"]["w"], encoder)
+    for teacher in last.teacher.values():
+        np.testing.assert_array_equal(teacher.params["encoder"]["w"], encoder)
+    assert encoder.shape not in {leaf.shape for leaf in jax.tree.leaves(last.opt_state)}
+    for name, parts in last.params.items():
+        for part in parts.keys() - ({"encoder"} if name == "student" else set()):
+            before, after = (jax.tree.leaves(tree[name][part]) for tree in (first.params, last.params))
+            assert any(np.any(a != b) for a, b in zip(before, after, strict=True)), (name, part)
 
 
 @every_method

@@ -273,6 +273,22 @@ def test_updated_teacher_by_hand(mode, expected):
     np.testing.assert_array_equal(teacher.batch_stats["segmentation"]["w"], [expected, expected])
 
 
+@pytest.mark.parametrize("mode", ["ema", "copy", "own"])
+def test_a_frozen_part_of_the_teacher_stays_the_students_to_the_last_bit(mode):
+    """Both start equal and never move. An average of equal numbers is rounded; the part that is not frozen shows it."""
+    values = {"w": jax.random.normal(jax.random.key(0), (99,))}
+    parts = {"encoder": values, "segmentation": values}
+    teacher = student = Variables(parts, parts)
+    for _ in range(3):
+        teacher = updated_teacher(
+            teacher, student, teacher.batch_stats, decay=jnp.asarray(0.99), bn_mode=mode, frozen=("encoder",)
+        )
+    for tree in teacher:
+        np.testing.assert_array_equal(tree["encoder"]["w"], values["w"])
+    assert np.any(teacher.params["segmentation"]["w"] != values["w"])
+    assert mode != "ema" or np.any(teacher.batch_stats["segmentation"]["w"] != values["w"])
+
+
 def test_the_teacher_keeps_a_shared_aspp():
     decoder = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4)
     network = deeplab_network(encoder="resnet18", heads=HEADS, width=0.125, decoder=decoder, share_aspp=True)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from forec_jax.contracts import HeadSpec, Variables
 from forec_jax.experiment.plan import keep_remat
 from forec_jax.models import DeepLabOptions, count_parameters, deeplab_network
+from forec_jax.models.network import with_frozen_encoder
 
 SEGMENTATION, RECONSTRUCTION = HeadSpec("segmentation", 5), HeadSpec("reconstruction", 3, upsample=False)
 SMALL = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4)
@@ -31,8 +34,8 @@ def unsettled(variables):
 
 
 def predict(network, variables, image, valid=None, head="segmentation"):
-    features, _ = network.encode(variables, image, valid=valid)
-    return network.decode(variables, head, features)[0]
+    features, _ = network.encode(variables, image, valid=valid, train=False, rng=None)
+    return network.decode(variables, head, features, train=False, rng=None)[0]
 
 
 @pytest.mark.parametrize(
@@ -327,3 +330,27 @@ def test_remat_computes_the_same_and_keeps_less(encoder):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7 + 1e-3 * float(jnp.abs(a).max()))
     more, less = (program.memory_analysis().temp_size_in_bytes for program in (one, other))
     assert less < 0.8 * more
+
+
+def test_no_gradient_of_a_frozen_encoder_is_computed_and_the_images_goes_through_it(make_toy_network):
+    plain, image = make_toy_network(normalise=False), images(2, 4, 4)
+    frozen, variables = with_frozen_encoder(plain), plain.init(jax.random.key(0))
+
+    def loss(params, image, network):
+        return predict(network, variables._replace(params=params), image).output.sum()
+
+    def products(network):
+        gradient = jax.make_jaxpr(jax.grad(functools.partial(loss, image=image, network=network)))
+        return str(gradient(variables.params)).count("= dot_general[")
+
+    # Two forward; of the head's matrix, of its input, of the encoder's matrix.
+    assert (products(plain), products(frozen)) == (5, 3)
+    (of_params, of_image), (expected, of_image_before) = (
+        jax.grad(lambda p, x, n=network: loss(p, x, n), argnums=(0, 1))(variables.params, image)
+        for network in (frozen, plain)
+    )
+    assert not of_params["encoder"]["w"].any()
+    np.testing.assert_array_equal(of_params["segmentation"]["w"], expected["segmentation"]["w"])
+    assert of_image.any()
+    np.testing.assert_array_equal(of_image, of_image_before)
+    assert (plain.frozen, frozen.frozen) == ((), ("encoder",))

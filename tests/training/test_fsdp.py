@@ -10,8 +10,18 @@ import pytest
 from forec_jax.augment import NoMixing
 from forec_jax.contracts import Batch, Labelled, Unlabelled
 from forec_jax.methods import MeanTeacher
+from forec_jax.models.network import with_frozen_encoder
 from forec_jax.parallel import make_mesh, shard_batch
-from forec_jax.training import Checkpoints, abstract_state, compile_step, create_state, state_sharding
+from forec_jax.training import (
+    Checkpoints,
+    OptimizerOptions,
+    abstract_state,
+    compile_step,
+    create_state,
+    make_optimizer,
+    state_sharding,
+)
+from forec_jax.training.state import INIT_STREAM
 
 ROWS, SIZE, THRESHOLD = 8, 6, 0.4
 TX = optax.adamw(1e-2)
@@ -36,10 +46,10 @@ def batch_of(step):
     )
 
 
-def trained(method, devices, fsdp, steps=3):
+def trained(method, devices, fsdp, steps=3, tx=TX, accumulate=1):
     mesh = make_mesh(fsdp, jax.devices()[:devices])
-    state = create_state(method, TX, 0, state_sharding(method, TX, 0, mesh))
-    step = compile_step(method, TX, seed=0, accumulate=1, mesh=mesh)
+    state = create_state(method, tx, 0, state_sharding(method, tx, 0, mesh))
+    step = compile_step(method, tx, seed=0, accumulate=accumulate, mesh=mesh)
     losses = []
     for number in range(steps):
         state, metrics = step(state, shard_batch(mesh, batch_of(number)))
@@ -54,6 +64,20 @@ def test_split_or_not_the_numbers_are_those_of_one_device(method):
         other, other_losses = trained(method, devices, fsdp)
         assert other_losses == pytest.approx(losses, rel=1e-5), (devices, fsdp)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
+
+
+def test_a_frozen_encoder_stays_as_it_is_where_it_is_split_and_the_batch_taken_in_parts(make_toy_network):
+    network = with_frozen_encoder(make_toy_network(channels=512, normalise=False))
+    method = MeanTeacher(network, no_colour, NoMixing(), (), threshold=THRESHOLD)
+    tx = make_optimizer(OptimizerOptions(name="adamw", lr=1e-2), steps=8, freeze="encoder")
+    one, losses = trained(method, 1, 1, tx=tx)
+    split, split_losses = trained(method, 4, 4, tx=tx, accumulate=2)
+    assert split_losses == pytest.approx(losses, rel=1e-5)
+    first = method.init(jax.random.fold_in(jax.random.key(0), INIT_STREAM))[0]["student"]["encoder"]["w"]
+    assert split.params["student"]["encoder"]["w"].addressable_shards[0].data.shape == (3, 128)
+    for state in (one, split):
+        for encoder in (state.params["student"], state.teacher["student"].params):
+            np.testing.assert_array_equal(encoder["encoder"]["w"], first)
 
 
 def test_a_device_holds_its_part_of_weights_teacher_and_moments(method):

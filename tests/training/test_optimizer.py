@@ -1,5 +1,6 @@
 """The schedule against values worked out by hand."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -30,3 +31,14 @@ def test_the_optimisers_updates_are_held():
         update, state = tx.update(params, state, params)
         updates.append(float(update["n"]["encoder"]["kernel"][0, 0]))
     assert updates == pytest.approx([-0.5, -0.5, -0.5, -0.5 * HALF])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_frozen_encoder_has_no_moments_and_is_not_moved(name):
+    params = {"n": {"encoder": {"kernel": jnp.ones((5, 7))}, "segmentation": {"kernel": jnp.ones((3, 2))}}}
+    tx = make_optimizer(OptimizerOptions(name=name, lr=0.5, weight_decay=0.1), steps=4, freeze="encoder")
+    state = tx.init(params)
+    assert {leaf.shape for leaf in jax.tree.leaves(state)} == {(), (3, 2)}  # numbers of steps, and moments
+    updates, _ = tx.update(params, state, params)
+    assert not updates["n"]["encoder"]["kernel"].any()
+    assert updates["n"]["segmentation"]["kernel"].all()

@@ -62,7 +62,15 @@ class EmaMethod(EmaOptions):
         teacher_stats: dict[str, PyTree],
     ) -> dict[str, Variables]:
         """The EMA after a step."""
-        return ema_of_student(state, params, batch_stats, teacher_stats, decay=self.decay, bn_mode=self.bn_mode)
+        return ema_of_student(
+            state,
+            params,
+            batch_stats,
+            teacher_stats,
+            decay=self.decay,
+            bn_mode=self.bn_mode,
+            frozen=self.network.frozen,
+        )
 
     def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
         """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""

@@ -45,12 +45,19 @@ def first_teacher(student: Variables, heads: tuple[str, ...] = TEACHER_HEADS) ->
 
 
 def updated_teacher(
-    teacher: Variables, student: Variables, own_stats: PyTree, *, decay: Array, bn_mode: BatchNormMode
+    teacher: Variables,
+    student: Variables,
+    own_stats: PyTree,
+    *,
+    decay: Array,
+    bn_mode: BatchNormMode,
+    frozen: tuple[str, ...] = (),
 ) -> Variables:
     """teacher <- decay * teacher + (1 - decay) * student, in float32.
 
     BatchNorm's running statistics: "ema" averages them like the weights (AugSeg, UniMatch V2), "copy" takes the student's,
     "own" takes `own_stats`, those of the teacher's own train-mode forward (U2PL). The teacher keeps the parts it has.
+    Parts in `frozen` are the student's already, and stay: rounding would move the average of two equal numbers.
     """
     params, student_stats = ({part: tree[part] for part in teacher.params} for tree in student)
     params = optax.incremental_update(params, teacher.params, 1.0 - decay)
@@ -61,7 +68,8 @@ def updated_teacher(
             stats = student_stats
         case "own":
             stats = own_stats
-    return Variables(params, stats)
+    kept = Variables(*({part: tree[part] for part in frozen if part in tree} for tree in teacher))
+    return Variables({**params, **kept.params}, {**stats, **kept.batch_stats})
 
 
 def ema_of_student(
@@ -72,6 +80,7 @@ def ema_of_student(
     *,
     decay: float,
     bn_mode: BatchNormMode,
+    frozen: tuple[str, ...] = (),
 ) -> dict[str, Variables]:
     """The teacher after a step where it is the student's EMA, as `Method.update_teacher` gives it."""
     teacher = updated_teacher(
@@ -80,6 +89,7 @@ def ema_of_student(
         teacher_stats[STUDENT],
         decay=ema_decay(state.step, decay),
         bn_mode=bn_mode,
+        frozen=frozen,
     )
     return {STUDENT: teacher}
 
