@@ -7,6 +7,7 @@ import numpy as np
 from forec_jax.contracts import IGNORE, HeadSpec, Mean, Term, Views
 from forec_jax.methods.parts.background import is_known
 from forec_jax.methods.parts.heads import Auxiliary, auxiliary_terms
+from forec_jax.methods.parts.terms import unsupervised_terms
 
 
 def test_whose_class_can_be_relied_on():
@@ -31,3 +32,14 @@ class Half:
 def test_a_tasks_weight_multiplies_that_of_each_of_its_terms():
     terms, metrics, memory = auxiliary_terms((Auxiliary(4.0, Half()),), {}, None, jax.random.key(0), {})
     assert (terms["half_loss"].weight, float(terms["half_loss"].mean.value()), metrics, memory) == (2.0, 3.0, {}, {})
+
+
+def test_a_pseudo_label_counts_above_the_threshold_and_never_in_the_padding():
+    """Two of three labelled pixels are candidates, the third is padding; one of them is as sure as the threshold."""
+    label, none = jnp.array([[[1, 1, 1]]]), jnp.zeros((1, 1, 3), bool)
+    confidence, valid = jnp.array([[[0.75, 0.8, 0.9]]]), jnp.array([[[True, True, False]]])
+    views = Views(jnp.zeros((1, 1, 3, 3)), label, confidence, none, valid, jnp.array([False]))
+    terms, metrics = unsupervised_terms(jnp.zeros((1, 1, 3, 2)), views, threshold=0.75, normaliser="valid", weight=1.0)
+    found = terms["unsupervised_loss"].mean
+    np.testing.assert_allclose([found.total, found.number], [np.log(2), 2], rtol=1e-6)
+    assert [float(part) for part in metrics["kept"]] == [1, 2]

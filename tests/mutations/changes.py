@@ -121,7 +121,7 @@ CHANGES = [
     *_of("methods/parts/ramp.py", "methods/test_ramp.py", ("jnp.cos(jnp.pi * progress)", "jnp.cos(progress)")),
     *_of(
         "methods/parts/terms.py",
-        "methods/test_mean_teacher.py methods/test_reco.py",
+        "methods/test_parts.py methods/test_mean_teacher.py methods/test_reco.py",
         ("candidate & (views.confidence > threshold)", "candidate & (views.confidence >= threshold)"),
         ("~views.is_ground_truth & views.valid & (views.label", "~views.is_ground_truth & (views.label"),
         (
@@ -200,7 +200,7 @@ CHANGES = [
     ),
     *_of(
         "training/step.py",
-        "training/test_contracts.py",
+        "training/test_step.py training/test_contracts.py",
         ("teacher=teacher, memory=aux.memory", "memory=aux.memory"),
         ("term.weight * term.mean.value()", "term.mean.value()"),
         (
