@@ -94,7 +94,7 @@ class HeadOutput(NamedTuple):
     """What a head says."""
 
     output: Array  # f32[B,H,W,channels], or at the decoder's stride when the head does not upsample
-    latent: Array  # [B,h,w,D], the channels entering the last 1x1 convolution (the paper's latent images)
+    latent: Array  # [B,h,w,D], the channels entering the last convolution (the paper's latent images)
 
 
 def nothing_fused(

@@ -369,6 +369,16 @@ def test_classmix_draws_classes_evenly():
     np.testing.assert_allclose(pasted.mean(0), 0.5, atol=0.1)
 
 
+def test_padding_with_a_label_is_no_class_of_classmix():
+    """Ground truth may call its padding class 0 (data.pad_label): rows that show class 1 alone still give nothing."""
+    rows = numbered(4)
+    padding = jnp.zeros(rows.label.shape, bool).at[:, :, 15:].set(True)
+    rows = rows._replace(
+        label=jnp.where(padding, 0, 1), is_ground_truth=jnp.ones_like(padding), valid=rows.valid & ~padding
+    )
+    assert_same(compiled(ClassMix(K))(KEY, rows), rows)
+
+
 @pytest.mark.parametrize(
     "mixing", [CutOut(1.0), CutMix.half_area(), ClassMix(K), ShuffledCutMix(), SeveralCutMix()], ids=str
 )

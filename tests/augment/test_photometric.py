@@ -65,6 +65,18 @@ def test_contrast_of_a_padded_image_is_that_of_the_image_alone(image):
     assert np.isfinite(adjust_contrast(padded, factor, np.zeros_like(valid))).all()
 
 
+def test_padding_has_no_part_in_the_contrast_of_a_drawn_change(image):
+    """Whatever the padding shows, the rest comes out the same."""
+    options = Photometric(0.0, 0.5, 0.0, 0.0, jitter_probability=1.0, grayscale_probability=0.0, blur_probability=0.0)
+    valid = jnp.zeros(image.shape[:3], bool).at[:, :8].set(True)
+    dark, bright = (
+        photometric(jax.random.key(0), jnp.where(valid[..., None], image, filling), options, valid)
+        for filling in (0.0, 1.0)
+    )
+    np.testing.assert_array_equal(dark[:, :8], bright[:, :8])
+    assert np.abs(dark[:, :8] - image[:, :8]).max() > 0.01
+
+
 def test_saturation_blends_with_gray(image):
     factor = np.array([0.0, 0.5, 1.0, 1.5], np.float32)[:, None, None, None]
     expected = np.clip(factor * image + (1 - factor) * (image @ LUMA)[..., None], 0, 1)

@@ -34,6 +34,16 @@ def test_image_and_mask_share_the_geometry(seed):
     assert (difference <= 2).mean() > 0.5
 
 
+def test_crops_are_drawn_from_border_to_border_along_both_axes():
+    """Of an image as tall as the crop and twice as wide: all 34 columns may come first; of one on its side, all lines."""
+    wide = np.broadcast_to(np.arange(66, dtype=np.uint8)[None, :, None], (33, 66, 3))
+    geometry, draws = Geometry(33, (1.0, 1.0), flip=False), rng()
+    first = {int(geometry(np.ascontiguousarray(wide), None, draws).image[0, 0, 0]) for _ in range(400)}
+    tall = np.ascontiguousarray(wide.swapaxes(0, 1))
+    top = {int(geometry(tall, None, draws).image[0, 0, 0]) for _ in range(400)}
+    assert first == top == set(range(34))
+
+
 def test_a_crop_of_a_scaled_image_equals_scaling_then_cropping():
     image = rng(1).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     geometry = Geometry(48, (1.3, 1.3), flip=False)

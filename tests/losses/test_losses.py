@@ -32,6 +32,11 @@ def test_an_ignored_pixel_has_no_loss_and_no_gradient():
     assert (np.asarray(gradient)[0, 0, [0, 2]] != 0).all()
 
 
+def test_a_label_beyond_the_classes_has_no_loss():
+    """The number of classes, or one below 0, is no class."""
+    np.testing.assert_array_equal(cross_entropy(jnp.ones((1, 1, 2, 3)), jnp.array([[[3, -1]]])), [[[0, 0]]])
+
+
 def test_squared_error_by_hand():
     prediction = jnp.array([[[[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]]])
     target = jnp.array([[[[1.0, 0.0, 0.0], [9.0, 9.0, 9.0]]]])

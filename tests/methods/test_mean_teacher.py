@@ -12,7 +12,13 @@ from forec_jax.methods import Auxiliary, ForegroundReconstruction, ImageReconstr
 from forec_jax.methods.parts.heads import class_probabilities
 from forec_jax.methods.parts.teacher import ema_decay, first_teacher, updated_teacher
 from forec_jax.methods.parts.terms import supervised_terms, unsupervised_terms
-from forec_jax.methods.parts.views import interleave, self_labelled, student_input, unlabelled_rows
+from forec_jax.methods.parts.views import (
+    interleave,
+    pseudo_labelled_rows,
+    self_labelled,
+    student_input,
+    unlabelled_rows,
+)
 from forec_jax.models import DeepLabOptions, deeplab_network
 from forec_jax.training import first_state, objective, train_step
 
@@ -378,3 +384,12 @@ def test_supervised_training_shows_strong_views_and_tasks_aim_at_weak_ones(witne
     witness.watch(method, batch)
     np.testing.assert_allclose(witness.student, [witness.strong(batch.labelled)], rtol=1e-6)
     np.testing.assert_allclose(witness.targets, [witness.weak(batch.labelled)], rtol=1e-6)
+
+
+def test_the_teacher_says_nothing_of_padding():
+    valid = np.array([[[True, False]]])
+    part = Unlabelled(np.zeros((1, 1, 2, 3), np.uint8), valid, np.zeros(1, np.int32))
+    probabilities = jnp.array([[[[0.1, 0.9], [0.1, 0.9]]]])
+    rows = pseudo_labelled_rows(jax.random.key(0), part, probabilities, lambda key, image, valid: image)
+    np.testing.assert_array_equal(rows.label, [[[1, IGNORE]]])
+    np.testing.assert_allclose(rows.confidence, [[[0.9, 0]]])

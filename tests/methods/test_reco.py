@@ -15,7 +15,7 @@ from forec_jax.experiment import load
 from forec_jax.experiment import run as training
 from forec_jax.experiment.plan import collective_bytes
 from forec_jax.methods import Auxiliary, MeanTeacher, RegionalContrast
-from forec_jax.methods.tasks.reco import nearest, with_sure_pixels
+from forec_jax.methods.tasks.reco import label_probability, nearest, with_sure_pixels
 from forec_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state
 
@@ -71,6 +71,15 @@ def test_who_takes_part_and_who_is_hard():
     assert (float(metrics["reco_hard"].total), float(metrics["reco_hard"].number)) == (2, 3)
     assert float(terms["reco_loss"].mean.number) == 2  # class 1 has a valid pixel, which is not hard
     assert terms["reco_loss"].weight == 1.0
+
+
+def test_a_probability_of_the_threshold_itself_is_hard():
+    """delta_s is the most that a hard pixel has; one class of ground truth, seen at 0.5, and one at 0.75."""
+    views, outputs = one_row([0, 1], [1.0, 1.0], [True, True], [True, True], [0.5, 0.75])
+    logits = jnp.asarray(outputs["segmentation"]).reshape(-1, CLASSES)
+    threshold = float(label_probability(logits, jnp.array([0, 1]))[1])
+    assert threshold == pytest.approx(0.75)
+    assert float(run(task(query_threshold=threshold), views, outputs)[1]["reco_hard"].total) == 2
 
 
 @pytest.mark.parametrize(("class_mean", "number"), [("contrasted", 2), ("present", 3)])

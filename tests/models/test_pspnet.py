@@ -95,8 +95,9 @@ def test_sizes_and_a_padded_image_is_the_image_alone():
     alone = jnp.asarray(np.random.default_rng(0).uniform(size=(1, 75, 101, 3)), jnp.float32)
     padded = jnp.full((2, 96, 128, 3), 0.7).at[:, :75, :101].set(alone)
     valid = jnp.zeros((2, 96, 128), bool).at[0, :75, :101].set(True).at[1].set(True)
-    (expected, small), (ours, _) = predict(alone), predict(padded, valid)
+    (expected, small), (ours, few) = predict(alone), predict(padded, valid)
     assert (expected.shape, small.shape) == ((1, 75, 101, 21), (1, 10, 13, 256))
+    np.testing.assert_allclose(few[:1, :10, :13], small, atol=1e-4 * float(jnp.abs(small).max()))
     np.testing.assert_allclose(ours[:1, :75, :101], expected, atol=1e-4 * float(jnp.abs(expected).max()))
     assert not np.allclose(ours[1:, :75, :101], expected, atol=1e-2)
 

@@ -91,7 +91,7 @@ CHANGES = [
     ),
     *_of(
         "methods/parts/heads.py",
-        "methods/test_passes.py methods/test_heads.py methods/test_auxiliary.py",
+        "methods/test_parts.py methods/test_passes.py methods/test_heads.py",
         ("of_first, stats = forward(stats, first, first_keys)", "of_first, _ = forward(stats, first, first_keys)"),
         (
             "of_others, stats = forward(stats, others, other_keys)",
@@ -121,7 +121,7 @@ CHANGES = [
     *_of("methods/parts/ramp.py", "methods/test_ramp.py", ("jnp.cos(jnp.pi * progress)", "jnp.cos(progress)")),
     *_of(
         "methods/parts/terms.py",
-        "methods/test_mean_teacher.py methods/test_reco.py",
+        "methods/test_parts.py methods/test_mean_teacher.py methods/test_reco.py",
         ("candidate & (views.confidence > threshold)", "candidate & (views.confidence >= threshold)"),
         ("~views.is_ground_truth & views.valid & (views.label", "~views.is_ground_truth & (views.label"),
         (
@@ -141,7 +141,7 @@ CHANGES = [
     ),
     *_of(
         "methods/parts/background.py",
-        "methods/test_auxiliary.py",
+        "methods/test_parts.py methods/test_auxiliary.py",
         ("views.valid & labelled & (", "labelled & ("),
         ("views.confidence > threshold", "views.confidence >= threshold"),
     ),
@@ -191,7 +191,7 @@ CHANGES = [
     ),
     *_of(
         "training/optimizer.py",
-        "training/test_optimizer.py training/test_state.py",
+        "training/test_optimizer.py training/test_contracts.py",
         ("(1.0 - progress) ** power", "(1.0 - progress**power)"),
         ("(step + 1) / (warmup + 1)", "step / (warmup + 1)"),
         ("larger(step - hold, 0)", "larger(step, 0)"),
@@ -200,7 +200,7 @@ CHANGES = [
     ),
     *_of(
         "training/step.py",
-        "training/test_contracts.py",
+        "training/test_step.py training/test_contracts.py",
         ("teacher=teacher, memory=aux.memory", "memory=aux.memory"),
         ("term.weight * term.mean.value()", "term.mean.value()"),
         (
@@ -210,7 +210,7 @@ CHANGES = [
     ),
     *_of(
         "losses/cross_entropy.py",
-        "losses/test_losses.py",
+        "losses/test_losses.py losses/test_adversarial.py",
         ("(label < classes)", "(label <= classes)"),
         ("jax.lax.stop_gradient(weight) * cross", "weight * cross"),
         ("jnp.maximum(number - 1, 0)", "jnp.maximum(number, 0)"),
