@@ -32,9 +32,8 @@ PARTS = {
         },
         meaning="FOrec, section 5.1: ResNet-101, crop 712, batch 16, SGD 1e-2, weight decay 5e-4, 200 epochs of 2,975",
     ),
-    "reco_paper": Variant(
+    "reco_paper": OTHERS["reco_paper"].but(
         {
-            **OTHERS["reco_paper"].sets,
             **batch_of(2),
             "method.supervised_loss": "cross_entropy",
             "data.longest_side": 1024,
@@ -42,7 +41,6 @@ PARTS = {
             "data.scale": (1.0, 1.0),
             "eval.mode": "whole",
         },
-        of=OTHERS["reco_paper"].of,
         meaning="ReCo, appendix A: images at half their size, crop 512 at one scale, 2 + 2 rows, plain loss",
     ),
     "ps_mt_paper": OTHERS["ps_mt_paper"].but(

@@ -10,12 +10,11 @@ The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step, 150
 
 from ml_collections import ConfigDict
 
-from forec_jax.config import Variant, apply_variant, defaults
+from forec_jax.config import apply_variant, defaults
 from forec_jax.variants import OTHERS, batch_of
 
-RECO_PAPER = Variant(
-    {**OTHERS["reco_paper"].sets, **batch_of(5)},
-    of=OTHERS["reco_paper"].of,
+RECO_PAPER = OTHERS["reco_paper"].but(
+    batch_of(5),
     meaning="ReCo, appendix A: as on VOC, with five images a step (the paper scales all images to 384x512 first)",
 )
 

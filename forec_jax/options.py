@@ -46,6 +46,11 @@ def one_of(*choices: Any) -> _Rule:
     return _Rule(lambda value: value in choices, f": choose one of {', '.join(map(repr, choices))}")
 
 
+def whole_numbers(*example: int) -> _Rule:
+    """One whole number or more, each from 1 on."""
+    return must_be(f"whole numbers from 1 on, such as {example}", lambda found: len(found) > 0 and min(found) >= 1)
+
+
 SHARE = from_to(0, 1)
 BELOW_1 = must_be("at least 0 and below 1", lambda value: 0 <= value < 1)
 ABOVE_0 = must_be("above 0", lambda value: 0 < value < math.inf)

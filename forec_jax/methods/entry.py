@@ -75,11 +75,16 @@ class Parts:
 def semi_supervised(kind: type[M], p: Parts, own: Any, **more: Any) -> M:
     """A method with pseudo-labels from its parts and its `own` options; `more` are fields that no option gives.
 
-    Raises OptionError for passes that the method cannot take apart.
+    Raises OptionError for passes that the method cannot take apart, or partial labels that it does not complete.
     """
     pseudo, supervised = p.shared(PseudoLabelOptions), p.shared(SupervisedOptions)
     if kind.own_passes and pseudo.separate_passes:
         raise OptionError(f"method.separate_passes=True: {kind.__name__} has passes of its own; leave it False")
+    if p.partial and not kind.completes_labels:
+        raise OptionError(
+            f"{kind.__name__} asks its views of unlabelled images; with partial labels (data.partial) take fixmatch or "
+            "mean_teacher"
+        )
     pseudo = dataclasses.replace(pseudo, start=p.in_steps(pseudo.start), ramp=p.in_steps(pseudo.ramp))
     blocks = own, pseudo, supervised, p.ema
     given = {

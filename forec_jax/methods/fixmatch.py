@@ -14,7 +14,7 @@ from forec_jax.methods.parts.heads import (
 )
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
-from forec_jax.methods.parts.views import taught_views
+from forec_jax.methods.parts.weak_to_strong import WEAK_TO_STRONG
 from forec_jax.options import NoOptions
 
 
@@ -33,16 +33,11 @@ class FixMatch(SemiSupervised):
         view_key, dropout_key, task_key = jax.random.split(key, 3)
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
         labelling = jax.lax.stop_gradient(student)
-        image, views = taught_views(
+        image, views = self.taught(
             lambda image: class_probabilities(self.network, labelling, image),
             batch.labelled,
             batch.unlabelled,
             view_key,
-            colour=self.colour,
-            labelled_colour=self.labelled_colour,
-            mixing=self.mixing,
-            labelled_mixing=self.labelled_mixing,
-            partial_labels=self.partial_labels,
         )
         outputs, stats = self.run_student(student, image, batch.labelled, dropout_key)
         logits = outputs[SEGMENTATION].output
@@ -64,14 +59,5 @@ ENTRY = MethodEntry(
     NoOptions,
     (SupervisedOptions, PseudoLabelOptions),
     build,
-    published={  # UniMatch's baseline: half of each loss, CutMix of every second unlabelled row
-        "method.threshold": 0.95,
-        "method.supervised_weight": 0.5,
-        "method.unsupervised_weight": 0.5,
-        "method.normaliser": "valid",
-        "augment.mixing": "cutmix",
-        "augment.mixing_probability": 0.5,
-        "augment.mix_labelled": False,
-        "augment.colour_labelled": False,
-    },
+    published=WEAK_TO_STRONG,  # as UniMatch's baseline
 )

@@ -14,7 +14,6 @@ from forec_jax.methods.parts.heads import (
 )
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
-from forec_jax.methods.parts.views import taught_views
 from forec_jax.options import NoOptions
 
 
@@ -56,17 +55,7 @@ class MeanTeacher(SemiSupervised):
         self, teacher: Variables, labelled: Labelled, unlabelled: Unlabelled | Labelled | None, key: Array
     ) -> tuple[Array, Views]:
         """The student's images and what it should say about them."""
-        return taught_views(
-            lambda image: class_probabilities(self.network, teacher, image),
-            labelled,
-            unlabelled,
-            key,
-            colour=self.colour,
-            labelled_colour=self.labelled_colour,
-            mixing=self.mixing,
-            labelled_mixing=self.labelled_mixing,
-            partial_labels=self.partial_labels,
-        )
+        return self.taught(lambda image: class_probabilities(self.network, teacher, image), labelled, unlabelled, key)
 
 
 def build(o: NoOptions, p: Parts) -> MeanTeacher:

@@ -32,7 +32,6 @@ from forec_jax.methods.parts.teacher import (
 )
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
 from forec_jax.methods.parts.vat import adversarial_perturbation, published_perturbation
-from forec_jax.methods.parts.views import taught_views
 from forec_jax.options import STEPS, at_least, option
 
 TEACHERS = ("teacher_1", "teacher_2")
@@ -144,17 +143,7 @@ class PsMt(SemiSupervised, Options):
             logits, teachers = self.said(teachers, image, dropout_key)
             return jax.nn.softmax(_mean(self.assisted(logits, self.has_turn(state.step, 0))), axis=-1)
 
-        image, views = taught_views(
-            teach,
-            labelled,
-            unlabelled,
-            key,
-            colour=self.colour,
-            labelled_colour=self.labelled_colour,
-            mixing=self.mixing,
-            labelled_mixing=self.labelled_mixing,
-            partial_labels=self.partial_labels,
-        )
+        image, views = self.taught(teach, labelled, unlabelled, key)
         return image, views, teachers
 
     def said(

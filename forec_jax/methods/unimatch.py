@@ -16,14 +16,14 @@ from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions,
 from forec_jax.methods.parts.two_views import joined, two_view_terms
 from forec_jax.methods.parts.views import (
     labelled_rows,
-    pseudo_labelled_rows,
     strong_pair,
     student_input,
-    unchanged,
     unit_image,
     views_of,
+    weak_rows,
 )
-from forec_jax.options import BELOW_1, OptionError, option
+from forec_jax.methods.parts.weak_to_strong import WEAK_TO_STRONG
+from forec_jax.options import BELOW_1, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class UniMatch(SemiSupervised, Options):
     """
 
     own_passes: ClassVar[bool] = True
+    completes_labels: ClassVar[bool] = False
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
@@ -65,7 +66,8 @@ class UniMatch(SemiSupervised, Options):
         first, stats = self.first_pass(student, image, weak, pass_key)
 
         probabilities = jax.lax.stop_gradient(jax.nn.softmax(first.weak, axis=-1))
-        strong, strong_views = strong_pair(strong_key, batch.unlabelled, probabilities, self.colour, self.mixing)
+        seen = weak_rows(batch.unlabelled, probabilities)
+        strong, strong_views = strong_pair(strong_key, seen, self.colour, self.mixing)
         student = student._replace(batch_stats=stats)
         outputs, stats = run_heads(
             self.network, student, strong, head_names(self.auxiliary), train=True, rng=second_key
@@ -73,8 +75,7 @@ class UniMatch(SemiSupervised, Options):
         logits = first.labelled[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         unsupervised, metrics = two_view_terms(self, outputs[SEGMENTATION].output, strong_views, state.step)
-        weak_rows = pseudo_labelled_rows(strong_key, batch.unlabelled, probabilities, unchanged)
-        unsupervised |= self.perturbed_term(first.perturbed, views_of(weak_rows, jnp.zeros(len(weak), bool))[1], state)
+        unsupervised |= self.perturbed_term(first.perturbed, views_of(seen, jnp.zeros(len(weak), bool))[1], state)
         terms |= {name: term._replace(weight=0.5 * term.weight) for name, term in unsupervised.items()}
         task_terms, task_metrics, memory = self.task_terms(
             joined(first.labelled, outputs), joined(views, strong_views), state, task_key
@@ -108,10 +109,6 @@ class UniMatch(SemiSupervised, Options):
 
 def build(o: Options, p: Parts) -> UniMatch:
     """The method from its parts."""
-    if p.partial:
-        raise OptionError(
-            "unimatch asks its views of unlabelled images; with partial labels (data.partial) take fixmatch or mean_teacher"
-        )
     return semi_supervised(UniMatch, p, o)
 
 
@@ -120,14 +117,5 @@ ENTRY = MethodEntry(
     Options,
     (SupervisedOptions, PseudoLabelOptions),
     build,
-    published={
-        "method.threshold": 0.95,
-        "method.supervised_weight": 0.5,
-        "method.unsupervised_weight": 0.5,
-        "method.normaliser": "valid",
-        "augment.mixing": "cutmix",
-        "augment.mixing_probability": 0.5,
-        "augment.mix_labelled": False,
-        "augment.colour_labelled": False,
-    },
+    published=WEAK_TO_STRONG,
 )

@@ -20,8 +20,9 @@ from forec_jax.methods.parts.heads import (
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
 from forec_jax.methods.parts.two_views import joined, two_view_terms
-from forec_jax.methods.parts.views import labelled_rows, strong_pair, student_input, unit_image
-from forec_jax.options import SHARE, OptionError, option
+from forec_jax.methods.parts.views import labelled_rows, strong_pair, student_input, unit_image, weak_rows
+from forec_jax.methods.parts.weak_to_strong import WEAK_TO_STRONG
+from forec_jax.options import SHARE, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class UniMatchV2(SemiSupervised, Options):
     """
 
     own_passes: ClassVar[bool] = True
+    completes_labels: ClassVar[bool] = False
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: jax.Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
@@ -51,7 +53,8 @@ class UniMatchV2(SemiSupervised, Options):
         rows = labelled_rows(colour_key, batch.labelled, self.labelled_colour)
         image, views = student_input(self.labelled_mixing(mixing_key, rows), None)
         probabilities = class_probabilities(self.network, teacher, unit_image(batch.unlabelled.image))
-        strong, strong_views = strong_pair(strong_key, batch.unlabelled, probabilities, self.colour, self.mixing)
+        weak = weak_rows(batch.unlabelled, probabilities)
+        strong, strong_views = strong_pair(strong_key, weak, self.colour, self.mixing)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
         outputs, stats = run_heads(self.network, student, image, heads, train=True, rng=dropout_key)
@@ -77,10 +80,6 @@ class UniMatchV2(SemiSupervised, Options):
 
 def build(o: Options, p: Parts) -> UniMatchV2:
     """The method from its parts."""
-    if p.partial:
-        raise OptionError(
-            "unimatch_v2 asks its two views of unlabelled images; with partial labels (data.partial) take mean_teacher"
-        )
     return semi_supervised(UniMatchV2, p, o)
 
 
@@ -89,15 +88,5 @@ ENTRY = MethodEntry(
     Options,
     (SupervisedOptions, PseudoLabelOptions),
     build,
-    published={
-        "method.threshold": 0.95,
-        "method.supervised_weight": 0.5,
-        "method.unsupervised_weight": 0.5,
-        "method.normaliser": "valid",
-        "ema.decay": 0.996,
-        "augment.mixing": "cutmix",
-        "augment.mixing_probability": 0.5,
-        "augment.mix_labelled": False,
-        "augment.colour_labelled": False,
-    },
+    published={**WEAK_TO_STRONG, "ema.decay": 0.996},
 )

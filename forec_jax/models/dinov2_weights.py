@@ -6,15 +6,14 @@ table, and what is missing or left over follows from it.
 
 import logging
 import re
-from pathlib import Path
 
 import numpy as np
 
 from forec_jax.contracts import Variables
-from forec_jax.models import hub
 from forec_jax.models.convert import nested
 from forec_jax.models.encoders.dinov2 import DinoV2Options, size_of
 from forec_jax.models.naming import Tensors, WeightsError, below, choose_network, shortened
+from forec_jax.models.pretrained import file_of
 from forec_jax.models.weightfile import read_tensors
 
 log = logging.getLogger(__name__)
@@ -53,8 +52,7 @@ def load_dinov2(source: str, variant: str, o: DinoV2Options) -> Variables:
     Raises:
         WeightsError: the file cannot be read or holds another network; names it and the first tensors.
     """
-    path = hub.fetch(source) if source.startswith(hub.PREFIX) else Path(source)
-    tensors = dict(_in_facebooks_names(choose_network(read_tensors(path), None), source))
+    tensors = dict(_in_facebooks_names(choose_network(read_tensors(file_of(source)), None), source))
     wanted = {**_encoder_names(variant, o), **(_head_names() if "head.projects.0.weight" in tensors else {})}
     if o.registers and "reg_token" in tensors:
         tensors["register_tokens"] = tensors.pop("reg_token")

@@ -58,6 +58,13 @@ def valid_extent(valid: Array, stride: int) -> Array:
     return -(-jnp.stack([rows, columns], axis=1).astype(jnp.int32) // stride)
 
 
+def within(extent: Array, size: tuple[int, int]) -> Array:
+    """bool[B,h,w]: the top-left i32[B,2] rows and columns of maps of a size; of `valid_extent` the inverse."""
+    rows = jnp.arange(size[0])[None, :, None] < extent[:, 0, None, None]
+    columns = jnp.arange(size[1])[None, None, :] < extent[:, 1, None, None]
+    return rows & columns
+
+
 def resize_valid(x: Array, size: tuple[int, int], valid: Array | None, align_corners: bool) -> Array:
     """Features [B,h,w,C] at another size, bilinearly; with `valid` (as in `keep_valid`) those of the valid area alone."""
     if valid is None:

@@ -43,10 +43,10 @@ def load_weights(
     text = fspath(source)
     chosen = {RESNET: stem, MOBILENET: form, LITE: ""}[family_of(encoder)]
     with _naming(text):
-        return _read_weights(_file_of(text), encoder, chosen, width)
+        return _read_weights(file_of(text), encoder, chosen, width)
 
 
-def _file_of(source: str) -> Path:
+def file_of(source: str) -> Path:
     """The file that a source of weights names."""
     if source in packaged.PACKAGES:
         return packaged.find(source)

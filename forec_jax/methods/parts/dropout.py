@@ -26,11 +26,12 @@ def complementary_dropout(key: Array, features: PyTree, share: float = 0.5) -> P
     [2b,h,w,C]; arrays of equal channels share their draws, as the maps of a transformer's blocks do.
     """
     pair_key, channel_key = jax.random.split(key)
+    pairs = len(jax.tree.leaves(features)[0]) // 2
+    untouched = jax.random.permutation(pair_key, jnp.arange(pairs)) < int(pairs * (1.0 - share))
 
     def dropped(leaf: Array) -> Array:
-        pairs, channels = leaf.shape[0] // 2, leaf.shape[-1]
+        channels = leaf.shape[-1]
         first = 2.0 * jax.random.bernoulli(channel_key, 0.5, (pairs, channels))
-        untouched = jax.random.permutation(pair_key, jnp.arange(pairs)) < int(pairs * (1.0 - share))
         factor = jnp.where(untouched[:, None, None], 1.0, jnp.stack([first, 2.0 - first], axis=1))
         return leaf * factor.reshape(2 * pairs, 1, 1, channels).astype(leaf.dtype)
 

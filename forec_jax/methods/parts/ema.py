@@ -1,7 +1,7 @@
 """What the methods of one student with an EMA of it have in common; their losses are their own."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import jax
@@ -17,6 +17,7 @@ from forec_jax.contracts import (
     PyTree,
     Terms,
     TrainState,
+    Unlabelled,
     Variables,
     Views,
 )
@@ -35,7 +36,7 @@ from forec_jax.methods.parts.heads import (
 from forec_jax.methods.parts.ramp import ramp_up
 from forec_jax.methods.parts.teacher import EmaOptions, ema_of_student, first_teacher
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedLoss, SupervisedWeight, unsupervised_terms
-from forec_jax.methods.parts.views import Colour, labels_alone, unchanged
+from forec_jax.methods.parts.views import Colour, labels_alone, taught_views, unchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +108,25 @@ class SemiSupervised(WithLabels, PseudoLabelOptions):
     """
 
     own_passes: ClassVar[bool] = False  # whether the method has passes of its own, whatever `separate_passes` says
+    completes_labels: ClassVar[bool] = True  # whether it takes partial labels, whose other pixels are pseudo-labelled
     labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     partial_labels: bool = False  # whether labelled rows have UNLABELLED pixels, which are then pseudo-labelled
+
+    def taught(
+        self, teach: Callable[[Array], Array], labelled: Labelled, unlabelled: Unlabelled | Labelled | None, key: Array
+    ) -> tuple[Array, Views]:
+        """The student's images and what it should say about them, taught by class probabilities; see `taught_views`."""
+        return taught_views(
+            teach,
+            labelled,
+            unlabelled,
+            key,
+            colour=self.colour,
+            labelled_colour=self.labelled_colour,
+            mixing=self.mixing,
+            labelled_mixing=self.labelled_mixing,
+            partial_labels=self.partial_labels,
+        )
 
     def run_student(
         self, student: Variables, image: Array, labelled: Labelled, key: Array

@@ -1,13 +1,13 @@
 """The loss of two strong views of each unlabelled row (UniMatch, V1 and V2)."""
 
-import functools
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from forec_jax.contracts import Array, Metrics, Term, Terms, Views
 from forec_jax.methods.parts.ema import SemiSupervised
+from forec_jax.methods.parts.views import apart
 
 T = TypeVar("T")
 
@@ -24,8 +24,8 @@ def two_view_terms(method: SemiSupervised, logits: Array, views: Views, step: Ar
     terms: Terms = {}
     metrics: list[Metrics] = []
     for number in (0, 1):
-        of_view = functools.partial(_every_second, start=number)
-        found, seen = method.unsupervised(of_view(logits), jax.tree.map(of_view, views), step)
+        of_view, its_views = jax.tree.map(lambda leaf, n=number: apart(leaf, len(leaf) // 2)[n], (logits, views))
+        found, seen = method.unsupervised(of_view, its_views, step)
         terms |= {f"unsupervised{number + 1}_loss": Term(term.mean, 0.5 * term.weight) for term in found.values()}
         metrics.append(seen)
     return terms, jax.tree.map(jnp.add, *metrics)
@@ -35,7 +35,3 @@ def joined(one: T, other: T) -> T:
     """Two trees of arrays [b,...] as one, the rows of the first before those of the second."""
     rows: T = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, other)
     return rows
-
-
-def _every_second(leaf: Any, start: int) -> Any:
-    return leaf[start::2]

@@ -63,6 +63,11 @@ def pseudo_labelled_rows(key: Array, part: Unlabelled | Labelled, probabilities:
     )
 
 
+def weak_rows(part: Unlabelled | Labelled, probabilities: Array) -> Rows:
+    """Rows labelled by f32[b,H,W,K] probabilities of their weak view, in their own colours."""
+    return pseudo_labelled_rows(jax.random.key(0), part, probabilities, unchanged)
+
+
 def stored_rows(key: Array, part: Pseudo, colour: Colour) -> Rows:
     """Rows labelled by the stored masks of a model."""
     confidence = jnp.where(part.label == IGNORE, 0.0, part.confidence.astype(jnp.float32) / 255.0)
@@ -196,17 +201,15 @@ def views_of(rows: Rows, labelled_row: Array) -> tuple[Array, Views]:
     return rows.strong, views
 
 
-def strong_pair(
-    key: Array, part: Unlabelled | Labelled, probabilities: Array, colour: Colour, mixing: Mixing
-) -> tuple[Array, Views]:
+def strong_pair(key: Array, weak: Rows, colour: Colour, mixing: Mixing) -> tuple[Array, Views]:
     """Two strong views of every row, each with colours and boxes of its own: f32[2b,H,W,3], and the views that go with them.
 
-    The views of a row lie side by side: 2i and 2i + 1. Both have the row's pseudo-labels, of f32[b,H,W,K].
+    The views of a row lie side by side: 2i and 2i + 1. Both have the labels of the weak row.
     """
 
     def strong(view_key: Array) -> Rows:
         colour_key, mixing_key = jax.random.split(view_key)
-        return mixing(mixing_key, pseudo_labelled_rows(colour_key, part, probabilities, colour))
+        return mixing(mixing_key, weak._replace(strong=colour(colour_key, weak.clean, weak.valid)))
 
     rows = jax.tree.map(interleave, *(strong(view_key) for view_key in jax.random.split(key)))
     return views_of(rows, jnp.zeros(rows.label.shape[:1], bool))

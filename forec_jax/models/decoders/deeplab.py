@@ -1,6 +1,5 @@
 """DeepLabV3+'s decoder (Chen et al., ECCV 2018): atrous spatial pyramid pooling, fused with low-level features."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +8,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from forec_jax.contracts import HeadSpec
-from forec_jax.models.decoders.linear import LinearHead
+from forec_jax.models.decoders.linear import or_linear
 from forec_jax.models.layers import Conv, ConvNorm, keep_valid, mean_pixel, resize_valid
 from forec_jax.models.network import Decoder, DecoderEntry, Form
-from forec_jax.options import BELOW_1, at_least, must_be, one_of, option
+from forec_jax.options import BELOW_1, at_least, one_of, option, whole_numbers
 
 Array = jax.Array
 
-RATES = must_be("whole numbers from 1 on, such as (6, 12, 18)", lambda rates: len(rates) > 0 and min(rates) >= 1)
+RATES = whole_numbers(6, 12, 18)
 
 
 @dataclass(frozen=True)
@@ -143,13 +142,9 @@ def build(o: DeepLabOptions, form: Form) -> Decoder:
     A head that reads another's fused features has one 3x3 convolution, as ReCo's representation head.
     """
 
-    def head(spec: HeadSpec) -> Callable[[bool], nn.Module]:
-        if spec.linear:
-            return lambda train: LinearHead(spec.channels, train, form.dtype)
+    def head(spec: HeadSpec, train: bool) -> nn.Module:
         convolutions = 1 if spec.reads else 2
-        return lambda train: _Classifier(
-            spec.channels, convolutions, o, train, spec.upsample, form.momentum, form.dtype
-        )
+        return _Classifier(spec.channels, convolutions, o, train, spec.upsample, form.momentum, form.dtype)
 
     def fusion(train: bool) -> nn.Module:
         return _Fusion(o, train, form.momentum, form.dtype)
@@ -157,7 +152,8 @@ def build(o: DeepLabOptions, form: Form) -> Decoder:
     def pyramid(train: bool) -> nn.Module:
         return _SharedPyramid(o, train, form.momentum, form.dtype)
 
-    return Decoder(head, reads="low_high", fuse=fusion, shared=pyramid if o.share_aspp else None)
+    shared = pyramid if o.share_aspp else None
+    return Decoder(or_linear(head, form.dtype), reads="low_high", fuse=fusion, shared=shared)
 
 
 ENTRY = DecoderEntry("deeplab", DeepLabOptions, build)

@@ -1,6 +1,5 @@
 """DeepLabV2's decoder (Chen et al., TPAMI 2018): classes straight from the last map, by parallel dilated convolutions."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +8,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from forec_jax.contracts import HeadSpec
-from forec_jax.models.decoders.linear import LinearHead
+from forec_jax.models.decoders.linear import or_linear
 from forec_jax.models.layers import Conv, resize_valid
 from forec_jax.models.network import Decoder, DecoderEntry, Form
-from forec_jax.options import must_be, option
+from forec_jax.options import option, whole_numbers
 
 Array = jax.Array
 
@@ -24,7 +23,7 @@ class DeepLabV2Options:
     rates: tuple[int, ...] = option(
         (6, 12, 18, 24),
         "dilations of the parallel 3x3 convolutions, whose results are added up",
-        must_be("whole numbers from 1 on, such as (6, 12, 18, 24)", lambda rates: len(rates) > 0 and min(rates) >= 1),
+        whole_numbers(6, 12, 18, 24),
     )
     align_corners: bool = option(True, "of the bilinear resize to the image's size")
 
@@ -57,12 +56,11 @@ def build(o: DeepLabV2Options, form: Form) -> Decoder:
     The latent image of a head, what enters its last convolution, is that map.
     """
 
-    def head(spec: HeadSpec) -> Callable[[bool], nn.Module]:
-        if spec.linear:
-            return lambda train: LinearHead(spec.channels, train, form.dtype)
-        return lambda train: _Head(spec.channels, o, spec.upsample, form.dtype)
+    def head(spec: HeadSpec, train: bool) -> nn.Module:
+        del train  # nothing here behaves otherwise in training
+        return _Head(spec.channels, o, spec.upsample, form.dtype)
 
-    return Decoder(head, reads="low_high")
+    return Decoder(or_linear(head, form.dtype), reads="low_high")
 
 
 ENTRY = DecoderEntry("deeplab_v2", DeepLabV2Options, build)

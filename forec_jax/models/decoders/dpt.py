@@ -1,6 +1,5 @@
 """The decoder of dense prediction transformers (Ranftl et al., ICCV 2021), in the form of Depth Anything and UniMatch V2."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,9 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from forec_jax.contracts import HeadSpec
-from forec_jax.models.decoders.linear import LinearHead
+from forec_jax.models.decoders.linear import or_linear
 from forec_jax.models.encoders.dinov2 import PATCH, token_extent
-from forec_jax.models.layers import Conv, channelwise, valid_extent
+from forec_jax.models.layers import Conv, channelwise, valid_extent, within
 from forec_jax.models.network import Decoder, DecoderEntry, Form
 from forec_jax.models.resize import resize
 from forec_jax.options import at_least, must_be, option
@@ -43,8 +42,7 @@ class _Map(NamedTuple):
         """bool[B,h,w]."""
         if self.extent is None:
             return None
-        rows = jnp.arange(self.values.shape[1])[None, :, None] < self.extent[:, 0, None, None]
-        return rows & (jnp.arange(self.values.shape[2])[None, None] < self.extent[:, 1, None, None])
+        return within(self.extent, (self.values.shape[1], self.values.shape[2]))
 
     def at(self, size: tuple[int, int], extent: Array | None) -> "_Map":
         """Resized, corners on corners."""
@@ -152,16 +150,15 @@ def _times(extent: Array | None, factor: int) -> Array | None:
 def build(o: DptOptions, form: Form) -> Decoder:
     """DPT's decoder, one a head."""
 
-    def head(spec: HeadSpec) -> Callable[[bool], nn.Module]:
-        if spec.linear:
-            return lambda train: LinearHead(spec.channels, train, form.dtype)
-        return lambda train: _Classifier(spec.channels, o, spec.upsample, form.dtype)
+    def head(spec: HeadSpec, train: bool) -> nn.Module:
+        del train  # nothing here behaves otherwise in training
+        return _Classifier(spec.channels, o, spec.upsample, form.dtype)
 
     def fusion(train: bool) -> nn.Module:
         del train
         return _Fusion(o, form.dtype)
 
-    return Decoder(head, reads="tokens", fuse=fusion)
+    return Decoder(or_linear(head, form.dtype), reads="tokens", fuse=fusion)
 
 
 ENTRY = DecoderEntry("dpt", DptOptions, build)

@@ -1,6 +1,5 @@
 """PSPNet's decoder (Zhao et al., CVPR 2017): means of the last map over grids of a few cells, beside the map itself."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +9,11 @@ from flax import linen as nn
 from jax import lax
 
 from forec_jax.contracts import HeadSpec
-from forec_jax.models.decoders.linear import LinearHead
+from forec_jax.models.decoders.linear import or_linear
 from forec_jax.models.layers import Conv, ConvNorm, keep_valid, resize_valid, valid_extent
 from forec_jax.models.network import Decoder, DecoderEntry, Form
 from forec_jax.models.resize import resize
-from forec_jax.options import BELOW_1, at_least, must_be, option
+from forec_jax.options import BELOW_1, at_least, option, whole_numbers
 
 Array = jax.Array
 
@@ -26,7 +25,7 @@ class PSPNetOptions:
     bins: tuple[int, ...] = option(
         (1, 2, 3, 6),
         "cells along a side of each grid of means",
-        must_be("whole numbers from 1 on, such as (1, 2, 3, 6)", lambda bins: len(bins) > 0 and min(bins) >= 1),
+        whole_numbers(1, 2, 3, 6),
     )
     channels: int = option(512, "of the 3x3 convolution that joins the levels", at_least(1))
     dropout: float = option(0.1, "of channels, before the last convolution", BELOW_1)
@@ -122,14 +121,13 @@ def build(o: PSPNetOptions, form: Form) -> Decoder:
     last convolution, is that map after dropout.
     """
 
-    def head(spec: HeadSpec) -> Callable[[bool], nn.Module]:
-        if spec.linear:
-            return lambda train: LinearHead(spec.channels, train, form.dtype)
-        return lambda train: _Classifier(
-            spec.channels, bool(spec.reads), o, train, spec.upsample, form.momentum, form.dtype
-        )
+    def head(spec: HeadSpec, train: bool) -> nn.Module:
+        return _Classifier(spec.channels, bool(spec.reads), o, train, spec.upsample, form.momentum, form.dtype)
 
-    return Decoder(head, reads="low_high", fuse=lambda train: _Fusion(o, train, form.momentum, form.dtype))
+    def fusion(train: bool) -> nn.Module:
+        return _Fusion(o, train, form.momentum, form.dtype)
+
+    return Decoder(or_linear(head, form.dtype), reads="low_high", fuse=fusion)
 
 
 ENTRY = DecoderEntry("pspnet", PSPNetOptions, build)

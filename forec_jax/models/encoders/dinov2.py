@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from forec_jax.contracts import IMAGENET_MEAN, IMAGENET_STD, Variables
-from forec_jax.models.layers import valid_extent
+from forec_jax.models.layers import valid_extent, within
 from forec_jax.models.network import Encoder, EncoderEntry, Form
 from forec_jax.models.resize import resize
 from forec_jax.options import ABOVE_0, at_least, option
@@ -205,9 +205,7 @@ def _norm(name: str) -> nn.LayerNorm:
 
 def _seen(extent: Array, grid: tuple[int, int], before: int) -> Array:
     """bool[B,T]: the tokens that stand before the patches, and the patches within the extent."""
-    rows = jnp.arange(grid[0])[None, :, None] < extent[:, 0, None, None]
-    columns = jnp.arange(grid[1])[None, None, :] < extent[:, 1, None, None]
-    patches = (rows & columns).reshape(extent.shape[0], -1)
+    patches = within(extent, grid).reshape(extent.shape[0], -1)
     return jnp.concatenate([jnp.ones((extent.shape[0], before), bool), patches], axis=1)
 
 
