@@ -5,7 +5,8 @@
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k),
-`ps_mt_paper` (hf:timm/resnet50s.gluon_in1k) and `s4gan_paper` (hf:timm/resnet101.tv_in1k) for those of these papers;
+`ps_mt_paper` (hf:timm/resnet50s.gluon_in1k), `s4gan_paper` (hf:timm/resnet101.tv_in1k), `unimatch_paper`
+(hf:timm/resnet101s.gluon_in1k), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for those of these papers;
 `reco_paper` for ReCo's, which sees, and is scored on, images at half their size; `scenery` for another background of FOrec:
 sky, vegetation and building. The paper does not say which class it took; road is the default, and any other is
 --config.data.background=CLASS,CLASS.
@@ -18,6 +19,16 @@ from ml_collections import ConfigDict
 
 from forec_jax.config import Variant, apply_variant, defaults
 from forec_jax.variants import OTHERS, batch_of
+
+OHEM = {"method.supervised_loss": "ohem", "method.ohem_min_kept": 100_000}  # 200,000 of two rows
+V2 = {
+    **OHEM,
+    "data.crop": 798,
+    "eval.crop": 798,
+    "steps": 180 * (2603 // 8),
+    "evaluate_every": 10 * (2603 // 8),
+    "checkpoint_every": 10 * (2603 // 8),
+}
 
 PARTS = {
     "paper": Variant(
@@ -70,6 +81,22 @@ PARTS = {
         },
         meaning="S4GAN with DeepLabV3+: 8 + 8 images, 40,000 steps",
     ),
+    "unimatch_paper": OTHERS["unimatch_paper"].but(
+        {
+            **OHEM,
+            "method.threshold": 0.0,
+            "data.crop": 801,
+            "eval.crop": 801,
+            "optim.lr": 5e-3,
+            "optim.head_lr_multiplier": 1.0,
+            "steps": 240 * (2603 // 8),
+            "evaluate_every": 10 * (2603 // 8),
+            "checkpoint_every": 10 * (2603 // 8),
+        },
+        meaning="UniMatch on the list of 372: ResNet-101 at crop 801, 8 + 8 images, 240 epochs",
+    ),
+    "unimatch_v2_paper": OTHERS["unimatch_v2_paper"].but(V2, meaning="UniMatch V2 on the list of 372: 8 + 8, 180 epochs"),
+    "fixmatch_paper": OTHERS["fixmatch_paper"].but(V2, meaning="its FixMatch on the list of 372: 8 + 8, 180 epochs"),
     "scenery": Variant({"data.background": "sky,vegetation,building"}, meaning="another background for FOrec"),
 }
 

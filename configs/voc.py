@@ -5,7 +5,8 @@
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `ps_mt_paper`
-(the same stem) and `s4gan_paper` (hf:timm/resnet101.tv_in1k) for those of these papers;
+(the same stem), `s4gan_paper` (hf:timm/resnet101.tv_in1k), `unimatch_paper` (hf:timm/resnet101s.gluon_in1k),
+`unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for those of these papers;
 `small` for two CPU cores (docs/results.md has its mIoU).
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one GPU. Not yet measured on a GPU.
 """
@@ -57,7 +58,34 @@ S4GAN_PAPER = OTHERS["s4gan_paper"].but(
     },
     meaning="S4GAN with DeepLabV3+: 8 + 8 images, 40,000 steps",
 )
-PARTS = {"paper": PAPER, "ps_mt_paper": PS_MT_PAPER, "s4gan_paper": S4GAN_PAPER}
+UNIMATCH_PAPER = OTHERS["unimatch_paper"].but(
+    {
+        "data.crop": 321,
+        "data.pool": "train_aug",
+        "optim.lr": 1e-3,
+        "optim.head_lr_multiplier": 10.0,
+        "steps": 80 * (10490 // 8),
+        "evaluate_every": 10490 // 8,
+        "checkpoint_every": 10490 // 8,
+    },
+    meaning="UniMatch on ResNet-101 at crop 321: 8 + 8 images, 80 epochs",
+)
+V2 = {
+    "data.pool": "train_aug",
+    "batch.labelled": 16,
+    "batch.unlabelled": lambda c: 16 if c.batch.unlabelled else 0,
+    "steps": 60 * (10490 // 16),
+    "evaluate_every": 10490 // 16,
+    "checkpoint_every": 10490 // 16,
+}
+PARTS = {
+    "paper": PAPER,
+    "ps_mt_paper": PS_MT_PAPER,
+    "s4gan_paper": S4GAN_PAPER,
+    "unimatch_paper": UNIMATCH_PAPER,
+    "unimatch_v2_paper": OTHERS["unimatch_v2_paper"].but(V2, meaning="UniMatch V2 on DINOv2-B: 16 + 16, 60 epochs"),
+    "fixmatch_paper": OTHERS["fixmatch_paper"].but(V2, meaning="its FixMatch on DINOv2-B: 16 + 16, 60 epochs"),
+}
 
 
 def get_config(variant: str = "forec") -> ConfigDict:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from forec_jax.keys import flat
 from forec_jax.methods import METHODS
+from forec_jax.methods.parts.weak_to_strong import WEAK_TO_STRONG
 from forec_jax.methods.tasks import TASKS
 from forec_jax.options import to_config
 
@@ -90,6 +91,10 @@ def _dinov2(encoder: str) -> Variant:
     )
 
 
+_FIXMATCH_EMA = {**WEAK_TO_STRONG, "ema.decay": 0.996}
+_V2_BATCH: dict[str, Any] = {"batch.labelled": 8, "batch.unlabelled": lambda c: 8 if c.batch.unlabelled else 0}
+_V2_MEANING = "{} on DINOv2-B, 8 + 8 images (ADE20K's); steps: 60 passes over the unlabelled images"
+
 OTHERS: Mapping[str, Variant] = {
     **{encoder: _dinov2(encoder) for encoder in _DPT},
     "cutout": _half_mixing("cutout_half"),
@@ -154,6 +159,25 @@ OTHERS: Mapping[str, Variant] = {
         },
         of=("s4gan",),
         meaning="S4GAN as its authors ran it: no change of colours, no ramp, void and padding as they are",
+    ),
+    "fixmatch_ema": Variant(
+        _FIXMATCH_EMA,
+        of=("mean_teacher",),
+        meaning="FixMatch whose labels an EMA of the student gives: UniMatch V2's baseline",
+    ),
+    "unimatch_paper": Variant(
+        {
+            "model.encoder": "resnet101",
+            "model.resnet.stem": "deep",
+            "data.scale": (0.5, 2.0),
+            "optim.weight_decay": 1e-4,
+        },
+        of=("unimatch",),
+        meaning="UniMatch on ResNet-101, 8 + 8 images",
+    ),
+    "unimatch_v2_paper": Variant(_V2_BATCH, of=("unimatch_v2", "dinov2_base"), meaning=_V2_MEANING.format("UniMatch V2")),
+    "fixmatch_paper": Variant(
+        {**_FIXMATCH_EMA, **_V2_BATCH}, of=("mean_teacher", "dinov2_base"), meaning=_V2_MEANING.format("its FixMatch")
     ),
     "partial_1px": _partial("1px", "ReCo's partial labels: a pixel of each class in an image"),
     "partial_1pc": _partial("1%", "1 % of each class in an image"),

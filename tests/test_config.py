@@ -151,6 +151,31 @@ def test_ps_mt_as_its_authors_ran_it():
     assert (plain.perturbed, plain.direction) == ("encoder", "exact")
 
 
+@pytest.mark.parametrize(
+    ("name", "variant", "encoder", "rows", "crop", "steps", "threshold"),
+    [
+        ("voc", "unimatch_paper", "resnet101", 8, 321, 80 * 1311, 0.95),
+        ("voc", "unimatch_v2_paper", "dinov2_base", 16, 518, 39_300, 0.95),
+        ("voc", "fixmatch_paper+dinov2_small", "dinov2_small", 16, 518, 39_300, 0.95),
+        ("cityscapes", "unimatch_paper", "resnet101", 8, 801, 240 * 325, 0.0),
+        ("cityscapes", "unimatch_v2_paper", "dinov2_base", 8, 798, 58_500, 0.95),
+    ],
+)
+def test_unimatch_as_its_authors_ran_it(name, variant, encoder, rows, crop, steps, threshold):
+    c = load_config(f"configs/{name}.py:{variant}+forec", {})
+    assert (c.model.encoder, c.batch.labelled, c.batch.unlabelled) == (encoder, rows, rows)
+    assert (c.data.crop, c.steps, c.method.threshold) == (crop, steps, threshold)
+    assert (c.method.supervised_loss == "ohem") == (name == "cityscapes")
+    assert (c.method.supervised_weight, c.method.unsupervised_weight) == (0.5, 0.5)
+
+
+def test_fixmatch_with_an_ema_is_a_mean_teacher_with_its_settings():
+    c = config("fixmatch_ema")
+    assert (c.method.name, c.ema.decay, c.augment.mix_labelled) == ("mean_teacher", 0.996, False)
+    with pytest.raises(ValueError, match="names 2 methods, fixmatch_paper and unimatch; choose one"):
+        config("fixmatch_paper+unimatch")
+
+
 def test_s4gan_as_its_authors_ran_it():
     c = config("s4gan_paper")
     method = build.build_method(c, LABELS)
