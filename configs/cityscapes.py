@@ -6,7 +6,7 @@
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k),
 `ps_mt_paper` (hf:timm/resnet50s.gluon_in1k), `s4gan_paper` (hf:timm/resnet101.tv_in1k), `unimatch_paper`
-(hf:timm/resnet101s.gluon_in1k), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for those of these papers;
+(hf:timm/resnet101s.gluon_in1k), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for theirs;
 `reco_paper` for ReCo's, which sees, and is scored on, images at half their size; `scenery` for another background of FOrec:
 sky, vegetation and building. The paper does not say which class it took; road is the default, and any other is
 --config.data.background=CLASS,CLASS.
