@@ -128,6 +128,7 @@ class Network(NamedTuple):
         nothing_fused  # (variables, head, features, *, train, rng) -> fused, batch_stats
     )
     frozen: tuple[str, ...] = ()  # parts of the variables that training leaves as they are
+    given: tuple[str, ...] = ()  # parts whose first values come from elsewhere, whatever the key
 
     def decode(
         self, variables: Variables, head: str, features: PyTree, *, train: bool = False, rng: Array | None = None

@@ -156,11 +156,13 @@ def _with_weights(network: Network, m: ModelOptions, encoder: EncoderEntry, opti
         )
     try:
         stored = _of_run(run) if from_run else encoder.weights(m.weights, m.encoder, options)  # type: ignore[misc]
-        weights = fitting_weights(stored, jax.eval_shape(network.init, jax.random.key(seed)))
+        layout = jax.eval_shape(network.init, jax.random.key(seed))
+        weights = fitting_weights(stored, layout)
     except WeightsError as error:
         why = f", a run of another encoder: {error}" if from_run else _misfit(m, encoder, options, error)
         raise OptionError(f"model.weights={m.weights!r}{why}") from error
-    return network._replace(init=functools.partial(_pretrained_init, network, weights))
+    given = tuple(part for part, tree in weights.params.items() if tree.keys() == layout.params[part].keys())
+    return network._replace(init=functools.partial(_pretrained_init, network, weights), given=given)
 
 
 def _of_run(workdir: Path) -> Variables:

@@ -22,7 +22,15 @@ from forec_jax.contracts import (
 )
 from forec_jax.methods.entry import Epoch, MethodEntry, Parts, semi_supervised
 from forec_jax.methods.parts.ema import SemiSupervised
-from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, decode_heads, head_names, run_heads
+from forec_jax.methods.parts.heads import (
+    SEGMENTATION,
+    STUDENT,
+    decode_heads,
+    head_names,
+    mean_class_probabilities,
+    mean_logits,
+    run_heads,
+)
 from forec_jax.methods.parts.teacher import (
     TEACHER_HEADS,
     ema_decay,
@@ -141,7 +149,8 @@ class PsMt(SemiSupervised, Options):
         def teach(image: Array) -> Array:
             nonlocal teachers
             logits, teachers = self.said(teachers, image, dropout_key)
-            return jax.nn.softmax(_mean(self.assisted(logits, self.has_turn(state.step, 0))), axis=-1)
+            logits = self.assisted(logits, self.has_turn(state.step, 0))
+            return jax.nn.softmax(mean_logits(list(logits.values())), axis=-1)
 
         image, views = self.taught(teach, labelled, unlabelled, key)
         return image, views, teachers
@@ -186,10 +195,7 @@ class PsMt(SemiSupervised, Options):
         The features are those that are perturbed: the encoder's, or fused.
         """
         decode = self.network.decode if self.perturbed == "encoder" else self.network.classify
-        heads = {
-            name: decode(v, SEGMENTATION, features, train=False, rng=None)[0].output for name, v in variables.items()
-        }
-        return _mean(heads)
+        return mean_logits([decode(v, SEGMENTATION, features, train=False, rng=None)[0].output for v in variables.values()])
 
     def update_teacher(
         self,
@@ -226,17 +232,7 @@ class PsMt(SemiSupervised, Options):
 
     def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
         """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]: of the networks' mean logits."""
-        logits = {}
-        for name, network in variables.items():
-            features, _ = self.network.encode(network, image, valid=valid, train=False, rng=None)
-            head, _ = self.network.decode(network, SEGMENTATION, features, train=False, rng=None)
-            logits[name] = head.output
-        return jax.nn.softmax(_mean(logits), axis=-1)
-
-
-def _mean(logits: dict[str, Array]) -> Array:
-    """The mean over the networks."""
-    return sum(logits.values(), start=jnp.zeros(())) / len(logits)
+        return mean_class_probabilities(self.network, list(variables.values()), image, valid)
 
 
 def _filled(logits: Array, others: Array, top: int) -> Array:

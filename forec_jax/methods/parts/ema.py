@@ -34,7 +34,7 @@ from forec_jax.methods.parts.heads import (
     two_passes,
 )
 from forec_jax.methods.parts.ramp import ramp_up
-from forec_jax.methods.parts.teacher import EmaOptions, ema_of_student, first_teacher
+from forec_jax.methods.parts.teacher import EmaOptions, ema_of_students, first_teacher
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedLoss, SupervisedWeight, unsupervised_terms
 from forec_jax.methods.parts.views import Colour, labels_alone, taught_views, unchanged
 
@@ -62,8 +62,8 @@ class EmaMethod(EmaOptions):
         batch_stats: dict[str, PyTree],
         teacher_stats: dict[str, PyTree],
     ) -> dict[str, Variables]:
-        """The EMA after a step."""
-        return ema_of_student(
+        """The EMA after a step, of every trained network that the teacher has."""
+        return ema_of_students(
             state,
             params,
             batch_stats,
@@ -96,7 +96,11 @@ class WithLabels(EmaMethod, SupervisedWeight):
     def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
         """The first params, batch_stats, teacher and memory: the auxiliary tasks'."""
         params, batch_stats, teacher, _ = super().init(key)
-        return params, batch_stats, teacher, first_memory(self.auxiliary)
+        return params, batch_stats, teacher, self.first_memory()
+
+    def first_memory(self) -> dict[str, PyTree]:
+        """What a student's auxiliary tasks remember at first."""
+        return first_memory(self.auxiliary)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Running a student with its heads, shared by the methods."""
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -102,9 +102,25 @@ def two_passes(forward: Pass, stats: PyTree, rows: PyTree, labelled: int, keys: 
 
 def class_probabilities(network: Network, variables: Variables, image: Array, valid: Array | None = None) -> Array:
     """f32[B,H,W,K] in inference mode."""
+    return jax.nn.softmax(_class_logits(network, variables, image, valid).astype(jnp.float32), axis=-1)
+
+
+def mean_class_probabilities(
+    network: Network, several: Sequence[Variables], image: Array, valid: Array | None = None
+) -> Array:
+    """f32[B,H,W,K] in inference mode: the softmax of the mean logits of several variables of a network."""
+    return jax.nn.softmax(mean_logits([_class_logits(network, one, image, valid) for one in several]), axis=-1)
+
+
+def mean_logits(logits: Sequence[Array]) -> Array:
+    """The mean of several f32[...,K]."""
+    return sum(logits, start=jnp.zeros(())) / len(logits)
+
+
+def _class_logits(network: Network, variables: Variables, image: Array, valid: Array | None) -> Array:
     features, _ = network.encode(variables, image, valid=valid, train=False, rng=None)
     head, _ = network.decode(variables, SEGMENTATION, features, train=False, rng=None)
-    return jax.nn.softmax(head.output.astype(jnp.float32), axis=-1)
+    return head.output
 
 
 def first_memory(auxiliary: tuple[Auxiliary, ...]) -> dict[str, PyTree]:

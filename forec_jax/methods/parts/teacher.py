@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from forec_jax.contracts import Array, Network, PyTree, TrainState, Variables
-from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, run_heads
+from forec_jax.methods.parts.heads import SEGMENTATION, run_heads
 from forec_jax.models.network import PYRAMID
 from forec_jax.options import SHARE, option
 
@@ -72,7 +72,7 @@ def updated_teacher(
     return Variables({**params, **kept.params}, {**stats, **kept.batch_stats})
 
 
-def ema_of_student(
+def ema_of_students(
     state: TrainState,
     params: dict[str, PyTree],
     batch_stats: dict[str, PyTree],
@@ -82,16 +82,18 @@ def ema_of_student(
     bn_mode: BatchNormMode,
     frozen: tuple[str, ...] = (),
 ) -> dict[str, Variables]:
-    """The teacher after a step where it is the student's EMA, as `Method.update_teacher` gives it."""
-    teacher = updated_teacher(
-        state.teacher[STUDENT],
-        Variables(params[STUDENT], batch_stats[STUDENT]),
-        teacher_stats[STUDENT],
-        decay=ema_decay(state.step, decay),
-        bn_mode=bn_mode,
-        frozen=frozen,
-    )
-    return {STUDENT: teacher}
+    """The teacher after a step where it is the EMA of the trained networks of the same names, as `Method.update_teacher`."""
+    return {
+        name: updated_teacher(
+            teacher,
+            Variables(params[name], batch_stats[name]),
+            teacher_stats[name],
+            decay=ema_decay(state.step, decay),
+            bn_mode=bn_mode,
+            frozen=frozen,
+        )
+        for name, teacher in state.teacher.items()
+    }
 
 
 def teacher_statistics(
