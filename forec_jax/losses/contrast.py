@@ -1,5 +1,5 @@
 """Regional contrast: ReCo's loss over sampled pixels (Liu et al., "Bootstrapping Semantic Segmentation with Regional
-Contrast", ICLR 2022, section 3).
+Contrast", ICLR 2022, section 3). U2PL's is the same loss with other positives and with keys that were kept.
 
 Shapes: N pixels, D dimensions, K classes, Q queries a class, M negative keys a query; S is Q, or 1 where the queries of a
 class share their keys. Every shape is static: absent classes are drawn for as well, and masked out of the loss.
@@ -28,8 +28,8 @@ class ClassMeans(NamedTuple):
 class Draws(NamedTuple):
     """The sampled pixels by index. Those of inactive classes are any pixels."""
 
-    query: Array  # i32[K,Q]
-    key: Array  # i32[K,S,M]
+    query: Array  # i32[K,Q], of the representation
+    key: Array  # i32[K,S,M], of what the keys are drawn from
     active: Array  # bool[K], whether the class enters the loss
 
 
@@ -86,8 +86,8 @@ def draw(
         keys: M, keys in a set.
     """
     classes = weights.shape[0]
-    query_order, query_count, query_start = _by_class(label, valid & eligible, classes)
-    key_order, key_count, key_start = _by_class(label, valid, classes)
+    query_order, query_count, query_start = by_class(label, valid & eligible, classes)
+    key_order, key_count, key_start = by_class(label, valid, classes)
 
     def draw_class(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         index, weight, class_key = inputs
@@ -102,7 +102,7 @@ def draw(
     return Draws(query, negative, (query_count > 0) & jnp.any(weights > 0, axis=-1))
 
 
-def _by_class(label: Array, chosen: Array, classes: int) -> tuple[Array, Array, Array]:
+def by_class(label: Array, chosen: Array, classes: int) -> tuple[Array, Array, Array]:
     """The chosen pixels ordered by class: i32[N] indices (the others follow), i32[K] counts and i32[K] first places."""
     group = jnp.where(chosen, label, classes)
     count = jnp.sum(group[:, None] == jnp.arange(classes)[None], axis=0, dtype=jnp.int32)
@@ -120,11 +120,11 @@ def _draw_by_weight(key: Array, weight: Array, shape: tuple[int, ...]) -> Array:
 
 
 def regional_contrast(
-    representation: Array, means: ClassMeans, draws: Draws, *, temperature: float, at_once: int
+    representation: Array, positive: Array, keys: Array, draws: Draws, *, temperature: float, at_once: int
 ) -> Mean:
-    """ReCo's loss (Eq. 1) for given draws: the mean over queries, then over the classes that enter.
+    """The contrast of given draws (ReCo, Eq. 1): the mean over queries, then over the classes that enter.
 
-    A query's loss is the cross-entropy of picking its class's mean among it and the negative keys, by cosine over
+    A query's loss is the cross-entropy of picking its class's positive among it and the negative keys, by cosine over
     `temperature`. Only the queries have a gradient. (Eq. 1 writes sums; means are what was published with it, and make
     the weight independent of Q and of the classes at hand.) With no class to contrast it is 0.
 
@@ -134,14 +134,15 @@ def regional_contrast(
     representation itself, N * D * 4 B (107 MB for 16 crops of 321 at a quarter).
 
     Args:
-        representation: f32[N,D].
-        means: of the same representation.
-        draws: of `draw`.
+        representation: f32[N,D], of which `draws.query` are indices.
+        positive: f32[K,D], the positive key of each class: ReCo's is `class_means` of the same representation.
+        keys: f32[P,D], of which `draws.key` are indices: the same representation, or what was kept of earlier ones.
+        draws: of `draw`, or of that form.
         temperature: above 0.
         at_once: queries whose keys are gathered together; changes time and memory, not the result. Many suit a GPU, as
             few as fit a core's cache a CPU. Shared keys are gathered once.
     """
-    constant = jax.lax.stop_gradient(representation)
+    constant = jax.lax.stop_gradient(keys)
     length = jnp.sqrt(jnp.maximum(jnp.sum(constant * constant, axis=-1), _TINY))
     # All queries at once, outside of the maps: their gradient is scattered into the representation once, not K times.
     queries = unit(representation[draws.query])
@@ -160,7 +161,7 @@ def regional_contrast(
         )
 
     fixed = jax.lax.stop_gradient(queries)
-    errors, slopes = jax.lax.map(class_errors, (fixed, unit(means.mean), draws.key))
+    errors, slopes = jax.lax.map(class_errors, (fixed, unit(jax.lax.stop_gradient(positive)), draws.key))
     # The tangent at the queries has the loss's value and gradient, and lets go of the keys before the backward pass.
     tangent = errors + jnp.sum(slopes * (queries - fixed), axis=-1)
     return Mean(

@@ -72,8 +72,10 @@ class Parts:
         return round(length * self.steps) if length < 1 else int(length)
 
 
-def semi_supervised(kind: type[M], p: Parts, own: Any, **more: Any) -> M:
-    """A method with pseudo-labels from its parts and its `own` options; `more` are fields that no option gives.
+def semi_supervised(kind: type[M], p: Parts, own: Any, heads: tuple[HeadSpec, ...] = (), **more: Any) -> M:
+    """A method with pseudo-labels from its parts and its `own` options.
+
+    `heads` are those that its network has beside the segmentation's and the tasks', `more` are fields that no option gives.
 
     Raises OptionError for passes that the method cannot take apart, or partial labels that it does not complete.
     """
@@ -94,7 +96,9 @@ def semi_supervised(kind: type[M], p: Parts, own: Any, **more: Any) -> M:
         **taken(kind, *blocks),
         **more,
     }
-    return kind(p.network(p.heads), p.colour, p.unlabelled_changes, p.auxiliary, supervised_loss(supervised), **given)
+    return kind(
+        p.network((*p.heads, *heads)), p.colour, p.unlabelled_changes, p.auxiliary, supervised_loss(supervised), **given
+    )
 
 
 def nothing(*_: Any) -> dict[str, Any]:

@@ -14,13 +14,11 @@ from forec_jax.contracts import (
     Aux,
     Batch,
     HeadOutput,
-    Labelled,
     Network,
     PyTree,
     Term,
     Terms,
     TrainState,
-    Unlabelled,
     Variables,
     Views,
 )
@@ -35,7 +33,7 @@ from forec_jax.methods.parts.terms import (
     labelled_pixels,
     supervised_terms,
 )
-from forec_jax.methods.parts.views import interleave, labelled_rows, self_labelled, student_input, unlabelled_rows
+from forec_jax.methods.parts.views import interleave, self_labelled
 from forec_jax.models import discriminator_network
 from forec_jax.models.discriminator import SCORE
 from forec_jax.options import OptionError, at_least, must_be, option
@@ -115,7 +113,7 @@ class S4Gan(SemiSupervised, _Game):
         if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
             raise ValueError("s4gan needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
         view_key, dropout_key, critic_key, task_key = jax.random.split(key, 4)
-        image, views = self.views(batch.labelled, batch.unlabelled, view_key)
+        image, views = self.untaught(batch.labelled, batch.unlabelled, view_key)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
         outputs, stats = self.run_student(student, image, batch.labelled, dropout_key)
@@ -148,14 +146,6 @@ class S4Gan(SemiSupervised, _Game):
         new_stats = {STUDENT: stats, DISCRIMINATOR: state.batch_stats[DISCRIMINATOR]}
         terms |= unsupervised | adversarial | task_terms
         return terms, Aux(new_stats, {STUDENT: teacher_stats}, memory, metrics | task_metrics)
-
-    def views(self, labelled: Labelled, unlabelled: Unlabelled | Labelled | None, key: Array) -> tuple[Array, Views]:
-        """The student's images and what is known of them before it has seen them."""
-        colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
-        rows = self.labelled_mixing(mixing_l, labelled_rows(colour_l, labelled, self.labelled_colour))
-        if unlabelled is None:
-            return student_input(rows, None)
-        return student_input(rows, self.mixing(mixing_u, unlabelled_rows(colour_u, unlabelled, self.colour)))
 
     def judge(self, discriminator: Variables, pair: Array, key: Array) -> HeadOutput:
         """The discriminator's logits f32[B] and pooled features f32[B,D]; the same dropout for the same key."""

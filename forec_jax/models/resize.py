@@ -79,3 +79,11 @@ def _apply(x: Array, rows: Array, columns: Array) -> Array:
     broad = jnp.einsum("bhwc,bWw->bhWc", x.astype(jnp.float32), columns, **batched)
     full = lax.dot_general(rows, broad.reshape(b, h, wide * c), (((2,), (1,)), ((0,), (0,))), **batched)
     return full.reshape(b, high, wide, c).astype(x.dtype)
+
+
+def nearest(pixels: Array, size: tuple[int, int]) -> Array:
+    """[B,H,W,...] at [B,*size,...]: the nearest pixels, corners on corners as in the decoder's resizes."""
+    rows, columns = (
+        np.rint(np.linspace(0, old - 1, new)).astype(np.int32) for old, new in zip(pixels.shape[1:3], size, strict=True)
+    )
+    return pixels[:, rows[:, None], columns[None, :]]

@@ -53,10 +53,15 @@ def some_draws(label, valid, sets, absent=()):
     return Draws(query, key, active)
 
 
+def reco(representation, means, draws, **how):
+    """ReCo's: the positives are the classes' means, the keys pixels of the same representation."""
+    return regional_contrast(representation, means.mean, representation, draws, **how)
+
+
 def loss(representation, label, valid, draws):
     means = class_means(representation, label, valid, K)
     draws = jax.tree.map(jnp.asarray, draws)
-    return regional_contrast(representation, means, draws, temperature=TEMPERATURE, at_once=4).value()
+    return reco(representation, means, draws, temperature=TEMPERATURE, at_once=4).value()
 
 
 @pytest.mark.parametrize("absent", [(), (2,)])
@@ -167,7 +172,7 @@ def test_with_fewer_than_two_classes_there_is_no_loss_and_a_finite_gradient(abse
         means = class_means(representation, label, valid, K)
         weights = class_weights(means, "active", TEMPERATURE)
         draws = draw(jax.random.key(0), label, valid, valid, weights, queries=Q, sets=Q, keys=M)
-        return regional_contrast(representation, means, draws, temperature=TEMPERATURE, at_once=4).value()
+        return reco(representation, means, draws, temperature=TEMPERATURE, at_once=4).value()
 
     loss, gradient = jax.value_and_grad(value)(representation)
     assert float(loss) == 0
@@ -181,7 +186,7 @@ def test_of_two_classes_each_is_contrasted_with_the_other():
     weights = class_weights(means, "active", TEMPERATURE)
     draws = draw(jax.random.key(0), label, valid, valid, weights, queries=Q, sets=Q, keys=M)
     assert all((label[draws.query[c]] == c).all() and (label[draws.key[c]] == 1 - c).all() for c in (0, 1))
-    found = regional_contrast(jnp.asarray(representation), means, draws, temperature=TEMPERATURE, at_once=4).value()
+    found = reco(jnp.asarray(representation), means, draws, temperature=TEMPERATURE, at_once=4).value()
     assert float(found) == pytest.approx(oracle(representation, representation, label, valid, draws), abs=1e-5)
 
 
@@ -202,7 +207,7 @@ def test_one_and_eight_devices_draw_the_same_and_agree():
         draws = draw(
             jax.random.key(0), jnp.asarray(label), jnp.asarray(valid), valid, weights, queries=Q, sets=Q, keys=M
         )
-        return regional_contrast(representation, means, draws, temperature=TEMPERATURE, at_once=4).value(), draws
+        return reco(representation, means, draws, temperature=TEMPERATURE, at_once=4).value(), draws
 
     spread = NamedSharding(make_mesh(), PartitionSpec(("data", "fsdp")))
     one, one_draws = contrast(jnp.asarray(pixels()[0]))
@@ -219,7 +224,7 @@ def test_the_keys_of_one_class_at_a_time_are_in_memory():
     draws = Draws(jnp.zeros((classes, size[0]), int), jnp.zeros((classes, *size[:2]), int), jnp.ones(classes, bool))
 
     def value(representation, draws):
-        return regional_contrast(representation, means, draws, temperature=TEMPERATURE, at_once=4).value()
+        return reco(representation, means, draws, temperature=TEMPERATURE, at_once=4).value()
 
     compiled = jax.jit(jax.grad(value)).lower(jnp.zeros((label.size, size[2])), draws).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 6e6

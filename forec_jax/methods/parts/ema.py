@@ -34,15 +34,24 @@ from forec_jax.methods.parts.heads import (
     two_passes,
 )
 from forec_jax.methods.parts.ramp import ramp_up
-from forec_jax.methods.parts.teacher import EmaOptions, ema_of_students, first_teacher
+from forec_jax.methods.parts.teacher import TEACHER_HEADS, EmaOptions, ema_of_students, first_teacher
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedLoss, SupervisedWeight, unsupervised_terms
-from forec_jax.methods.parts.views import Colour, labels_alone, taught_views, unchanged
+from forec_jax.methods.parts.views import (
+    Colour,
+    labelled_rows,
+    labels_alone,
+    student_input,
+    taught_views,
+    unchanged,
+    unlabelled_rows,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class EmaMethod(EmaOptions):
     """One student and its EMA, by the student's name in the teacher; all of `contracts.Method` but the loss."""
 
+    teacher_heads: ClassVar[tuple[str, ...]] = TEACHER_HEADS
     network: Network
 
     @property
@@ -53,7 +62,8 @@ class EmaMethod(EmaOptions):
     def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
         """The first params, batch_stats, teacher and memory (none)."""
         student = self.network.init(key)
-        return {STUDENT: student.params}, {STUDENT: student.batch_stats}, {STUDENT: first_teacher(student)}, {}
+        teacher = first_teacher(student, self.teacher_heads)
+        return {STUDENT: student.params}, {STUDENT: student.batch_stats}, {STUDENT: teacher}, {}
 
     def update_teacher(
         self,
@@ -132,16 +142,29 @@ class SemiSupervised(WithLabels, PseudoLabelOptions):
             partial_labels=self.partial_labels,
         )
 
+    def untaught(self, labelled: Labelled, unlabelled: Unlabelled | Labelled | None, key: Array) -> tuple[Array, Views]:
+        """The student's images and what is known of them before anybody has seen them."""
+        colour_l, colour_u, mixing_l, mixing_u = jax.random.split(key, 4)
+        rows = self.labelled_mixing(mixing_l, labelled_rows(colour_l, labelled, self.labelled_colour))
+        if unlabelled is None:
+            return student_input(rows, None)
+        return student_input(rows, self.mixing(mixing_u, unlabelled_rows(colour_u, unlabelled, self.colour)))
+
     def run_student(
         self, student: Variables, image: Array, labelled: Labelled, key: Array
     ) -> tuple[dict[str, HeadOutput], PyTree]:
         """Every head's output for the student's images, and its new batch_stats; in one pass or two."""
+        return self.run(student, image, labelled, key, head_names(self.auxiliary))
+
+    def run(
+        self, variables: Variables, image: Array, labelled: Labelled, key: Array, heads: tuple[str, ...]
+    ) -> tuple[dict[str, HeadOutput], PyTree]:
+        """The heads' outputs in train mode for the student's images, and the new batch_stats; in one pass or two."""
 
         def forward(stats: PyTree, image: Array, key: Array) -> tuple[dict[str, HeadOutput], PyTree]:
-            now = student._replace(batch_stats=stats)
-            return run_heads(self.network, now, image, head_names(self.auxiliary), train=True, rng=key)
+            return run_heads(self.network, variables._replace(batch_stats=stats), image, heads, train=True, rng=key)
 
-        return self.in_passes(forward, student.batch_stats, image, labelled, key)
+        return self.in_passes(forward, variables.batch_stats, image, labelled, key)
 
     def in_passes(
         self, forward: Pass, stats: PyTree, rows: PyTree, labelled: Labelled, keys: PyTree
@@ -162,9 +185,13 @@ class SemiSupervised(WithLabels, PseudoLabelOptions):
             views,
             threshold=self.threshold,
             normaliser=self.normaliser,
-            weight=self.unsupervised_weight * ramp_up(step - max(int(self.start), warmup), self.ramp),
+            weight=self.weight_of_unsupervised(step, warmup),
             pixel_weight=pixel_weight,
         )
+
+    def weight_of_unsupervised(self, step: Array, warmup: int = 0) -> Array:
+        """L_u's weight in a step, f32[]."""
+        return self.unsupervised_weight * ramp_up(step - max(int(self.start), warmup), self.ramp)
 
     def started(self, step: Array) -> Array | float:
         """1 from `start` on, 0 before it: for losses of unlabelled rows that need no pseudo-label."""

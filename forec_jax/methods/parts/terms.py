@@ -107,16 +107,31 @@ def unsupervised_terms(
     divides by their number (ReCo, Eq. 5). A threshold of 0 keeps all. Each pixel's cross-entropy is times `pixel_weight`,
     which may be f32[B,H,W].
     """
-    candidate, kept = _kept_pixels(views, threshold)
-    share, number = _pixel_weights(candidate, kept, normaliser)
-    error = weighted_cross_entropy(logits, views.label, share * pixel_weight)
-    return {name: Term(Mean(jnp.sum(error), number), weight)}, _pseudo_label_metrics(views, candidate, kept)
+    kept = pseudo_labelled_pixels(views) & (views.confidence > threshold)
+    share, number = _pixel_weights(pseudo_labelled_pixels(views), kept, normaliser)
+    mean, metrics = kept_cross_entropy(logits, views, kept, share * pixel_weight, number)
+    return {name: Term(mean, weight)}, metrics
 
 
-def _kept_pixels(views: Views, threshold: float) -> tuple[Array, Array]:
-    """The pseudo-labelled pixels, and those of them above the threshold; both bool[B,H,W]."""
-    candidate = ~views.is_ground_truth & views.valid & (views.label != IGNORE)
-    return candidate, candidate & (views.confidence > threshold)
+def kept_cross_entropy(
+    logits: Array, views: Views, kept: Array, pixel_weight: Array, number: Array
+) -> tuple[Mean, Metrics]:
+    """The sum of the pseudo-labels' cross-entropies, each times its weight, over a number; and who was kept.
+
+    Args:
+        logits: f32[B,H,W,K].
+        views: whose pseudo-labels are asked for.
+        kept: bool[B,H,W], of the pseudo-labelled pixels; for the metrics.
+        pixel_weight: f32[B,H,W], 0 where a pixel does not count.
+        number: f32[], what the sum is divided by.
+    """
+    error = weighted_cross_entropy(logits, views.label, pixel_weight)
+    return Mean(jnp.sum(error), number), _pseudo_label_metrics(views, pseudo_labelled_pixels(views), kept)
+
+
+def pseudo_labelled_pixels(views: Views) -> Array:
+    """bool[B,H,W]: where a class is named, and not by the ground truth."""
+    return ~views.is_ground_truth & views.valid & (views.label != IGNORE)
 
 
 def _pixel_weights(candidate: Array, kept: Array, normaliser: Normaliser) -> tuple[Array, Array]:

@@ -7,7 +7,6 @@ from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from forec_jax.contracts import IGNORE, Array, HeadOutput, HeadSpec, Mean, Metrics, PyTree, Term, Terms, Views
@@ -16,6 +15,7 @@ from forec_jax.losses.contrast import ClassMeans, Draws, Keys
 from forec_jax.methods.entry import TaskEntry, TaskOptions, TaskParts
 from forec_jax.methods.parts.background import is_known
 from forec_jax.methods.parts.heads import SEGMENTATION
+from forec_jax.models.resize import nearest
 from forec_jax.options import SHARE, at_least, must_be, one_of, option, taken
 from forec_jax.parallel import replicated, spread
 
@@ -120,7 +120,12 @@ class RegionalContrast(Contrast):
         """The contrast over labelled and unlabelled pixels together."""
         sample = self.shared_out(self.sample(outputs, views, key))
         mean = regional_contrast(
-            sample.representation, sample.means, sample.draws, temperature=self.temperature, at_once=self.at_once
+            sample.representation,
+            sample.means.mean,
+            sample.representation,
+            sample.draws,
+            temperature=self.temperature,
+            at_once=self.at_once,
         )
         if self.class_mean == "present":
             mean = mean._replace(number=jnp.sum(sample.means.number > 0, dtype=jnp.float32))
@@ -191,14 +196,6 @@ def label_probability(logits: Array, label: Array) -> Array:
     probabilities = jax.nn.softmax(jax.lax.stop_gradient(logits), axis=-1)
     is_label = label[:, None] == jnp.arange(logits.shape[-1])[None]
     return jnp.sum(jnp.where(is_label, probabilities, 0.0), axis=-1)
-
-
-def nearest(pixels: Array, size: tuple[int, int]) -> Array:
-    """[B,H,W,...] at [B,*size,...]: the nearest pixels, corners on corners as in the decoder's resizes."""
-    rows, columns = (
-        np.rint(np.linspace(0, old - 1, new)).astype(np.int32) for old, new in zip(pixels.shape[1:3], size, strict=True)
-    )
-    return pixels[:, rows[:, None], columns[None, :]]
 
 
 def queries_at_once(o: Options, mesh: Mesh | None) -> int:
