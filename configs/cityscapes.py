@@ -4,10 +4,10 @@
         --config.data.root=cityscapes --config.data.labelled=lists/186.txt
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
-FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k),
-`ps_mt_paper` (hf:timm/resnet50s.gluon_in1k), `s4gan_paper` (hf:timm/resnet101.tv_in1k), `unimatch_paper`
-(hf:timm/resnet101s.gluon_in1k), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for theirs;
-`reco_paper` for ReCo's, which sees, and is scored on, images at half their size; `scenery` for another background of FOrec:
+FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `u2pl_paper` and
+`unimatch_paper` (the same), `ps_mt_paper` and `cps_paper` (hf:timm/resnet50s.gluon_in1k), `s4gan_paper`
+(hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for theirs; `reco_paper` for
+ReCo's, which sees, and is scored on, images at half their size; `scenery` for another background of FOrec:
 sky, vegetation and building. The paper does not say which class it took; road is the default, and any other is
 --config.data.background=CLASS,CLASS.
 The default is ResNet-50 at output stride 16, crop 513, 8 + 8 images a step; one large GPU. Not yet measured.
@@ -97,6 +97,42 @@ PARTS = {
     ),
     "unimatch_v2_paper": OTHERS["unimatch_v2_paper"].but(V2, meaning="UniMatch V2 on the list of 372: 8 + 8, 180 epochs"),
     "fixmatch_paper": OTHERS["fixmatch_paper"].but(V2, meaning="its FixMatch on the list of 372: 8 + 8, 180 epochs"),
+    "cps_paper": OTHERS["cps_paper"].but(
+        {
+            "method.unsupervised_weight": 5.0,
+            "method.supervised_loss": "ohem",
+            "method.ohem_min_kept": 50_000,
+            "model.resnet.stem": "deep",
+            "data.crop": 800,
+            "data.scale": (0.5, 2.0),
+            "eval.crop": 800,
+            # The published 2e-2 and 1e-4 with gradients that are divided by eight devices once more.
+            "optim.lr": 2.5e-3,
+            "optim.weight_decay": 8e-4,
+            "optim.decay_batch_norm": False,
+            "steps": 137 * 2603 // 8,
+            "evaluate_every": 10 * 2603 // 8,
+            "checkpoint_every": 10 * 2603 // 8,
+        },
+        meaning="CPS with CutMix, ResNet-50, on the list of 372: 8 + 8 images, 137 epochs; L_x counts 5 times",
+    ),
+    "u2pl_paper": OTHERS["u2pl_paper"].but(
+        {
+            "method.u2pl.contrast_weight": 0.125,
+            "method.supervised_loss": "ohem",
+            "method.ohem_min_kept": 50_000,
+            "model.encoder": "resnet101",
+            "data.crop": 769,
+            "data.scale": (0.5, 2.0),
+            "eval.crop": 769,
+            "batch.labelled": 16,
+            "batch.unlabelled": lambda c: 16 if c.batch.unlabelled else 0,
+            "steps": 200 * 2789 // 16,
+            "evaluate_every": 10 * 2789 // 16,
+            "checkpoint_every": 10 * 2789 // 16,
+        },
+        meaning="U2PL on the list of 186: ResNet-101, crop 769, 16 + 16 images, 200 epochs",
+    ),
     "scenery": Variant({"data.background": "sky,vegetation,building"}, meaning="another background for FOrec"),
 }
 

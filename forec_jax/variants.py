@@ -51,6 +51,11 @@ def _partial(share: str, meaning: str) -> Variant:
     )
 
 
+def _own_colours() -> dict[str, float]:
+    """Images as they are: no change of colours."""
+    return dict.fromkeys((f"augment.{change}_probability" for change in ("jitter", "grayscale", "blur")), 0.0)
+
+
 def batch_of(rows: int) -> dict[str, Any]:
     """ReCo's batch: as many labelled as unlabelled rows, and as many labelled ones again where there are no others.
 
@@ -155,7 +160,7 @@ OTHERS: Mapping[str, Variant] = {
             "method.start": 0.0,
             "method.ramp": 0.0,
             "method.supervised_loss": "cross_entropy",
-            **dict.fromkeys((f"augment.{change}_probability" for change in ("jitter", "grayscale", "blur")), 0.0),
+            **_own_colours(),
         },
         of=("s4gan",),
         meaning="S4GAN as its authors ran it: no change of colours, no ramp, void and padding as they are",
@@ -178,6 +183,36 @@ OTHERS: Mapping[str, Variant] = {
     "unimatch_v2_paper": Variant(_V2_BATCH, of=("unimatch_v2", "dinov2_base"), meaning=_V2_MEANING.format("UniMatch V2")),
     "fixmatch_paper": Variant(
         {**_FIXMATCH_EMA, **_V2_BATCH}, of=("mean_teacher", "dinov2_base"), meaning=_V2_MEANING.format("its FixMatch")
+    ),
+    "cps_unmixed": Variant(
+        {"method.unsupervised_weight": 1.5, "method.cps.cross": "all", "augment.mixing": "none"},
+        of=("cps",),
+        meaning="CPS without CutMix: labelled rows in the cross loss as well, which counts 1.5 times",
+    ),
+    "cps_paper": Variant(
+        {
+            "method.cps.label_mode": "train",
+            "method.separate_passes": True,
+            "method.start": 0.0,
+            "method.ramp": 0.0,
+            "method.supervised_loss": "cross_entropy",
+            **_own_colours(),
+        },
+        of=("cps",),
+        meaning="CPS with CutMix as its authors ran it: no change of colours, no ramp, BatchNorm of the batch",
+    ),
+    "u2pl_paper": Variant(
+        {
+            "method.u2pl.negatives": "released",
+            "method.u2pl.contrast_weight": 0.25,  # 1, with a gradient that is divided by four devices once more
+            "method.u2pl.queue": 30_000,
+            "method.u2pl.pushed": 4096,
+            "method.ramp": 0.0,
+            "method.supervised_loss": "cross_entropy",
+            **_own_colours(),
+        },
+        of=("u2pl", "u2pl_model"),
+        meaning="U2PL as its authors ran it: the released code's contrast, its network, no change of colours",
     ),
     "partial_1px": _partial("1px", "ReCo's partial labels: a pixel of each class in an image"),
     "partial_1pc": _partial("1%", "1 % of each class in an image"),

@@ -82,6 +82,30 @@ def make_toy_network():
     return toy_network
 
 
+def fixed_network(pixels, heads=(HeadSpec("segmentation", 2),)):
+    """A network whose heads say f32[pixels,channels] of every row, their parameter "says", whatever the image."""
+
+    def init(key):
+        said = {head.name: {"says": jnp.zeros((pixels, head.channels))} for head in heads}
+        return Variables({"encoder": {}, **said}, {"encoder": {}})
+
+    def encode(variables, image, *, valid=None, train, rng):
+        return image, variables.batch_stats
+
+    def classify(variables, head, features, *, train, rng):
+        says = variables.params[head]["says"][None, None]
+        return HeadOutput(
+            jnp.broadcast_to(says, (*features.shape[:3], says.shape[-1])), features
+        ), variables.batch_stats
+
+    return Network(init, encode, classify, heads)
+
+
+@pytest.fixture
+def make_fixed_network():
+    return fixed_network
+
+
 def weak(part):
     """The images of a part of a batch as they are."""
     return part.image / np.float32(255)

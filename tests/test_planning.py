@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from forec_jax import cli
@@ -10,6 +11,7 @@ from forec_jax.experiment.plan import (
     collective_bytes,
     describe,
     lowered_step,
+    parameters_by_part,
     plan_training,
     planned_labels,
     planned_method,
@@ -46,6 +48,16 @@ def test_a_plan_counts_what_the_config_builds():
     assert plan.collective_bytes["all-reduce"] >= 0.9 * weights
     assert plan.flops > 0
     assert plan.peak_bytes > plan.state_bytes
+
+
+def test_parts_of_the_same_name_are_counted_for_each_network():
+    parts = {"encoder": {"w": np.zeros((3, 4))}, "segmentation": {"w": np.zeros((4, 2)), "b": np.zeros(2)}}
+    assert parameters_by_part({"student": parts, "student_2": parts}) == {
+        "encoder": 12,
+        "segmentation": 10,
+        "student_2's encoder": 12,
+        "student_2's segmentation": 10,
+    }
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from forec_jax.augment.mixing import (
     SeveralCutMix,
     ShareBox,
     ShuffledCutMix,
+    ToggledCutMix,
     mixing_of,
 )
 from forec_jax.augment.photometric import (
@@ -52,6 +53,7 @@ __all__ = [
     "ShareBox",
     "ShuffledCutMix",
     "StudentOptions",
+    "ToggledCutMix",
     "Zoom",
     "adjust_brightness",
     "adjust_contrast",

@@ -5,6 +5,7 @@ the first. On a batch that is sharded over devices this roll moves one row from 
 mixings draw the partners instead, which moves rows between all devices.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
@@ -236,6 +237,22 @@ class SeveralCutMix:
 
 
 @dataclass(frozen=True)
+class ToggledCutMix:
+    """Paste several boxes of the next row into some rows; where two boxes meet, the row stays as it is (CutMix-Seg, CPS)."""
+
+    probability: float = 1.0
+    box: ShareBox = field(default_factory=ShareBox)
+
+    def __call__(self, key: Array, rows: Rows) -> Rows:
+        """`rows` with the same boxes pasted in every field."""
+        apply_key, *keys = jax.random.split(key, 1 + self.box.parts)
+        rows = _ignore_padding(rows)
+        boxes = [self.box(box_key, *rows.label.shape) for box_key in keys]
+        mask = functools.reduce(jnp.logical_xor, boxes)
+        return _paste(mask & _coin(apply_key, self.probability, len(mask)), rows, _partner(rows))
+
+
+@dataclass(frozen=True)
 class ClassMix:
     """Paste the pixels of half the classes in the next row's label into some rows (ClassMix, ReCo).
 
@@ -269,13 +286,14 @@ class MixingOptions:
         "cutmix_beta",
         "cutmix_clipped",
         "cutmix_three",
+        "cutmix_toggled",
         "cutout_half",
         "cutmix_half",
         "classmix",
     ] = option(
         "cutmix",
         "of images within a batch; _half: ReCo's box, _beta: PS-MT's inside the image, _clipped: as published (VOC), "
-        "_three: as published (Cityscapes)",
+        "_three: as published (Cityscapes); _toggled: CPS's three boxes",
     )
     mixing_probability: float = option(0.5, "of a row", SHARE)
     mix_labelled: bool = option(True, "mix labelled rows too, among themselves; False: unlabelled rows alone (ReCo)")
@@ -292,6 +310,7 @@ def mixing_of(o: MixingOptions, classes: int) -> Mixing:
         "cutmix_beta": CutMix(p, BetaBox()),
         "cutmix_clipped": ShuffledCutMix(p),
         "cutmix_three": SeveralCutMix(p),
+        "cutmix_toggled": ToggledCutMix(p),
         "cutmix_half": CutMix.half_area(p),
         "classmix": ClassMix(classes, p),
     }

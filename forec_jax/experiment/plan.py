@@ -14,11 +14,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from forec_jax.config import check_options, labels_in_both
-from forec_jax.contracts import Batch, Labelled, Method, Pseudo, Tagged, TrainState, Unlabelled
+from forec_jax.contracts import Batch, Labelled, Method, Pseudo, PyTree, Tagged, TrainState, Unlabelled
 from forec_jax.experiment import build
 from forec_jax.experiment.load import guide_of
 from forec_jax.experiment.sources import planned_labels
 from forec_jax.methods.entry import Epoch
+from forec_jax.methods.parts.heads import STUDENT
 from forec_jax.parallel import batch_sharding
 from forec_jax.training import abstract_state, compile_step, state_sharding
 
@@ -67,10 +68,9 @@ def plan_training(c: ConfigDict) -> Plan:
     # The cost analysis counts a scan's body once: FLOPs are those of the batch taken whole.
     cost: Mapping[str, float] = lowered_step(c, method, mesh, 1).cost_analysis() or {}
     params = _abstract_training_state(c, method, mesh).params
-    parts = {part: tree for network in params.values() for part, tree in network.items()}
     return Plan(
         devices=f"{mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
-        parameters={part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for part, tree in parts.items()},
+        parameters=parameters_by_part(params),
         images=sum(c.batch.values()),
         pooled=c.batch.unlabelled or c.batch.tagged or c.batch.pseudo or c.batch.labelled,
         flops=float(cost.get("flops", math.nan)),
@@ -78,6 +78,17 @@ def plan_training(c: ConfigDict) -> Plan:
         temporary_bytes=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         collective_bytes=collective_bytes(compiled.as_text() or ""),
     )
+
+
+def parameters_by_part(params: Mapping[str, PyTree]) -> dict[str, int]:
+    """How many parameters the parts of the trained networks have; parts of another than the student name their network."""
+    return {
+        part if network == STUDENT else f"{network}'s {part}": sum(
+            math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)
+        )
+        for network, parts in params.items()
+        for part, tree in parts.items()
+    }
 
 
 def keep_remat() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The methods: one file each, listed here. `parts/` is what they share, `tasks/` the auxiliary tasks."""
 
 from forec_jax.methods import (
+    cps,
     fixmatch,
     mean_teacher,
     ps_mt,
@@ -8,10 +9,12 @@ from forec_jax.methods import (
     self_training,
     supervised,
     tag_classifier,
+    u2pl,
     unimatch,
     unimatch_v2,
     wsss_rec,
 )
+from forec_jax.methods.cps import Cps
 from forec_jax.methods.mean_teacher import MeanTeacher
 from forec_jax.methods.parts.heads import Auxiliary
 from forec_jax.methods.ps_mt import PsMt
@@ -21,6 +24,7 @@ from forec_jax.methods.tag_classifier import TagClassifier
 from forec_jax.methods.tasks.foreground_segmentation import ForegroundSegmentation
 from forec_jax.methods.tasks.reco import RegionalContrast
 from forec_jax.methods.tasks.reconstruction import ForegroundReconstruction, ImageReconstruction
+from forec_jax.methods.u2pl import U2pl
 from forec_jax.methods.wsss_rec import WsssRec
 
 METHODS = {
@@ -34,6 +38,8 @@ METHODS = {
         self_training,
         ps_mt,
         s4gan,
+        cps,
+        u2pl,
         tag_classifier,
         wsss_rec,
     )
@@ -43,6 +49,7 @@ METHODS = {
 __all__ = [
     "METHODS",
     "Auxiliary",
+    "Cps",
     "ForegroundReconstruction",
     "ForegroundSegmentation",
     "ImageReconstruction",
@@ -52,5 +59,6 @@ __all__ = [
     "S4Gan",
     "Supervised",
     "TagClassifier",
+    "U2pl",
     "WsssRec",
 ]

@@ -195,7 +195,9 @@ class PsMt(SemiSupervised, Options):
         The features are those that are perturbed: the encoder's, or fused.
         """
         decode = self.network.decode if self.perturbed == "encoder" else self.network.classify
-        return mean_logits([decode(v, SEGMENTATION, features, train=False, rng=None)[0].output for v in variables.values()])
+        return mean_logits(
+            [decode(v, SEGMENTATION, features, train=False, rng=None)[0].output for v in variables.values()]
+        )
 
     def update_teacher(
         self,

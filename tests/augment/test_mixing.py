@@ -24,6 +24,7 @@ from forec_jax.augment import (
     SeveralCutMix,
     ShareBox,
     ShuffledCutMix,
+    ToggledCutMix,
 )
 from forec_jax.contracts import IGNORE
 
@@ -38,6 +39,7 @@ MIXINGS = [
     ClassMix(K),
     ShuffledCutMix(),
     SeveralCutMix(),
+    ToggledCutMix(),
 ]
 
 
@@ -87,7 +89,9 @@ def test_shapes_dtypes_and_repeatability(mixing):
     assert_same(mixed, compiled(mixing)(KEY, rows))
 
 
-@pytest.mark.parametrize("mixing", [NoMixing(), CutMix(0.0), ShuffledCutMix(0.0), SeveralCutMix(0.0)], ids=str)
+@pytest.mark.parametrize(
+    "mixing", [NoMixing(), CutMix(0.0), ShuffledCutMix(0.0), SeveralCutMix(0.0), ToggledCutMix(0.0)], ids=str
+)
 def test_probability_zero_changes_valid_rows_in_nothing(mixing):
     assert_same(compiled(mixing)(KEY, numbered()), numbered())
 
@@ -292,6 +296,28 @@ def test_several_cutmix_pastes_boxes_of_several_rows():
     assert 0.15 < (mixed.label != rows.label).mean() < 0.375  # three boxes of 0.125, less their overlaps, some its own
 
 
+def test_toggled_cutmix_leaves_a_row_as_it_is_where_two_boxes_meet():
+    """Boxes of the left half, the upper half and everything: pasted is what lies in an odd number of them."""
+    height, width = 4, 6
+    halves = [np.arange(width)[None] < width // 2, np.arange(height)[:, None] < height // 2, np.ones((1, 1), bool)]
+    boxes = iter(halves)
+
+    class Drawn:
+        parts = 3
+
+        def __call__(self, key, rows, height, width):
+            return jnp.broadcast_to(next(boxes), (rows, height, width))
+
+    rows = numbered(3, height, width)
+    mixed = ToggledCutMix(1.0, Drawn())(KEY, rows)
+    left, upper, _ = (np.broadcast_to(half, (height, width)) for half in halves)
+    pasted = left ^ upper ^ True
+    assert 0 < pasted.mean() < 1
+    for i in range(3):
+        np.testing.assert_array_equal(mixed.label[i], np.where(pasted, (i + 1) % 3, i))
+    np.testing.assert_allclose(mixed.clean[..., 0], mixed.label / 10, atol=1e-6)
+
+
 def rejection(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
     """The published procedure, a loop: top, left, height, width of each box."""
     boxes = []
@@ -380,7 +406,9 @@ def test_padding_with_a_label_is_no_class_of_classmix():
 
 
 @pytest.mark.parametrize(
-    "mixing", [CutOut(1.0), CutMix.half_area(), ClassMix(K), ShuffledCutMix(), SeveralCutMix()], ids=str
+    "mixing",
+    [CutOut(1.0), CutMix.half_area(), ClassMix(K), ShuffledCutMix(), SeveralCutMix(), ToggledCutMix()],
+    ids=str,
 )
 def test_one_and_eight_devices_agree(mixing):
     rows = random_rows()

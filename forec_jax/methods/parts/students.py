@@ -40,8 +40,8 @@ class TwoStudents(SemiSupervised, StudentsOptions):
     def __post_init__(self) -> None:
         if SEGMENTATION in self.network.given:
             raise OptionError(
-                f"{type(self).__name__} has two students, and model.weights would give both the same segmentation head: they "
-                "would say the same, and learn nothing from each other; give weights of the encoder alone"
+                f"{type(self).__name__} has two students, and model.weights would give both the same segmentation head: "
+                "they would say the same, and learn nothing from each other; give weights of the encoder alone"
             )
 
     @property
@@ -55,7 +55,7 @@ class TwoStudents(SemiSupervised, StudentsOptions):
         for number, name in enumerate(STUDENTS):
             student = self.network.init(jax.random.fold_in(key, number))
             params[name], batch_stats[name] = student
-            teacher[name], memory[name] = first_teacher(student), self.first_memory()
+            teacher[name], memory[name] = first_teacher(student, self.teacher_heads), self.first_memory()
         return params, batch_stats, teacher, memory
 
     def both_task_terms(
@@ -65,7 +65,7 @@ class TwoStudents(SemiSupervised, StudentsOptions):
         state: TrainState,
         key: Array,
     ) -> tuple[Terms, Metrics, dict[str, PyTree]]:
-        """The auxiliary tasks of each student, whose outputs and views are given by its name; draws are the same for both."""
+        """The auxiliary tasks of each student, whose outputs and views are given by its name; both have the same draws."""
         terms: Terms = {}
         metrics: Metrics = {}
         memory = {}
