@@ -130,7 +130,8 @@ class U2pl(SemiSupervised, Contrast):
 
         embedding = outputs[EMBEDDING].output
         sure = asked & (unsure <= masked_percentile(unsure, asked, percent))
-        pixels = pixels_of(views, probability, sure, asked & (unsure >= bound), embedding.shape[1:3])
+        size = embedding.shape[1], embedding.shape[2]
+        pixels = pixels_of(views, probability, sure, asked & (unsure >= bound), size)
         mine, guides = (vectors.reshape(-1, self.channels) for vectors in (embedding, guide[EMBEDDING].output))
         ring, started = state.memory[EMBEDDING], self.started(state.step)
         contrast, ring = self.contrast(mine, guides, pixels, ring, contrast_key, started)

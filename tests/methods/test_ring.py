@@ -22,7 +22,7 @@ def eligible(*of_class, n=8):
 
 
 def stored(ring):
-    return [set(np.asarray(ring.values[k, : ring.count[k], 0], int)) for k in range(CLASSES)]
+    return [set(np.asarray(ring.values[k, : ring.number[k], 0], int)) for k in range(CLASSES)]
 
 
 def test_what_is_pushed_is_eligible_and_never_more_than_asked():
@@ -31,7 +31,7 @@ def test_what_is_pushed_is_eligible_and_never_more_than_asked():
     found = set()
     for seed in range(20):
         pushed = push(ring, jax.random.key(seed), vectors(0), eligible([0, 3, 6], [5], []), MOST)
-        np.testing.assert_array_equal(pushed.count, [2, 1, 0])
+        np.testing.assert_array_equal(pushed.number, [2, 1, 0])
         np.testing.assert_array_equal(pushed.next, [2, 1, 0])
         first, second, third = stored(pushed)
         assert first < {0, 3, 6}
@@ -46,7 +46,7 @@ def test_the_newest_are_kept_and_a_full_ring_starts_again_at_its_first_place():
     ring = empty_ring(CLASSES, PLACES, 2)
     for call in range(4):
         ring = push(ring, jax.random.key(call), vectors(call), eligible([call, call + 1], [], []), MOST)
-    np.testing.assert_array_equal(ring.count, [5, 0, 0])
+    np.testing.assert_array_equal(ring.number, [5, 0, 0])
     np.testing.assert_array_equal(ring.next, [8 % PLACES, 0, 0])
     first = {int(x) for x in ring.values[0, :, 0]}
     assert first > {202, 203, 303, 304}  # of the last five: the last two calls, and one of the call before
@@ -55,7 +55,7 @@ def test_the_newest_are_kept_and_a_full_ring_starts_again_at_its_first_place():
 
 def test_it_holds_no_more_than_its_places_however_many_are_pushed():
     ring = push(empty_ring(CLASSES, PLACES, 2), jax.random.key(0), vectors(0), jnp.ones((8, CLASSES), bool), 100)
-    np.testing.assert_array_equal(ring.count, [PLACES] * CLASSES)
+    np.testing.assert_array_equal(ring.number, [PLACES] * CLASSES)
     assert all(len(which) == PLACES for which in stored(ring))
     assert filled(ring).value() == 1
 

@@ -44,8 +44,26 @@ def batch(shape, label):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def terms_of(method, params, state, batch):
-    return method.loss(params, state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
+def run(method, state, batch):
+    """Terms, what is left behind, and the loss's gradients by the params and by the teacher."""
+
+    def total(params, teacher):
+        batch_here = jax.tree.map(jnp.asarray, batch)
+        terms, aux = method.loss(params, state._replace(teacher=teacher), batch_here, jax.random.key(0))
+        return objective(terms), (terms, aux)
+
+    gradients, (terms, aux) = jax.grad(total, (0, 1), has_aux=True)(state.params, state.teacher)
+    return terms, aux, gradients
+
+
+@functools.cache
+def toy_method(network):
+    """One for several tests, so that it is compiled once: three classes, from step 5 on all terms count."""
+    return method_of(network(heads(3)), 3, bn_mode="own", contrast_weight=0.5, start=5.0)
+
+
+def three_classes():
+    return batch((2, 6, 6), np.arange(6) % 3)
 
 
 def example(network):
@@ -68,10 +86,10 @@ def example(network):
 def test_the_worked_example_of_the_unsupervised_loss(make_fixed_network):
     """H = .090095, .365334, .582203, .693147; the percentile 80 is .626581, and the mean of three .584484."""
     method, state, given = example(make_fixed_network)
-    terms, aux = terms_of(method, state.params, state, given)
+    terms, aux, _ = run(method, state, given)
     np.testing.assert_allclose(terms["unsupervised_loss"].mean.value(), 0.779312, rtol=1e-5)
     np.testing.assert_allclose(aux.metrics["kept"].value(), 0.75)
-    at_the_end, _ = terms_of(method, state.params, state._replace(step=jnp.asarray(10)), given)
+    at_the_end, *_ = run(method, state._replace(step=jnp.asarray(10)), given)
     np.testing.assert_allclose(at_the_end["unsupervised_loss"].mean.number, 3)  # the most unsure one alone is left out
 
 
@@ -83,15 +101,12 @@ def test_the_worked_example_of_the_contrast():
 
 
 def test_without_a_pseudo_label_nothing_is_lost_and_everything_is_finite(make_toy_network):
-    method = method_of(make_toy_network(heads(3)), 3)
-    state = first_state(method, TX, seed=0)
-    given = batch((2, 4, 4), np.arange(4) % 3)
+    method, given = toy_method(make_toy_network), three_classes()
     gone = given.unlabelled._replace(valid=np.zeros_like(given.unlabelled.valid))
-    given = given._replace(unlabelled=gone)
-    terms, aux = terms_of(method, state.params, state, given)
+    state = first_state(method, TX, seed=0)._replace(step=jnp.asarray(6))
+    terms, aux, gradients = run(method, state, given._replace(unlabelled=gone))
     assert terms["unsupervised_loss"].mean.value() == 0
-    gradient = jax.grad(lambda params: objective(terms_of(method, params, state, given)[0]))(state.params)
-    for leaf in jax.tree.leaves((terms, aux, gradient)):
+    for leaf in jax.tree.leaves((terms, aux, gradients)):
         assert np.all(np.isfinite(leaf))
 
 
@@ -136,14 +151,15 @@ def test_which_classes_enter_and_whose_negatives_they_meet(rule):
     pixels = Pixels(label, yes, ~yes, ~yes, jnp.full((20, 13), 1 / 13))
     np.testing.assert_array_equal(np.flatnonzero(present_classes(pixels)), [0, 3, 7, 12])
     ring = Ring(jnp.zeros((13, 4, D)), jnp.full(13, 4), jnp.zeros(13, int))
-    draws = draw_anchors(jax.random.key(0), pixels, yes, ring, rule, queries=5, keys=6)
+    draw = jax.jit(functools.partial(draw_anchors, rule=rule, queries=5, keys=6))
+    draws = draw(jax.random.key(0), pixels, yes, ring)
     enters = np.flatnonzero(draws.active)
     np.testing.assert_array_equal(enters, [0, 3, 7, 12] if rule == "paper" else [0, 3])
     for c in enters:
         assert (label[draws.query[c]] == c).all()
         assert (draws.key[c] // 4 == (12 if (rule, c) == ("released", 3) else c)).all()
-    nothing = ring._replace(count=ring.count.at[0].set(0))
-    assert not draw_anchors(jax.random.key(0), pixels, yes, nothing, rule, queries=5, keys=6).active[0]
+    nothing = ring._replace(number=ring.number.at[0].set(0))
+    assert not draw(jax.random.key(0), pixels, yes, nothing).active[0]
 
 
 def test_with_one_class_there_is_no_contrast():
@@ -151,14 +167,6 @@ def test_with_one_class_there_is_no_contrast():
     pixels = Pixels(jnp.zeros(4, int), yes, ~yes, ~yes, jnp.full((4, 3), 1 / 3))
     ring = Ring(jnp.zeros((3, 4, D)), jnp.full(3, 4), jnp.zeros(3, int))
     assert not draw_anchors(jax.random.key(0), pixels, yes, ring, "paper", queries=2, keys=2).active.any()
-
-
-def trained_state(method, given):
-    """A state whose store has something, and whose teacher is not the student."""
-    state = first_state(method, TX, seed=0)._replace(step=jnp.asarray(1))
-    _, aux = terms_of(method, state.params, state, given)
-    moved = {name: jax.tree.map(lambda x: 1.1 * x + 0.05, teacher) for name, teacher in state.teacher.items()}
-    return state._replace(memory=aux.memory, teacher=moved)
 
 
 def test_the_contrast_equals_an_oracle_and_only_anchors_have_a_gradient(make_toy_network):
@@ -174,7 +182,7 @@ def test_the_contrast_equals_an_oracle_and_only_anchors_have_a_gradient(make_toy
         mean, ring = method.contrast(mine, guides, pixels, empty, key, 1.0)
         return mean.value(), ring
 
-    (found, ring), (of_mine, of_guides) = jax.value_and_grad(value, (0, 1), has_aux=True)(mine, guides)
+    (found, ring), (of_mine, of_guides) = jax.jit(jax.value_and_grad(value, (0, 1), has_aux=True))(mine, guides)
     is_anchor = np.asarray(anchors(pixels, method.anchor_threshold))
     draws = draw_anchors(jax.random.split(key)[1], pixels, jnp.asarray(is_anchor), ring, "paper", queries=4, keys=3)
     good, total = np.asarray(reliable(pixels)), 0.0
@@ -196,17 +204,16 @@ def test_the_contrast_equals_an_oracle_and_only_anchors_have_a_gradient(make_toy
 
 
 def test_the_teacher_has_no_gradient_and_its_own_statistics(make_toy_network):
-    method = method_of(make_toy_network(heads(3)), 3, bn_mode="own", contrast_weight=1.0)
-    given = batch((2, 6, 6), np.arange(6) % 3)
-    state = trained_state(method, given)
-
-    def total(teacher):
-        return objective(terms_of(method, state.params, state._replace(teacher=teacher), given)[0])
-
-    for leaf in jax.tree.leaves(jax.grad(total)(state.teacher)):
+    method, given = toy_method(make_toy_network), three_classes()
+    state = first_state(method, TX, seed=0)._replace(step=jnp.asarray(6))
+    _, aux, _ = run(method, state, given)
+    moved = {name: jax.tree.map(lambda x: 1.1 * x + 0.05, teacher) for name, teacher in state.teacher.items()}
+    state = state._replace(memory=aux.memory, teacher=moved)
+    terms, aux, (of_params, of_teacher) = run(method, state, given)
+    for leaf in jax.tree.leaves(of_teacher):
         np.testing.assert_array_equal(leaf, 0)
-    terms, aux = terms_of(method, state.params, state, given)
     assert terms["contrast_loss"].mean.value() > 0
+    assert np.any(of_params["student"][EMBEDDING]["w"])
     before = state.teacher["student"].batch_stats["encoder"]["mean"]
     assert np.all(np.asarray(aux.teacher_stats["student"]["encoder"]["mean"]) != before)
     assert EMBEDDING in state.teacher["student"].params
@@ -214,15 +221,13 @@ def test_the_teacher_has_no_gradient_and_its_own_statistics(make_toy_network):
 
 
 def test_before_its_start_nothing_is_contrasted_or_stored(make_toy_network):
-    method = method_of(make_toy_network(heads(3)), 3, start=5.0)
-    given = batch((2, 6, 6), np.arange(6) % 3)
+    method, given = toy_method(make_toy_network), three_classes()
     state = first_state(method, TX, seed=0)
     for step, starts in ((4, False), (5, True)):
-        terms, aux = terms_of(method, state.params, state._replace(step=jnp.asarray(step)), given)
-        assert (float(terms["contrast_loss"].weight), float(terms["unsupervised_loss"].weight)) == (
-            (pytest.approx(0.1), 1.0) if starts else (0.0, 0.0)
-        )
-        assert bool(np.any(aux.memory[EMBEDDING].count)) == starts
+        terms, aux, _ = run(method, state._replace(step=jnp.asarray(step)), given)
+        weights = [float(terms[name].weight) for name in ("contrast_loss", "unsupervised_loss")]
+        assert weights == ([0.5, 1.0] if starts else [0.0, 0.0])
+        assert bool(np.any(aux.memory[EMBEDDING].number)) == starts
 
 
 def test_pixels_that_nobody_labelled_are_pseudo_labelled_ones(make_toy_network):
@@ -230,7 +235,7 @@ def test_pixels_that_nobody_labelled_are_pseudo_labelled_ones(make_toy_network):
     label = np.where(np.arange(6) < 2, np.arange(6), UNLABELLED)
     given = batch((2, 6, 6), label)._replace(unlabelled=None)
     state = first_state(method, TX, seed=0)
-    terms, aux = terms_of(method, state.params, state, given)
+    terms, aux, _ = run(method, state, given)
     assert terms["supervised_loss"].mean.number == 2 * 6 * 2
     assert aux.metrics["kept"].number == 2 * 6 * 4
     np.testing.assert_allclose(aux.metrics["kept"].value(), 0.8, atol=0.03)

@@ -87,7 +87,7 @@ def draw_anchors(
     if rule == "released":
         store, enters = jnp.argsort(~present, stable=True), enters & (jnp.arange(classes) < number)
     stored = draw_places(ring, place_key, (queries, keys)) + (jnp.arange(classes) * ring.places)[:, None, None]
-    return Draws(order[start[:, None] + place], stored[store], enters & (ring.count[store] > 0))
+    return Draws(order[start[:, None] + place], stored[store], enters & (ring.number[store] > 0))
 
 
 def _is_class(pixels: Pixels) -> Array:

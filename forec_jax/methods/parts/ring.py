@@ -9,10 +9,10 @@ from forec_jax.contracts import Array, Mean
 
 
 class Ring(NamedTuple):
-    """K stores of Q places; the places from `count` on are empty."""
+    """K stores of Q places; the places from `number` on are empty."""
 
     values: Array  # f32[K,Q,D]
-    count: Array  # i32[K], of what is stored, at most Q
+    number: Array  # i32[K], of what is stored, at most Q
     next: Array  # i32[K], the place that is written next
 
     @property
@@ -43,23 +43,23 @@ def push(ring: Ring, key: Array, vectors: Array, eligible: Array, most: int) -> 
     most = min(most, ring.places, len(vectors))
     order = jax.random.permutation(key, len(vectors))
     found = jnp.cumsum(eligible[order], axis=0, dtype=jnp.int32)  # so many up to here, [N,K]
-    number = jnp.minimum(found[-1], most)
+    taken = jnp.minimum(found[-1], most)
     rank = jnp.arange(most)
     nth = jax.vmap(lambda so_far: jnp.searchsorted(so_far, rank + 1))(found.T)  # [K,most], N where there is none
     chosen = order[jnp.minimum(nth, len(vectors) - 1)]
     place = (ring.next[:, None] + rank[None]) % ring.places
-    place = jnp.where(rank[None] < number[:, None], place, ring.places)  # beyond the end: not written
-    which = jnp.arange(len(ring.count))[:, None]
+    place = jnp.where(rank[None] < taken[:, None], place, ring.places)  # beyond the end: not written
+    which = jnp.arange(len(ring.number))[:, None]
     values = ring.values.at[which, place].set(jax.lax.stop_gradient(vectors)[chosen], mode="drop")
-    return Ring(values, jnp.minimum(ring.count + number, ring.places), (ring.next + number) % ring.places)
+    return Ring(values, jnp.minimum(ring.number + taken, ring.places), (ring.next + taken) % ring.places)
 
 
 def draw_places(ring: Ring, key: Array, shape: tuple[int, ...]) -> Array:
     """i32[K,*shape]: uniform draws of a stored place of each class, with replacement; 0 where nothing is stored."""
-    stored = jnp.maximum(ring.count, 1).reshape(-1, *(1,) * len(shape))
-    return jax.random.randint(key, (len(ring.count), *shape), 0, stored)
+    stored = jnp.maximum(ring.number, 1).reshape(-1, *(1,) * len(shape))
+    return jax.random.randint(key, (len(ring.number), *shape), 0, stored)
 
 
 def filled(ring: Ring) -> Mean:
     """The share of the places that hold something; 1 is a full ring."""
-    return Mean(jnp.sum(ring.count, dtype=jnp.float32), jnp.float32(ring.count.size * ring.places))
+    return Mean(jnp.sum(ring.number, dtype=jnp.float32), jnp.float32(ring.number.size * ring.places))
