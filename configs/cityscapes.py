@@ -95,7 +95,9 @@ PARTS = {
         },
         meaning="UniMatch on the list of 372: ResNet-101 at crop 801, 8 + 8 images, 240 epochs",
     ),
-    "unimatch_v2_paper": OTHERS["unimatch_v2_paper"].but(V2, meaning="UniMatch V2 on the list of 372: 8 + 8, 180 epochs"),
+    "unimatch_v2_paper": OTHERS["unimatch_v2_paper"].but(
+        V2, meaning="UniMatch V2 on the list of 372: 8 + 8, 180 epochs"
+    ),
     "fixmatch_paper": OTHERS["fixmatch_paper"].but(V2, meaning="its FixMatch on the list of 372: 8 + 8, 180 epochs"),
     "cps_paper": OTHERS["cps_paper"].but(
         {

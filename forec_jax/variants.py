@@ -180,7 +180,9 @@ OTHERS: Mapping[str, Variant] = {
         of=("unimatch",),
         meaning="UniMatch on ResNet-101, 8 + 8 images",
     ),
-    "unimatch_v2_paper": Variant(_V2_BATCH, of=("unimatch_v2", "dinov2_base"), meaning=_V2_MEANING.format("UniMatch V2")),
+    "unimatch_v2_paper": Variant(
+        _V2_BATCH, of=("unimatch_v2", "dinov2_base"), meaning=_V2_MEANING.format("UniMatch V2")
+    ),
     "fixmatch_paper": Variant(
         {**_FIXMATCH_EMA, **_V2_BATCH}, of=("mean_teacher", "dinov2_base"), meaning=_V2_MEANING.format("its FixMatch")
     ),
