@@ -562,6 +562,14 @@ def test_the_papers_of_ps_mt_and_s4gan_have_their_settings_on_each_data_set():
             assert (c.data.crop, c.steps, c.optim.lr) == (before.data.crop, before.steps, before.optim.lr)
 
 
+def test_photographs_of_ones_own_on_a_cpu_with_and_without_pretrained_weights():
+    plain, c = load("configs/folder.py:small+forec"), load("configs/folder.py:pretrained+small+forec")
+    assert (plain.model.encoder, plain.model.weights, plain.optim.lr) == ("resnet18", "", 1e-3)
+    assert (c.model.encoder, c.model.weights) == ("efficientnet_lite2", "efficientnet_lite2")
+    assert (c.optim.lr, c.optim.head_lr_multiplier) == (2e-4, 5.0)
+    assert (c.data.longest_side, c.data.crop, c.method.ramp) == (320, 225, 0.4)
+
+
 def test_the_paper_variant():
     c = load("configs/voc.py:paper+forec")
     assert (c.model.encoder, c.data.crop, c.optim.lr, c.optim.weight_decay) == ("resnet101", 512, 1e-3, 1e-4)
