@@ -40,7 +40,7 @@ class Convolutions(nn.Module):
         for number, (channels, strides) in enumerate(self.layers, start=1):
             if number > 1:
                 x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not self.train)(x)
-            x = _conv(channels, strides, x, f"conv{number}", self.dtype)
+            x = _conv(channels, strides, x, f"conv{number}", self.dtype, bias=not self.normalise)
             if self.normalise:
                 x = _HalfBatchNorm(self.train, name=f"norm{number}")(x)
             x = nn.leaky_relu(x, 0.2)
@@ -170,8 +170,10 @@ def critic(
             raise ValueError(f"the discriminator needs images of {smallest} pixels a side, not {image.shape[1:3]}")
         rngs = {"dropout": named_key(rng, ENCODER)} if train and rng is not None else None
         own = {"params": variables.params[ENCODER]}
+        maps: Any
         if not normalise:
-            return gather(convolutions(train).apply(own, image, rngs=rngs), image), variables.batch_stats
+            maps = convolutions(train).apply(own, image, rngs=rngs)
+            return gather(maps, image), variables.batch_stats
         own["batch_stats"] = variables.batch_stats[ENCODER]
         maps, moved = convolutions(train).apply(own, image, rngs=rngs, mutable=["batch_stats"])
         return gather(maps, image), {**variables.batch_stats, ENCODER: moved["batch_stats"]}
@@ -187,7 +189,8 @@ def critic(
     def init(key: Array) -> Variables:
         image = jax.ShapeDtypeStruct((1, _ANY_SIZE, _ANY_SIZE, inputs), jnp.float32)
         encoder = draw_variables(convolutions(False), named_key(key, ENCODER), image)
-        features = jax.eval_shape(lambda x: gather(convolutions(False).apply(encoder, x), x), image)
+        maps: Any = jax.eval_shape(convolutions(False).apply, encoder, image)
+        features = jax.eval_shape(gather, maps, image)
         score = draw_variables(judge, named_key(key, SCORE), features)
         return Variables(
             {ENCODER: encoder["params"], SCORE: score["params"]},
@@ -197,11 +200,14 @@ def critic(
     return Network(init, encode, classify, (HeadSpec(SCORE, 1),))
 
 
-def _conv(channels: int, strides: int, x: Array, name: str, dtype: Any) -> Array:
-    """A 4x4 convolution with a bias and a margin of 1, or as much more as a tiny map needs to fill the kernel."""
+def _conv(channels: int, strides: int, x: Array, name: str, dtype: Any, bias: bool = True) -> Array:
+    """A 4x4 convolution with a margin of 1, or as much more as a tiny map needs to fill the kernel.
+
+    Before a normalisation a bias would do nothing.
+    """
     padding: Padding = tuple((1, max(1, 3 - side)) for side in x.shape[1:3])  # type: ignore[assignment]
     # `last` is how a Conv gets a bias and a fan-in scale.
-    return Conv(channels, size=4, strides=strides, padding=padding, last=True, dtype=dtype, name=name)(x)
+    return Conv(channels, size=4, strides=strides, padding=padding, last=bias, dtype=dtype, name=name)(x)
 
 
 def _of_each(x: Array, epsilon: float = 1e-5) -> Array:

@@ -159,7 +159,7 @@ def run_changed(
     image: Array,
     heads: tuple[str, ...],
     change: Callable[[PyTree], PyTree],
-    place: Literal["encoder", "fused"],
+    place: Place,
     *,
     rng: Array,
 ) -> tuple[dict[str, HeadOutput], PyTree]:
@@ -171,7 +171,7 @@ def run_changed(
         image: f32[B,H,W,3] in [0, 1].
         heads: segmentation, and others that see the features as they are.
         change: features of the place -> changed ones.
-        place: which features.
+        place: which features; not the image.
         rng: of the dropout.
     """
     features, stats = network.encode(student, image, train=True, rng=rng)
