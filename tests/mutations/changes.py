@@ -122,7 +122,7 @@ CHANGES = [
     *_of(
         "methods/parts/terms.py",
         "methods/test_parts.py methods/test_mean_teacher.py methods/test_reco.py",
-        ("candidate & (views.confidence > threshold)", "candidate & (views.confidence >= threshold)"),
+        ("(views) & (views.confidence > threshold)", "(views) & (views.confidence >= threshold)"),
         ("~views.is_ground_truth & views.valid & (views.label", "~views.is_ground_truth & (views.label"),
         (
             "return jnp.where(candidate, eta, 0.0), jnp.sum(candidate, dtype=jnp.float32)",
@@ -258,7 +258,7 @@ CHANGES = [
     *_of(
         "losses/adversarial.py",
         "losses/test_adversarial.py",
-        ("jnp.where(is_fake, jax.nn.softplus(score), 0.0)", "jnp.where(~is_real, jax.nn.softplus(score), 0.0)"),
+        ("taken_for_real(-score, is_fake)", "taken_for_real(-score, ~is_real)"),
         ("jnp.where(is_real[:, None], jax.lax.stop_gradient(features), features)", "features"),
     ),
     *_of(
