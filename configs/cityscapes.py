@@ -5,9 +5,10 @@
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `u2pl_paper` and
-`unimatch_paper` (the same), `ps_mt_paper` and `cps_paper` (hf:timm/resnet50s.gluon_in1k), `s4gan_paper`
-(hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for theirs; `reco_paper` for
-ReCo's, which sees, and is scored on, images at half their size; `scenery` for another background of FOrec:
+`unimatch_paper` (the same), `ps_mt_paper`, `cps_paper` and `gct_paper` (hf:timm/resnet50s.gluon_in1k), `s4gan_paper`,
+`adv_semseg_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and `fixmatch_paper`
+(hf:facebook/dinov2-base) for theirs; `reco_paper` for ReCo's, which sees, and is scored on, images at half their size;
+`scenery` for another background of FOrec:
 sky, vegetation and building. The paper does not say which class it took; road is the default, and any other is
 --config.data.background=CLASS,CLASS.
 The default is ResNet-50 at output stride 16, crop 513, 8 + 8 images a step; one large GPU. Not yet measured.
@@ -134,6 +135,57 @@ PARTS = {
             "checkpoint_every": 10 * 2789 // 16,
         },
         meaning="U2PL on the list of 186: ResNet-101, crop 769, 16 + 16 images, 200 epochs",
+    ),
+    "adv_semseg_paper": OTHERS["adv_semseg_paper"].but(
+        {
+            **batch_of(2),
+            "model.encoder": "resnet101",
+            "model.resnet.output_stride": 8,
+            "model.decoder": "deeplab_v2",
+            "data.longest_side": 1024,
+            "data.scale": (1.0, 1.0),
+            "data.crop": 512,
+            "eval.mode": "whole",
+            "optim.lr": 2.5e-4,
+            "optim.head_lr_multiplier": 10.0,
+            "optim.weight_decay": 5e-4,
+            "steps": 40_000,
+        },
+        meaning="AdvSemSeg as its paper describes it (no code is published): half size, 2 + 2 images, 40,000 steps",
+    ),
+    "gct_paper": OTHERS["gct_paper"].but(
+        {
+            "method.gct.ramp_epochs": 3,
+            "model.resnet.stem": "deep",
+            "data.crop": 800,
+            "data.scale": (0.5, 2.0),
+            "eval.crop": 800,
+            "optim.lr": 2.5e-3,
+            "steps": 137 * 2603 // 8,
+            "evaluate_every": 10 * 2603 // 8,
+            "checkpoint_every": 10 * 2603 // 8,
+        },
+        meaning="GCT as the authors of CPS ran it: DeepLabV3+, crop 800, 8 + 8 images, 137 epochs",
+    ),
+    "vat_paper": OTHERS["vat_paper"].but(
+        {
+            **batch_of(4),
+            "model.encoder": "resnet101",
+            "model.resnet.output_stride": 8,
+            "model.decoder": "deeplab_v2",
+            "model.encoder_statistics": "weights",
+            "data.longest_side": 1024,
+            "data.crop": 361,
+            "data.scale": (1.0, 1.0),
+            "eval.mode": "whole",
+            "optim.name": "adamw",  # Adam, as nothing decays
+            "optim.lr": 3e-6,
+            "optim.head_lr_multiplier": 10.0,
+            "optim.weight_decay": 0.0,
+            "optim.poly_power": 0.0,
+            "steps": 40_000,
+        },
+        meaning="VAT, not published here, as its authors ran CutMix: half size, DeepLabV2, 4 + 4 images, 40,000 steps",
     ),
     "scenery": Variant({"data.background": "sky,vegetation,building"}, meaning="another background for FOrec"),
 }

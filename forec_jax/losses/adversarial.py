@@ -1,4 +1,4 @@
-"""The losses between a segmentation network and its discriminator (S4GAN: Mittal et al., TPAMI 2019)."""
+"""The losses between a segmentation network and its discriminator (Mittal et al., TPAMI 2019; Hung et al., BMVC 2018)."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,17 @@ def discrimination(score: Array, is_real: Array, is_fake: Array) -> tuple[Mean, 
         is_real: bool[B].
         is_fake: bool[B]; a row may be neither.
     """
-    real = jnp.where(is_real, jax.nn.softplus(-score), 0.0)
-    fake = jnp.where(is_fake, jax.nn.softplus(score), 0.0)
-    return Mean(jnp.sum(real), _number(is_real)), Mean(jnp.sum(fake), _number(is_fake))
+    return taken_for_real(score, is_real), taken_for_real(-score, is_fake)
+
+
+def taken_for_real(score: Array, counts: Array) -> Mean:
+    """The mean of -log D.
+
+    Args:
+        score: f32[...], logits; D is their sigmoid.
+        counts: bool[...], of the same shape; the others have neither value nor gradient.
+    """
+    return Mean(jnp.sum(jnp.where(counts, jax.nn.softplus(-score), 0.0)), _number(counts))
 
 
 def feature_matching(features: Array, is_real: Array, is_fake: Array) -> Mean:
@@ -37,6 +45,7 @@ def feature_matching(features: Array, is_real: Array, is_fake: Array) -> Mean:
 
 
 def _number(rows: Array) -> Array:
+    """How many are True."""
     return jnp.sum(rows, dtype=jnp.float32)
 
 

@@ -1,8 +1,10 @@
 """The methods: one file each, listed here. `parts/` is what they share, `tasks/` the auxiliary tasks."""
 
 from forec_jax.methods import (
+    adv_semseg,
     cps,
     fixmatch,
+    gct,
     mean_teacher,
     ps_mt,
     s4gan,
@@ -12,6 +14,7 @@ from forec_jax.methods import (
     u2pl,
     unimatch,
     unimatch_v2,
+    vat,
     wsss_rec,
 )
 from forec_jax.methods.cps import Cps
@@ -40,6 +43,9 @@ METHODS = {
         s4gan,
         cps,
         u2pl,
+        adv_semseg,
+        gct,
+        vat,
         tag_classifier,
         wsss_rec,
     )

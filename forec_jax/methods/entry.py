@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import optax
 from jax.sharding import Mesh
 
-from forec_jax.augment import Mixing, NoMixing, StudentOptions, with_geometry
+from forec_jax.augment import ClassMix, Mixing, NoMixing, StudentOptions, with_geometry
 from forec_jax.contracts import AuxiliaryTask, HeadSpec, Method, Network, Variables
 from forec_jax.data.source import Labels
 from forec_jax.methods.parts.ema import SemiSupervised
@@ -84,8 +84,7 @@ def semi_supervised(kind: type[M], p: Parts, own: Any, heads: tuple[HeadSpec, ..
         raise OptionError(f"method.separate_passes=True: {kind.__name__} has passes of its own; leave it False")
     if p.partial and not kind.completes_labels:
         raise OptionError(
-            f"{kind.__name__} asks its views of unlabelled images; with partial labels (data.partial) take fixmatch or "
-            "mean_teacher"
+            f"{kind.__name__} {kind.why_not_partial}; with partial labels (data.partial) take fixmatch or mean_teacher"
         )
     pseudo = dataclasses.replace(pseudo, start=p.in_steps(pseudo.start), ramp=p.in_steps(pseudo.ramp))
     blocks = own, pseudo, supervised, p.ema
@@ -99,6 +98,15 @@ def semi_supervised(kind: type[M], p: Parts, own: Any, heads: tuple[HeadSpec, ..
     return kind(
         p.network((*p.heads, *heads)), p.colour, p.unlabelled_changes, p.auxiliary, supervised_loss(supervised), **given
     )
+
+
+def refuse_classmix(method: str, p: Parts) -> None:
+    """Raises OptionError for ClassMix, where a method labels unlabelled rows after they are mixed."""
+    if isinstance(p.mixing, ClassMix):
+        raise OptionError(
+            f"augment.mixing='classmix' pastes the classes of pseudo-labels, and {method} has none before an image is "
+            "mixed: choose 'none', or a mixing by boxes"
+        )
 
 
 def nothing(*_: Any) -> dict[str, Any]:

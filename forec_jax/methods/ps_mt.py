@@ -25,7 +25,6 @@ from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import (
     SEGMENTATION,
     STUDENT,
-    decode_heads,
     head_names,
     mean_class_probabilities,
     mean_logits,
@@ -39,7 +38,12 @@ from forec_jax.methods.parts.teacher import (
     updated_teacher,
 )
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
-from forec_jax.methods.parts.vat import adversarial_perturbation, published_perturbation
+from forec_jax.methods.parts.vat import (
+    adversarial_perturbation,
+    logits_from,
+    published_perturbation,
+    run_changed,
+)
 from forec_jax.options import STEPS, at_least, option
 
 TEACHERS = ("teacher_1", "teacher_2")
@@ -125,15 +129,14 @@ class PsMt(SemiSupervised, Options):
     ) -> tuple[dict[str, HeadOutput], PyTree]:
         """Every head's output for images and their views, and the new batch_stats; the segmentation is perturbed."""
         (image, views), (dropout_key, vat_key) = rows, keys
-        student = student._replace(batch_stats=stats)
-        features, stats = self.network.encode(student, image, train=True, rng=dropout_key)
-        features_of, changes = dict.fromkeys(head_names(self.auxiliary), features), {}
-        if self.epsilon and self.perturbed == "encoder":
-            features_of[SEGMENTATION] = self.moved(features, views, state, vat_key)
-        elif self.epsilon:
-            changes[SEGMENTATION] = lambda fused: self.moved(fused, views, state, vat_key)
-        student = student._replace(batch_stats=stats)
-        return decode_heads(self.network, student, features_of, train=True, rng=dropout_key, changes=changes)
+        student, heads = student._replace(batch_stats=stats), head_names(self.auxiliary)
+        if not self.epsilon:
+            return run_heads(self.network, student, image, heads, train=True, rng=dropout_key)
+
+        def change(features: PyTree) -> PyTree:
+            return self.moved(features, views, state, vat_key)
+
+        return run_changed(self.network, student, image, heads, change, self.perturbed, rng=dropout_key)
 
     def views(
         self,
@@ -194,10 +197,7 @@ class PsMt(SemiSupervised, Options):
 
         The features are those that are perturbed: the encoder's, or fused.
         """
-        decode = self.network.decode if self.perturbed == "encoder" else self.network.classify
-        return mean_logits(
-            [decode(v, SEGMENTATION, features, train=False, rng=None)[0].output for v in variables.values()]
-        )
+        return mean_logits([logits_from(self.network, v, self.perturbed)(features) for v in variables.values()])
 
     def update_teacher(
         self,

@@ -1,20 +1,19 @@
 """S4GAN: a discriminator that tells truth from prediction (Mittal et al., TPAMI 2019, without its tag branch)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from forec_jax.augment import ClassMix
 from forec_jax.contracts import (
     Array,
     Aux,
     Batch,
     HeadOutput,
-    Network,
     PyTree,
     Term,
     Terms,
@@ -23,8 +22,17 @@ from forec_jax.contracts import (
     Views,
 )
 from forec_jax.losses import discrimination, feature_matching
-from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
-from forec_jax.methods.parts.ema import SemiSupervised
+from forec_jax.methods.entry import MethodEntry, Parts, refuse_classmix, semi_supervised
+from forec_jax.methods.parts.critic import (
+    DISCRIMINATOR,
+    CriticOptions,
+    GapOptions,
+    WithDiscriminator,
+    adam,
+    both_ways,
+    with_truth,
+    without_padding,
+)
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, run_heads
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import (
@@ -35,35 +43,22 @@ from forec_jax.methods.parts.terms import (
 )
 from forec_jax.methods.parts.views import interleave, self_labelled
 from forec_jax.models import discriminator_network
-from forec_jax.models.discriminator import SCORE
-from forec_jax.options import OptionError, at_least, must_be, option
-
-DISCRIMINATOR = "discriminator"
+from forec_jax.models.critic import SCORE
+from forec_jax.options import BELOW_1, at_least, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Game:
+class _Game(GapOptions):
     """What the discriminator is shown, and how much it counts."""
 
     feature_matching_weight: float = option(0.1, "of L_fm", at_least(0))
-    gaps: Literal["hidden", "shown"] = option(
-        "hidden",
-        'void and padding to the discriminator: "hidden", so that they give nothing away; "shown", as published: no class '
-        "in a labelled row's, predictions in an unlabelled row's",
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(_Game):
+class Options(_Game, CriticOptions):
     """The discriminator and its optimiser."""
 
-    lr: float = option(1e-4, "of the discriminator's Adam, at the start", at_least(0))
-    channels: int = option(64, "of the discriminator's first convolution; the next three double them", at_least(1))
-    dropout: float = option(
-        0.5,
-        "of the discriminator's channels",
-        must_be("a probability below 1; published: 0.5", lambda value: 0 <= value < 1),
-    )
+    dropout: float = option(0.5, "of the discriminator's channels; published: 0.5", BELOW_1)
 
 
 class _Exhibit(NamedTuple):
@@ -76,7 +71,7 @@ class _Exhibit(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class S4Gan(SemiSupervised, _Game):
+class S4Gan(WithDiscriminator, _Game):
     """L = supervised_weight * L_s + unsupervised_weight * ramp * L_st + feature_matching_weight * L_fm + L_D + tasks.
 
     The discriminator D sees [image, truth] of the labelled and [image, softmax] of the unlabelled rows. L_D teaches it
@@ -89,24 +84,6 @@ class S4Gan(SemiSupervised, _Game):
     With `partial_labels` D sees each row twice, as predicted and with the truth that it has, so that the batch needs no
     unlabelled rows; pixels that nobody labelled learn from their argmax where D trusts the prediction.
     """
-
-    discriminator: Network = dataclasses.field(kw_only=True)
-
-    @property
-    def networks(self) -> dict[str, Network]:
-        """The student and its discriminator."""
-        return {STUDENT: self.network, DISCRIMINATOR: self.discriminator}
-
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
-        """The first params, batch_stats, teacher and memory."""
-        params, batch_stats, teacher, memory = super().init(key)
-        discriminator = self.discriminator.init(jax.random.fold_in(key, 1))
-        return (
-            params | {DISCRIMINATOR: discriminator.params},
-            batch_stats | {DISCRIMINATOR: discriminator.batch_stats},
-            teacher,
-            memory,
-        )
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
@@ -124,8 +101,7 @@ class S4Gan(SemiSupervised, _Game):
         show = shown_twice if self.partial_labels else shown_once
         exhibit = show(image, views, probabilities, self.gaps == "hidden")
         discriminator = Variables(params[DISCRIMINATOR], state.batch_stats[DISCRIMINATOR])
-        learning = self.judge(discriminator, jax.lax.stop_gradient(exhibit.pair), critic_key)
-        judging = self.judge(jax.lax.stop_gradient(discriminator), exhibit.pair, critic_key)
+        learning, judging = both_ways(functools.partial(self.judge, key=critic_key), discriminator, exhibit.pair)
         real, fake = discrimination(learning.output, exhibit.is_real, exhibit.is_fake)
 
         score = judging.output[exhibit.prediction]
@@ -156,7 +132,7 @@ class S4Gan(SemiSupervised, _Game):
 def shown_once(image: Array, views: Views, probabilities: Array, hide_gaps: bool = True) -> _Exhibit:
     """Labelled rows with their truth, unlabelled rows with their prediction."""
     is_truth = views.labelled_row[:, None, None, None]
-    shown = jnp.where(is_truth, _with_truth(views, probabilities, hide_gaps), probabilities)
+    shown = jnp.where(is_truth, with_truth(views, probabilities, hide_gaps), probabilities)
     rows = jnp.arange(image.shape[0])
     return _Exhibit(_beside_image(image, views, shown, hide_gaps), views.labelled_row, ~views.labelled_row, rows)
 
@@ -167,7 +143,7 @@ def shown_twice(image: Array, views: Views, probabilities: Array, hide_gaps: boo
     The two of a row differ in its labelled pixels alone, and there are as many of one kind as of the other: neither
     anything else in a row nor the number of rows tells truth from prediction.
     """
-    truth = _beside_image(image, views, _with_truth(views, probabilities, hide_gaps), hide_gaps)
+    truth = _beside_image(image, views, with_truth(views, probabilities, hide_gaps), hide_gaps)
     prediction = _beside_image(image, views, probabilities, hide_gaps)
     has_truth = jnp.any(labelled_pixels(views) & views.valid, axis=(1, 2))
     neither = jnp.zeros_like(has_truth)
@@ -179,29 +155,14 @@ def shown_twice(image: Array, views: Views, probabilities: Array, hide_gaps: boo
     )
 
 
-def _with_truth(views: Views, probabilities: Array, hide_gaps: bool) -> Array:
-    """The truth f32[B,H,W,K] (one-hot; of void zeros, unless hidden) where there is one, elsewhere the prediction.
-
-    A constant.
-    """
-    truth = jax.nn.one_hot(views.label, probabilities.shape[-1], dtype=probabilities.dtype)
-    is_truth = labelled_pixels(views) if hide_gaps else views.is_ground_truth
-    return jnp.where(is_truth[..., None], truth, jax.lax.stop_gradient(probabilities))
-
-
 def _beside_image(image: Array, views: Views, shown: Array, hide_gaps: bool) -> Array:
     """f32[B,H,W,3+K]: the image with the class map that is shown for it, zeros in the padding if that is hidden."""
-    seen = jnp.where(views.valid[..., None], shown, 0.0) if hide_gaps else shown
-    return jnp.concatenate([image, seen], axis=-1)
+    return jnp.concatenate([image, without_padding(views, shown, hide_gaps)], axis=-1)
 
 
 def build(o: Options, p: Parts) -> S4Gan:
     """The method with its discriminator. Raises OptionError for ClassMix, which needs labels before there are any."""
-    if isinstance(p.mixing, ClassMix):
-        raise OptionError(
-            "augment.mixing='classmix' pastes the classes of pseudo-labels, and s4gan has none before its student has "
-            "seen the image: choose 'none', or a mixing by boxes"
-        )
+    refuse_classmix("s4gan", p)
     discriminator = discriminator_network(
         len(p.labels.classes), channels=o.channels, dropout=o.dropout, compute_dtype=p.compute_dtype
     )
@@ -212,7 +173,7 @@ def build(o: Options, p: Parts) -> S4Gan:
 
 def optimizers(o: Options, decayed: Callable[[float], optax.Schedule]) -> dict[str, optax.GradientTransformation]:
     """The discriminator has Adam to itself, with the same decay over time."""
-    return {DISCRIMINATOR: optax.adam(decayed(o.lr), b1=0.9, b2=0.99)}
+    return {DISCRIMINATOR: adam(o.lr, decayed)}
 
 
 ENTRY = MethodEntry(

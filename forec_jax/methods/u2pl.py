@@ -39,7 +39,7 @@ from forec_jax.methods.parts.teacher import TEACHER_HEADS
 from forec_jax.methods.parts.terms import (
     PseudoLabelOptions,
     SupervisedOptions,
-    kept_cross_entropy,
+    kept_errors,
     pseudo_labelled_pixels,
     supervised_terms,
 )
@@ -171,7 +171,7 @@ def sure_cross_entropy(logits: Array, views: Views, kept: Array) -> tuple[Mean, 
     """L_u: the mean over the kept pixels, times the pseudo-labelled ones for each of them; 0 where none is kept."""
     number = jnp.sum(kept, dtype=jnp.float32)
     factor = jnp.sum(pseudo_labelled_pixels(views), dtype=jnp.float32) / jnp.maximum(number, 1.0)
-    return kept_cross_entropy(logits, views, kept, jnp.where(kept, factor, 0.0), number)
+    return kept_errors(logits, views, kept, jnp.where(kept, factor, 0.0), number)
 
 
 def build(o: Options, p: Parts) -> U2pl:

@@ -2,6 +2,7 @@
 
 from forec_jax.models.conv import conv2d
 from forec_jax.models.convert import convert
+from forec_jax.models.critic import dense_critic, flaw_detector, pixel_discriminator
 from forec_jax.models.decoders.deeplab import U2PL, DeepLabOptions
 from forec_jax.models.discriminator import discriminator_network
 from forec_jax.models.encoders import ENCODERS
@@ -24,10 +25,13 @@ __all__ = [
     "convert",
     "count_parameters",
     "deeplab_network",
+    "dense_critic",
     "discriminator_network",
     "filled",
     "fitting_weights",
+    "flaw_detector",
     "load_weights",
+    "pixel_discriminator",
     "resize",
     "unet_network",
     "valid_extent",

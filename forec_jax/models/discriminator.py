@@ -1,49 +1,18 @@
 """S4GAN's discriminator (Mittal et al., TPAMI 2019), as the pure functions of `contracts.Network`."""
 
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from forec_jax.contracts import HeadOutput, HeadSpec, Network, PyTree, Variables
-from forec_jax.models.layers import Conv, draw_variables
-from forec_jax.models.network import named_key
+from forec_jax.contracts import Network
+from forec_jax.models.critic import critic
+from forec_jax.models.layers import Conv
 
 Array = jax.Array
 
-SCORE = "score"
-"""The discriminator's only head."""
-
 MIN_SIZE = 16  # of an image side: four halvings leave one pixel
-
-
-class _Strided(nn.Module):
-    """Four 4x4 convolutions of stride 2 with LeakyReLU, channel dropout between them, and global average pooling."""
-
-    channels: int  # of the first; each further one has twice as many
-    dropout: float
-    train: bool
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B,H,W,C] -> f32[B,8*channels]."""
-        for index in range(4):
-            if index:
-                x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not self.train)(x)
-            # `last` is how a Conv gets a bias and a fan-in scale: no BatchNorm follows that would give them.
-            x = Conv(
-                self.channels * 2**index,
-                size=4,
-                strides=2,
-                padding=((1, 1), (1, 1)),
-                last=True,
-                dtype=self.dtype,
-                name=f"conv{index + 1}",
-            )(x)
-            x = nn.leaky_relu(x, 0.2)
-        return x.astype(jnp.float32).mean((1, 2))
 
 
 class _Linear(nn.Module):
@@ -66,36 +35,23 @@ def discriminator_network(
 
     Args:
       classes: of the segmentation.
-      channels: of the first convolution.
+      channels: of the first of four convolutions of stride 2; each further one has twice as many.
       dropout: probability to drop a channel after each of the first three convolutions, in train mode.
       compute_dtype: of activations, float32 or bfloat16. Features and scores are float32.
     """
-    dtype = jnp.dtype(compute_dtype)
+    layers = tuple((channels * 2**number, 2) for number in range(4))
+    return critic(
+        3 + classes,
+        layers,
+        _pooled,
+        _Linear(),
+        dropout=dropout,
+        smallest=MIN_SIZE,
+        compute_dtype=compute_dtype,
+    )
 
-    def encode(
-        variables: Variables, image: Array, *, valid: Array | None = None, train: bool = False, rng: Array | None = None
-    ) -> tuple[Array, PyTree]:
-        del valid  # training crops are not masked
-        if min(image.shape[1:3]) < MIN_SIZE:
-            raise ValueError(f"the discriminator needs images of {MIN_SIZE} pixels a side, not {image.shape[1:3]}")
-        rngs = {"dropout": named_key(rng, "encoder")} if train and rng is not None else None
-        module = _Strided(channels, dropout, train, dtype)
-        features = module.apply({"params": variables.params["encoder"]}, image, rngs=rngs)
-        return cast(Array, features), variables.batch_stats
 
-    def classify(
-        variables: Variables, head: str, features: Array, *, train: bool = False, rng: Array | None = None
-    ) -> tuple[HeadOutput, PyTree]:
-        del train, rng
-        score = _Linear().apply({"params": variables.params[head]}, features)
-        return HeadOutput(cast(Array, score), features), variables.batch_stats
-
-    @jax.jit
-    def init(key: Array) -> Variables:
-        pair = jax.ShapeDtypeStruct((1, MIN_SIZE, MIN_SIZE, 3 + classes), jnp.float32)
-        pooled = jax.ShapeDtypeStruct((1, 8 * channels), jnp.float32)
-        encoder = draw_variables(_Strided(channels, dropout, False), named_key(key, "encoder"), pair)
-        score = draw_variables(_Linear(), named_key(key, SCORE), pooled)
-        return Variables({"encoder": encoder["params"], SCORE: score["params"]}, {"encoder": {}, SCORE: {}})
-
-    return Network(init, encode, classify, (HeadSpec(SCORE, 1),))
+def _pooled(maps: Array, image: Array) -> Array:
+    """The mean of each channel over the image, f32[B,C]."""
+    del image
+    return maps.astype(jnp.float32).mean((1, 2))

@@ -190,7 +190,8 @@ def assemble(encoder: Encoder, decoder: Decoder, heads: tuple[HeadSpec, ...]) ->
             raise ValueError(f"the head {head.name!r} cannot read {head.reads!r}: choose one of {sorted(owners)}")
     fused = {head.name: head.reads or head.name for head in heads if decoder.fuse is not None and not head.linear}
     parts = _Parts(encoder, {head.name: decoder.head(head) for head in heads}, decoder.fuse, fused, decoder.shared)
-    return Network(jax.jit(parts.init), parts.encode, parts.classify, tuple(heads), encoder.multiple, parts.fuse)
+    functions = jax.jit(parts.init), parts.encode, parts.classify
+    return Network(*functions, tuple(heads), encoder.multiple, parts.fuse, std=encoder.std)
 
 
 @dataclass(frozen=True)

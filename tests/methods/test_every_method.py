@@ -16,10 +16,11 @@ from forec_jax.config import defaults, method_entry
 from forec_jax.contracts import IGNORE, Batch, Labelled, Pseudo, Tagged, Unlabelled, Variables
 from forec_jax.data.source import Labels
 from forec_jax.experiment import build
-from forec_jax.methods import METHODS, TagClassifier
+from forec_jax.methods import METHODS, TagClassifier, gct
 from forec_jax.methods.entry import Epoch, Guide
 from forec_jax.methods.tag_classifier import tags_head
 from forec_jax.methods.tasks import TASKS
+from forec_jax.models import dense_critic
 from forec_jax.models.network import with_frozen_encoder
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state, first_state, train_step
@@ -30,11 +31,29 @@ VARIANTS = [*METHODS, *(f"mean_teacher+{part}" for entry in TASKS.values() for p
 LABELS = Labels(("background", "disc", "square"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)), (0,))
 ROWS, SIZE, SEED = 8, 16, 0  # rows of each part: one a device; the discriminator's smallest image
 TX = optax.sgd(0.1, momentum=0.9)
-SMALL = {"threshold": 0.4, "pixel_threshold": 0.4, "channels": 4, "queries": 8, "negative_keys": 8, "dropout": 0.0}
+SMALL = {
+    "threshold": 0.4,
+    "pixel_threshold": 0.4,
+    "channels": 4,
+    "queries": 8,
+    "negative_keys": 8,
+    "dropout": 0.0,
+    "halvings": 0,
+}
 """Options that, where a method or a task has them, make it cheap, sure of some pixels, and free of dropout."""
 
-OF_THE_WHOLE_BATCH = ("feature_matching_loss", "reco_loss", "contrast_loss", "u2pl: unsupervised_loss")
-"""Terms that compare a batch's pixels with each other, so that its parts have others; some of one method alone."""
+OF_THE_WHOLE_BATCH = (
+    "feature_matching_loss",
+    "reco_loss",
+    "contrast_loss",
+    "u2pl: unsupervised_loss",
+    "flaw_loss",
+    *(f"{student}{term}_loss" for student in ("", "student_2_") for term in ("consistency", "correction")),
+)
+"""Terms that compare a batch's pixels with each other, or draw for each part, so that its parts have others.
+
+Some are of one method alone.
+"""
 
 SEE_WHOLE_IMAGES = ("feature_matching_loss", "discriminator_real_loss", "discriminator_fake_loss")
 """Terms of a network that judges an image with its padding."""
@@ -48,6 +67,11 @@ every_method = pytest.mark.parametrize("variant", VARIANTS)
 
 def same_colour(key, image, valid):
     return image
+
+
+def small_flaw_detector(classes, **_):
+    """GCT's critic with two convolutions in place of eight, which take longer to compile than all else."""
+    return dense_critic(3 + classes, ((4, 2), (1, 1)), normalise=True)
 
 
 def config_of(variant, mixing):
@@ -68,6 +92,7 @@ def built(toy, variant, normalise=True, mixing=True, devices=1):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "build_network", lambda c, heads: toy(heads, normalise))
         patch.setattr(build, "build_colour", lambda c: same_colour)
+        patch.setattr(gct, "flaw_detector", small_flaw_detector)
         mesh = make_mesh(devices=jax.devices()[:devices])
         return build.build_method(config_of(variant, mixing), LABELS, guide=lambda role: guide, mesh=mesh)
 

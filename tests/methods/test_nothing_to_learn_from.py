@@ -18,7 +18,10 @@ from forec_jax.methods import (
     S4Gan,
     Supervised,
 )
-from forec_jax.models import discriminator_network
+from forec_jax.methods.adv_semseg import AdvSemSeg
+from forec_jax.methods.gct import Gct
+from forec_jax.methods.vat import Vat
+from forec_jax.models import dense_critic, discriminator_network
 from forec_jax.training import first_state, objective, with_own_optimizers
 
 CLASSES, SIZE = 3, 16
@@ -70,6 +73,14 @@ def with_tasks(network, name, tasks=TASKS):
                 normaliser="kept",
                 partial_labels=partial,
             )
+        case "vat":
+            return Vat(network, same_colour, NoMixing(), auxiliary, threshold=1.0, normaliser="batch")
+        case "adv_semseg":
+            critic = dense_critic(CLASSES, ((2, 2), (1, 1)))
+            return AdvSemSeg(network, same_colour, NoMixing(), auxiliary, discriminator=critic, threshold=1.0)
+        case "gct":
+            critic = dense_critic(3 + CLASSES, ((2, 2), (1, 1)), normalise=True)
+            return Gct(network, same_colour, NoMixing(), auxiliary, flaw_detector=critic, threshold=1.0)
     raise AssertionError(name)
 
 
@@ -97,6 +108,9 @@ def gradients(method, batch):
         ("ps_mt", UNLABELLED),
         ("s4gan", IGNORE),
         ("s4gan, partial labels", UNLABELLED),
+        ("vat", IGNORE),
+        ("adv_semseg", IGNORE),
+        ("gct", IGNORE),
     ],
 )
 def test_terms_are_zero_and_gradients_finite(make_toy_network, name, label):

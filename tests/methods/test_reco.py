@@ -15,7 +15,8 @@ from forec_jax.experiment import load
 from forec_jax.experiment import run as training
 from forec_jax.experiment.plan import collective_bytes
 from forec_jax.methods import Auxiliary, MeanTeacher, RegionalContrast
-from forec_jax.methods.tasks.reco import label_probability, nearest, with_sure_pixels
+from forec_jax.methods.tasks.reco import label_probability, with_sure_pixels
+from forec_jax.models.resize import nearest
 from forec_jax.parallel import batch_sharding, make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state
 

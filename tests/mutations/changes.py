@@ -122,7 +122,7 @@ CHANGES = [
     *_of(
         "methods/parts/terms.py",
         "methods/test_parts.py methods/test_mean_teacher.py methods/test_reco.py",
-        ("candidate & (views.confidence > threshold)", "candidate & (views.confidence >= threshold)"),
+        ("(views) & (views.confidence > threshold)", "(views) & (views.confidence >= threshold)"),
         ("~views.is_ground_truth & views.valid & (views.label", "~views.is_ground_truth & (views.label"),
         (
             "return jnp.where(candidate, eta, 0.0), jnp.sum(candidate, dtype=jnp.float32)",
@@ -169,17 +169,56 @@ CHANGES = [
     *_of(
         "methods/s4gan.py",
         "methods/test_s4gan.py test_config.py",
-        ("b1=0.9, b2=0.99", "b1=0.5, b2=0.99"),
         ("feature_matching_weight: float = option(0.1,", "feature_matching_weight: float = option(1.0,"),
-        ("jax.lax.stop_gradient(exhibit.pair)", "exhibit.pair"),
-        ("self.judge(jax.lax.stop_gradient(discriminator), exhibit.pair", "self.judge(discriminator, exhibit.pair"),
         ("Term(fake, 0.5)", "Term(fake, 1.0)"),
     ),
     *_of(
-        "models/discriminator.py",
-        "models/test_discriminator.py",
-        ("            if index:\n", "            if index > 1:\n"),
+        "methods/parts/critic.py",
+        "methods/test_s4gan.py methods/test_adv_semseg.py test_config.py",
+        ("b1=0.9, b2=0.99", "b1=0.5, b2=0.99"),
+        ("judge(critic, jax.lax.stop_gradient(shown))", "judge(critic, shown)"),
+        ("judge(jax.lax.stop_gradient(critic), shown)", "judge(critic, shown)"),
+    ),
+    *_of(
+        "methods/adv_semseg.py",
+        "methods/test_adv_semseg.py",
+        ("truth = labelled_pixels(views) & views.valid", "truth = labelled_pixels(views)"),
+        ("predicted = truth if self.partial_labels else truth | others", "predicted = truth | others"),
+        ("warmup=int(self.trust_start)", "warmup=0"),
+    ),
+    *_of(
+        "methods/gct.py",
+        "methods/test_gct.py",
+        (
+            "bad = counted & (own.flaw > self.threshold) & (other",
+            "bad = counted & (own.flaw > self.threshold) | (other",
+        ),
+        ("jnp.square(own.judging)", "jnp.square(own.learning)"),
+        ("return views.valid | (self", "return views.valid & (self"),
+        ("return jax.lax.stop_gradient(jnp.where(keeps", "return (jnp.where(~keeps"),
+    ),
+    *_of(
+        "losses/flaws.py",
+        "losses/test_flaws.py",
+        ("reach = side // part // 2", "reach = side // part"),
+        ("2 * (side - 1) - at", "2 * side - 1 - at"),
+        ("return mine <= others", "return mine < others"),
+        ("* (reach - 1) + 0.8", "* reach + 0.8"),
+    ),
+    *_of(
+        "methods/vat.py",
+        "methods/test_vat.py",
+        ("aims = views.valid & ~views.is_ground_truth", "aims = views.valid"),
+        ("lambda seen: behind(std * seen), image / std", "behind, image"),
+        ("error=lambda logits, _, weight: weighted_divergence(logits, target, weight)", "pixel_weight=1.0"),
+    ),
+    *_of(
+        "models/critic.py",
+        "models/test_discriminator.py models/test_critic.py",
+        ("            if number > 1:\n", "            if number > 2:\n"),
         ("nn.leaky_relu(x, 0.2)", "nn.leaky_relu(x, 0.1)"),
+        ("(x.shape[-1] + 1) // 2", "x.shape[-1]"),
+        ("max(1, 3 - side)", "1"),
     ),
     *_of(
         "models/encoders/unet.py", "models/test_unet.py", ("return nn.leaky_relu(y +", "return 1.1 * nn.leaky_relu(y +")
@@ -219,7 +258,7 @@ CHANGES = [
     *_of(
         "losses/adversarial.py",
         "losses/test_adversarial.py",
-        ("jnp.where(is_fake, jax.nn.softplus(score), 0.0)", "jnp.where(~is_real, jax.nn.softplus(score), 0.0)"),
+        ("taken_for_real(-score, is_fake)", "taken_for_real(-score, ~is_real)"),
         ("jnp.where(is_real[:, None], jax.lax.stop_gradient(features), features)", "features"),
     ),
     *_of(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +123,7 @@ class SemiSupervised(WithLabels, PseudoLabelOptions):
 
     own_passes: ClassVar[bool] = False  # whether the method has passes of its own, whatever `separate_passes` says
     completes_labels: ClassVar[bool] = True  # whether it takes partial labels, whose other pixels are pseudo-labelled
+    why_not_partial: ClassVar[str] = "asks its views of unlabelled images"  # the reason, where it does not
     labelled_mixing: Mixing = dataclasses.field(default_factory=NoMixing)
     partial_labels: bool = False  # whether labelled rows have UNLABELLED pixels, which are then pseudo-labelled
 
@@ -177,16 +178,19 @@ class SemiSupervised(WithLabels, PseudoLabelOptions):
         return two_passes(forward, stats, rows, count, keys)
 
     def unsupervised(
-        self, logits: Array, views: Views, step: Array, *, pixel_weight: Array | float = 1.0, warmup: int = 0
+        self, logits: Array, views: Views, step: Array, *, warmup: int = 0, **how: Any
     ) -> tuple[Terms, Metrics]:
-        """L_u with its weight in a step: 0 before `start` and before the method's own `warmup`, then the ramp."""
+        """L_u with its weight in a step: 0 before `start` and before the method's own `warmup`, then the ramp.
+
+        `how` are further arguments of `unsupervised_terms`.
+        """
         return unsupervised_terms(
             logits,
             views,
             threshold=self.threshold,
             normaliser=self.normaliser,
             weight=self.weight_of_unsupervised(step, warmup),
-            pixel_weight=pixel_weight,
+            **how,
         )
 
     def weight_of_unsupervised(self, step: Array, warmup: int = 0) -> Array:

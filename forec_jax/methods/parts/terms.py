@@ -11,9 +11,11 @@ from forec_jax.contracts import IGNORE, Array, Mean, Metrics, Term, Terms, Views
 from forec_jax.losses import mean_cross_entropy, ohem_cross_entropy, weighted_cross_entropy
 from forec_jax.options import SHARE, STEPS, at_least, must_be, option
 
-Normaliser = Literal["valid", "kept", "eta"]
+Normaliser = Literal["valid", "kept", "eta", "batch"]
 SupervisedLoss = Callable[[Array, Array, Array], Mean]
 """(logits f32[B,H,W,K], label i32[B,H,W], included bool[B,H,W]) -> the loss over (some of) the included pixels."""
+PixelError = Callable[[Array, Array, Array], Array]
+"""(logits f32[B,H,W,K], label i32[B,H,W], weight f32[B,H,W]) -> each pixel's error times its weight, f32[B,H,W]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,9 +49,12 @@ class PseudoLabelOptions:
     """L_u, the loss of the pseudo-labels. A built method has `start` and `ramp` in steps."""
 
     threshold: float = option(
-        0.95, "confidence above which a pseudo-label counts; s4gan: the discriminator's, in an image", SHARE
+        0.95,
+        "confidence above which a pseudo-label counts; s4gan: the discriminator's, in an image, adv_semseg: in a pixel; "
+        "gct: the flaw above which a pixel is bad",
+        SHARE,
     )
-    unsupervised_weight: float = option(1.0, "of L_u; s4gan: of the self-training", at_least(0))
+    unsupervised_weight: float = option(1.0, "of L_u; s4gan, adv_semseg: of the self-training", at_least(0))
     start: float = option(
         0.0, "first from labels alone, in the tasks too: steps, or below 1 a fraction of all steps", STEPS
     )
@@ -67,7 +72,7 @@ class PseudoLabelOptions:
     normaliser: Normaliser = option(
         "valid",
         'what L_u is divided by: "valid" (all pseudo-labelled pixels) or "kept" (confident); "eta": all of them count, '
-        "each image's times its share of confident ones (ReCo)",
+        "each image's times its share of confident ones (ReCo), \"batch\": all times the batch's share (VAT)",
     )
 
 
@@ -98,25 +103,31 @@ def unsupervised_terms(
     normaliser: Normaliser,
     weight: Array | float,
     pixel_weight: Array | float = 1.0,
+    error: PixelError = weighted_cross_entropy,
     name: str = "unsupervised_loss",
 ) -> tuple[Terms, Metrics]:
     """L_u (FOrec, section 4.2): cross-entropy against the pseudo-labels whose confidence is above the threshold.
 
     `normaliser="valid"` divides by all pseudo-labelled pixels that are not padding (UniMatch), "kept" by those above the
     threshold. "eta" takes all pseudo-labelled pixels, each times the share of them above the threshold in its image, and
-    divides by their number (ReCo, Eq. 5). A threshold of 0 keeps all. Each pixel's cross-entropy is times `pixel_weight`,
-    which may be f32[B,H,W].
+    divides by their number (ReCo, Eq. 5); "batch" does so with the share of the whole batch (VAT). A threshold of 0 keeps
+    all. Each pixel's cross-entropy, or another `error`, is times `pixel_weight`, which may be f32[B,H,W].
     """
     kept = pseudo_labelled_pixels(views) & (views.confidence > threshold)
     share, number = _pixel_weights(pseudo_labelled_pixels(views), kept, normaliser)
-    mean, metrics = kept_cross_entropy(logits, views, kept, share * pixel_weight, number)
+    mean, metrics = kept_errors(logits, views, kept, share * pixel_weight, number, error)
     return {name: Term(mean, weight)}, metrics
 
 
-def kept_cross_entropy(
-    logits: Array, views: Views, kept: Array, pixel_weight: Array, number: Array
+def kept_errors(
+    logits: Array,
+    views: Views,
+    kept: Array,
+    pixel_weight: Array,
+    number: Array,
+    error: PixelError = weighted_cross_entropy,
 ) -> tuple[Mean, Metrics]:
-    """The sum of the pseudo-labels' cross-entropies, each times its weight, over a number; and who was kept.
+    """The sum of the pseudo-labelled pixels' errors, each times its weight, over a number; and who was kept.
 
     Args:
         logits: f32[B,H,W,K].
@@ -124,9 +135,10 @@ def kept_cross_entropy(
         kept: bool[B,H,W], of the pseudo-labelled pixels; for the metrics.
         pixel_weight: f32[B,H,W], 0 where a pixel does not count.
         number: f32[], what the sum is divided by.
+        error: of a pixel.
     """
-    error = weighted_cross_entropy(logits, views.label, pixel_weight)
-    return Mean(jnp.sum(error), number), _pseudo_label_metrics(views, pseudo_labelled_pixels(views), kept)
+    errors = error(logits, views.label, pixel_weight)
+    return Mean(jnp.sum(errors), number), _pseudo_label_metrics(views, pseudo_labelled_pixels(views), kept)
 
 
 def pseudo_labelled_pixels(views: Views) -> Array:
@@ -141,6 +153,10 @@ def _pixel_weights(candidate: Array, kept: Array, normaliser: Normaliser) -> tup
             of_image = jnp.sum(candidate, axis=(1, 2), keepdims=True)
             eta = jnp.sum(kept, axis=(1, 2), keepdims=True) / jnp.maximum(of_image, 1)
             return jnp.where(candidate, eta, 0.0), jnp.sum(candidate, dtype=jnp.float32)
+        case "batch":
+            number = jnp.sum(candidate, dtype=jnp.float32)
+            share = jnp.sum(kept, dtype=jnp.float32) / jnp.maximum(number, 1.0)
+            return jnp.where(candidate, share, 0.0), number
         case "kept":
             return kept.astype(jnp.float32), jnp.sum(kept, dtype=jnp.float32)
         case _:
