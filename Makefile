@@ -39,8 +39,8 @@ slow: $(STAMP)
 # Comparisons with PyTorch's own models; they are skipped where PyTorch is missing.
 parity: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[parity]'
-	$(BIN)/python -m pytest tests/models/test_parity.py tests/models/test_convert.py tests/models/test_pretrained.py \
-		tests/test_fuzz.py
+	$(BIN)/python -m pytest tests/models/test_parity.py tests/models/test_parity_transformers.py tests/models/test_convert.py \
+		tests/models/test_pretrained.py tests/test_fuzz.py
 
 notebooks: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/test_notebooks.py

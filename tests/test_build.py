@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 from forec_jax.config import check_options, defaults, load_config
 from forec_jax.contracts import HeadSpec
 from forec_jax.data import DataError
-from forec_jax.experiment.build import build_network, build_optimizer
+from forec_jax.experiment.build import build_buckets, build_network, build_optimizer
 from forec_jax.experiment.plan import lowered_step, planned_method
 from forec_jax.experiment.sources import build_training_data
 from forec_jax.models import count_parameters
@@ -78,6 +78,26 @@ def test_a_step_with_a_frozen_encoder_has_less_to_do_and_less_to_keep():
 def test_what_may_be_frozen_is_a_choice():
     with pytest.raises(OptionError, match=r"model\.freeze='head': choose one of '', 'encoder'"):
         check_options(load_config("configs/shapes.py:forec", {"model.freeze": "head"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model.encoder": "dinov2_small"}, r"data\.crop=64: dinov2_small sees patches of 14 pixels; take 56 or 70"),
+        ({"model.encoder": "dinov3_base", "data.crop": 10}, r"data\.crop=10: .* patches of 16 pixels; take 16$"),
+        (
+            {"model.encoder": "dinov3_base", "eval.bucket": 98},
+            r"eval\.bucket=98 must be a multiple of 16; take 96 or 112",
+        ),
+        ({"model.encoder": "mit_b0", "eval.bucket": 8}, r"eval\.bucket=8 must be a multiple of 32; take 32$"),
+        ({"model.encoder": "mit_b0", "model.decoder": "dpt"}, r"'dpt' cannot read .*'mit_b0': take segformer"),
+        ({"model.decoder": "segformer"}, r"cannot read .*'resnet18': take deeplab or deeplab_v2 or pspnet"),
+    ],
+)
+def test_sizes_and_decoders_that_an_encoder_cannot_take_are_named(options, message):
+    c = load_config("configs/shapes.py:supervised", options)
+    with pytest.raises(OptionError, match=message):
+        build_buckets(c, planned_method(c, make_mesh()), batch=1)
 
 
 def test_statistics_of_weights_need_weights():

@@ -86,6 +86,23 @@ def test_every_kind_of_method_has_a_step_to_lower(config, options, images):
     assert c.method.ps_mt.epoch == 0  # the config is as it was
 
 
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [
+        ("vit_tiny", {"model.dinov2.width": 1 / 6, "model.dinov2.depth": 2, "model.dinov2.remat": True}),
+        ("dinov3_small", {"model.dinov3.width": 1 / 6, "model.dinov3.depth": 2, "model.dinov3.remat": True}),
+        ("mit_b0", {"model.mit.width": 1 / 8, "model.mit.depth": 1, "model.mit.remat": True}),
+    ],
+)
+def test_transformers_have_a_step_to_lower_in_bfloat16_and_over_fsdp(variant, options):
+    small = {"data.crop": 112, "compute_dtype": "bfloat16", "mesh.fsdp": 8}
+    c = load_config(f"configs/shapes.py:{variant}+supervised", small | {"batch.labelled": 8} | options)
+    mesh = build.build_mesh(c)
+    text = lowered_step(c, planned_method(c, mesh), mesh, 1).as_text()
+    assert "bf16" in text
+    assert "optimization_barrier" in text  # remat
+
+
 def test_the_classes_of_every_data_set_are_known():
     counts = {"voc": 21, "camvid": 11, "cityscapes": 19, "sunrgbd": 37}
     for name, count in counts.items():

@@ -157,9 +157,11 @@ def convert(argv: Sequence[str]) -> int:
     """
 
     def define(values: flags.FlagValues) -> None:
-        sources = ["torchvision", "timm", "transformers", "u2pl", "unimatch", "slim", "efficientnet_pytorch"]
+        sources = ["torchvision", "timm", "transformers", "u2pl", "unimatch", "unimatch_v2", "slim"]
+        sources += ["efficientnet_pytorch"]
         archs = ["resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
         archs += ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
+        archs += ["dinov2_small", "dinov2_base", "dinov2_large", "dinov2_giant"]
         flags.DEFINE_enum("from", None, sources, "whose names the tensors have", flag_values=values)
         flags.DEFINE_enum("arch", None, archs, "which encoder", flag_values=values)
         flags.DEFINE_string("weights", None, "a .safetensors, .npz or .pth", flag_values=values)
@@ -171,9 +173,15 @@ def convert(argv: Sequence[str]) -> int:
     required(values, "from", "arch", "weights", "out")
     if not values.out.endswith(".safetensors"):
         raise flags.Error(f"--out={values.out}: the file's name ends in .safetensors")
+    from forec_jax.models.dino_weights import convert_unimatch_v2
+    from forec_jax.models.naming import UNIMATCH_V2
     from forec_jax.models.pretrained import convert_file
 
-    paths = Path(values.weights).expanduser(), Path(values.out).expanduser()
-    variables, origin = convert_file(*paths, str(values["from"].value), values.arch, values.network)
-    print(f"{values.out}: {origin.arch} ({origin.stem}), {' and '.join(variables.params)}, from {origin.source}")
+    paths, source = (Path(values.weights).expanduser(), Path(values.out).expanduser()), str(values["from"].value)
+    if source == UNIMATCH_V2:
+        variables, origin = convert_unimatch_v2(*paths, values.arch, values.network)
+    else:
+        variables, origin = convert_file(*paths, source, values.arch, values.network)
+    form = f" ({origin.stem})" if origin.stem else ""
+    print(f"{values.out}: {origin.arch}{form}, {' and '.join(variables.params)}, from {origin.source}")
     return 0

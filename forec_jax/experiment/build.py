@@ -1,6 +1,7 @@
 """From a config to the objects of a run: network, method, optimiser, mesh, evaluator."""
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,11 +132,16 @@ def build_network(c: ConfigDict, heads: tuple[HeadSpec, ...]) -> Network:
     if m.encoder_statistics == "weights" or m.freeze:
         built = with_statistics_of_weights(built)
     if c.data.crop % built.patch:
-        below = c.data.crop // built.patch * built.patch
-        nearest = f"take {below} or {below + built.patch}"
+        nearest = _nearest(c.data.crop, built.patch)
         raise OptionError(f"data.crop={c.data.crop}: {m.encoder} sees patches of {built.patch} pixels; {nearest}")
+    made = decoder.build(decoder_options, form)
+    if built.gives != made.reads:
+        fitting = [name for name, entry in DECODERS.items() if entry.build(entry.options(), form).reads == built.gives]
+        raise OptionError(
+            f"model.decoder={decoder.name!r} cannot read model.encoder={m.encoder!r}: take {' or '.join(fitting)}"
+        )
     try:
-        network = assemble(built, decoder.build(decoder_options, form), heads)
+        network = assemble(built, made, heads)
     except ValueError as error:
         raise OptionError(f"model.encoder={m.encoder!r} with model.decoder={decoder.name!r}: {error}") from error
     if m.freeze:
@@ -247,7 +253,13 @@ def build_mesh(c: ConfigDict) -> Mesh:
 
 def _side_multiple(method: Method) -> int:
     """What padded image sides must be multiples of for a method's networks."""
-    return max((network.multiple for network in method.networks.values()), default=1)
+    return math.lcm(*(network.multiple for network in method.networks.values()))
+
+
+def _nearest(value: int, multiple: int) -> str:
+    """What to take in place of a value that `multiple` does not divide, in words."""
+    below = value // multiple * multiple
+    return f"take {below} or {below + multiple}" if below else f"take {multiple}"
 
 
 def build_evaluator(c: ConfigDict, method: Method, labels: Labels, mesh: Mesh) -> Evaluator:
@@ -262,7 +274,8 @@ def build_buckets(c: ConfigDict, method: Method, batch: int) -> Buckets:
     """How images become batches of few shapes. Raises OptionError for sides that the networks cannot take."""
     multiple = _side_multiple(method)
     if c.eval.bucket % multiple:
-        raise OptionError(f"eval.bucket={c.eval.bucket} must be a multiple of {multiple}")
+        nearest = _nearest(c.eval.bucket, multiple)
+        raise OptionError(f"eval.bucket={c.eval.bucket} must be a multiple of {multiple}; {nearest}")
     return Buckets(c.eval.bucket, batch)
 
 

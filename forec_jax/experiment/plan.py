@@ -63,6 +63,7 @@ def plan_training(c: ConfigDict) -> Plan:
     check_options(c)
     mesh = build.build_mesh(c)
     method = planned_method(c, mesh)
+    build.build_buckets(c, method, 1)  # whether a training could evaluate
     compiled = lowered_step(c, method, mesh, c.accumulate).compile(compiler_options=keep_remat())
     memory = compiled.memory_analysis()
     # The cost analysis counts a scan's body once: FLOPs are those of the batch taken whole.

@@ -58,6 +58,14 @@ def valid_extent(valid: Array, stride: int) -> Array:
     return -(-jnp.stack([rows, columns], axis=1).astype(jnp.int32) // stride)
 
 
+def patch_extent(valid: Array, patch: int) -> Array:
+    """i32[B,2]: rows and columns of patches that the valid part of bool[B,H,W] is resized to: the nearest, 1 at least.
+
+    UniMatch V2 evaluates so: an image of H x W is resized to round(H / 14) * 14 x round(W / 14) * 14.
+    """
+    return jnp.maximum((2 * valid_extent(valid, 1) + patch) // (2 * patch), 1)
+
+
 def within(extent: Array, size: tuple[int, int]) -> Array:
     """bool[B,h,w]: the top-left i32[B,2] rows and columns of maps of a size; of `valid_extent` the inverse."""
     rows = jnp.arange(size[0])[None, :, None] < extent[:, 0, None, None]

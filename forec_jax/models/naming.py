@@ -17,6 +17,8 @@ Tensors = Mapping[str, np.ndarray]
 Path = tuple[str, ...]  # e.g. ("params", "encoder", "layer1_block0", "conv2", "norm", "scale")
 
 SOURCES = ("torchvision", "timm", "transformers", "u2pl", "unimatch", "slim", "efficientnet_pytorch")
+UNIMATCH_V2 = "unimatch_v2"
+"""Whose whole models, DINOv2 with DPT, `dino_weights.convert_unimatch_v2` converts."""
 
 RESNET, MOBILENET, LITE = "resnet", "mobilenet_v2", "efficientnet_lite"
 """Families of encoders; the second has one member of that name."""

@@ -91,10 +91,12 @@ class ModelOptions:
     encoder: str = option(
         "resnet50",
         "resnet18, 26, 34, 50, 101 or 152, mobilenet_v2, efficientnet_lite0, 1 or 2, dinov2_small, _base, _large or _giant, "
-        "or unet; its options are model.resnet.*, ...",
+        "dinov3_small, _small_plus, _base or _large (Meta's licence), mit_b0 to mit_b5 (NVIDIA's weights: not for "
+        "commercial use), or unet; its options are model.resnet.*, ...",
     )
     decoder: str = option(
-        "", "deeplab, deeplab_v2, pspnet, dpt or unet; empty: the one that the encoder is published with"
+        "",
+        "deeplab, deeplab_v2, pspnet, dpt, segformer or unet; empty: the one that the encoder is published with",
     )
     weights: str = option(
         "",

@@ -52,11 +52,13 @@ def read_origin(path: Path) -> Origin | None:
     return Origin(**{name: metadata[name] for name in Origin._fields})
 
 
-def read_variables(path: Path) -> Variables:
-    """The variables in a file of this library's; NumPy, float32."""
+def read_variables(path: Path, *, statistics: bool = True) -> Variables:
+    """The variables in a file of this library's; NumPy, float32. `statistics`: whether the network has running ones."""
     tensors = _read_safetensors(path)
     with _named(path, "file of this library's"):
         tree = nested({tuple(name.split("/")): np.asarray(value, np.float32) for name, value in tensors.items()})
+        if not statistics:
+            tree["batch_stats"] = {part: {} for part in tree.get("params", {})}
         if missing := [part for part in Variables._fields if not isinstance(tree.get(part), dict)]:
             raise WeightsError(f"{path} holds no {' and no '.join(missing)}; convert the weights again")
     return Variables(tree["params"], tree["batch_stats"])

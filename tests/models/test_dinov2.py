@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from forec_jax import cli
 from forec_jax.contracts import HeadSpec
 from forec_jax.models import WeightsError
 from forec_jax.models.decoders import dpt
-from forec_jax.models.dinov2_weights import _encoder_names, _head_names, load_dinov2
+from forec_jax.models.dino_weights import _encoder_names, _head_names, _layout, load_dinov2
 from forec_jax.models.encoders import dinov2
 from forec_jax.models.encoders.dinov2 import DinoV2Options, position_weights
 from forec_jax.models.network import Form, assemble, count_parameters
 from forec_jax.models.pretrained import fitting_weights
+from tests.torch_files import mapping, tensor, zip_file
 
 TINY = DinoV2Options(width=1 / 6, depth=4)  # one head of 64 channels
 HEADS = (HeadSpec("segmentation", 3),)
@@ -124,7 +126,7 @@ def other_names(o, head):
     """Facebook's tensors of a tiny network, each filled with a number of its own, and that number by our path."""
     network = network_of(o)
     shapes = jax.eval_shape(network.init, jax.random.key(0)).params
-    names = {**_encoder_names("dinov2_small", o), **(_head_names() if head else {})}
+    names = {**_encoder_names(_layout("dinov2_small", o)), **(_head_names() if head else {})}
     tensors, numbers = {}, {}
     for number, (ours, theirs) in enumerate(names.items()):
         leaf = shapes
@@ -160,6 +162,42 @@ def test_a_whole_model_of_unimatch_v2_fills_encoder_and_head(tmp_path, wrapped):
         assert np.all(leaf == number), ours
 
 
+def test_a_checkpoint_of_unimatch_v2_converts(tmp_path, monkeypatch):
+    """Of its two networks the teacher; what is written fits the network it is of, and is refused by others."""
+    monkeypatch.setitem(dinov2.SIZES, "dinov2_small", dinov2.size_of("dinov2_small", TINY))
+    _, tensors, numbers = other_names(TINY, head=True)
+    stored = {f"module.{n}" if "head." in n else f"module.backbone.{n}": t for n, t in tensors.items()}
+    body, arrays = {}, {}
+    for key, sign in (("model", -1), ("model_ema", 1)):
+        body[key], own = nested_tensors({name: sign * value for name, value in stored.items()}, len(arrays))
+        arrays |= own
+    source, out = tmp_path / "best.pth", tmp_path / "small.safetensors"
+    source.write_bytes(zip_file(mapping(body), arrays))
+    command = ["convert", "--from=unimatch_v2", f"--weights={source}", f"--out={out}"]
+    assert cli.run([*command, "--arch=dinov2_small"]) == 0
+    weights = load_dinov2(str(out), "dinov2_small", DinoV2Options())
+    for ours, number in numbers.items():
+        leaf = weights.params
+        for step in ours.split("/"):
+            leaf = leaf[step]
+        assert np.all(leaf == number), ours
+    with pytest.raises(WeightsError, match=r"^set model\.encoder=dinov2_small"):
+        load_dinov2(str(out), "dinov2_base", DinoV2Options())
+    with pytest.raises(WeightsError, match=r"^set model\.dinov2\.registers=False"):
+        load_dinov2(str(out), "dinov2_small", DinoV2Options(registers=True))
+    assert cli.run([*command, "--arch=resnet50"]) != 0
+
+
+def nested_tensors(tensors, first):
+    """A dict of tensors as it is pickled, and its storages, numbered from `first` on."""
+    keys = {name: str(first + place) for place, name in enumerate(tensors)}
+    body = {}
+    for name, value in tensors.items():
+        strides = [stride // value.itemsize for stride in value.strides]
+        body[name] = tensor(keys[name], value.shape, strides, size=value.size)
+    return mapping(body), {keys[name]: value for name, value in tensors.items()}
+
+
 def test_a_patch_keeps_its_rows_columns_and_colours(tmp_path):
     _, tensors, _ = other_names(TINY, head=False)
     kernel = np.random.default_rng(0).normal(size=(64, 3, 14, 14)).astype(np.float32)
@@ -176,7 +214,9 @@ def test_a_patch_keeps_its_rows_columns_and_colours(tmp_path):
         (lambda t: t | {"register_tokens": np.zeros((1, 4, 64), np.float32)}, r"model\.dinov2\.registers=True"),
         (lambda t: t | {"blocks.4.norm1.weight": np.zeros(64, np.float32)}, "more blocks"),
         (lambda t: {n: v for n, v in t.items() if n != "norm.bias"}, r"missing: norm\.bias"),
-        (lambda t: {"conv1.weight": np.zeros(1, np.float32)}, "no DINOv2 is found"),
+        (lambda t: {n: v for n, v in t.items() if n != "pos_embed"}, "no table of positions"),
+        (lambda t: t | {"patch_embed.proj.weight": np.zeros(3, np.float32)}, "take other weights\n.* another shape"),
+        (lambda t: {"conv1.weight": np.zeros(1, np.float32)}, "no DINO is found"),
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path, change, message):

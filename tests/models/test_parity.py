@@ -4,14 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from forec_jax.contracts import HeadSpec
 from forec_jax.models import DeepLabOptions, convert, deeplab_network
 from forec_jax.models.convert import leaves
-from forec_jax.models.dinov2_weights import load_dinov2
-from forec_jax.models.encoders import ENCODERS, dinov2
-from forec_jax.models.encoders.dinov2 import DinoV2Options
+from forec_jax.models.encoders import ENCODERS
 from forec_jax.models.encoders.resnet import BLOCKS, STEMS, ResNet
 from forec_jax.models.network import Form
 from forec_jax.models.packaged import PACKAGES, find
@@ -414,35 +411,3 @@ def test_full_models_equal_a_reference(source):
 
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(predict(image), expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("registers", "swiglu"), [(False, False), (True, False), (False, True)])
-def test_dinov2_equals_transformers(tmp_path, registers, swiglu):
-    transformers = pytest.importorskip("transformers", reason="pip install 'forec-jax[parity]'")
-    name = "Dinov2WithRegisters" if registers else "Dinov2"
-    config = getattr(transformers, f"{name}Config")(
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        image_size=518,
-        patch_size=14,
-        use_swiglu_ffn=swiglu,
-    )
-    reference = getattr(transformers, f"{name}Model")(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    save_file(arrays(reference.state_dict()), tmp_path / "a.safetensors")
-    variant, heads = ("dinov2_giant", 24) if swiglu else ("dinov2_small", 6)
-    options = DinoV2Options(
-        registers=registers, positions="antialias" if registers else "size", depth=4, width=2 / heads
-    )
-    variables = load_dinov2(str(tmp_path / "a.safetensors"), variant, options)
-    module = dinov2.build(variant, options, Form()).module(False)
-    for size in ((112, 154), (532, 518), (518, 518)):
-        image = image_batch(size, rows=1)
-        with torch.no_grad():
-            expected = reference(to_torch(image)).last_hidden_state[:, 5 if registers else 1 :]
-        found = module.apply({"params": variables.params["encoder"]}, image, None)[-1]
-        np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-4)

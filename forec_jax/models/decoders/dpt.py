@@ -9,8 +9,7 @@ from flax import linen as nn
 
 from forec_jax.contracts import HeadSpec
 from forec_jax.models.decoders.linear import or_linear
-from forec_jax.models.encoders.dinov2 import PATCH, token_extent
-from forec_jax.models.layers import Conv, channelwise, valid_extent, within
+from forec_jax.models.layers import Conv, channelwise, patch_extent, valid_extent, within
 from forec_jax.models.network import Decoder, DecoderEntry, Form
 from forec_jax.models.resize import resize
 from forec_jax.options import at_least, must_be, option
@@ -50,7 +49,7 @@ class _Map(NamedTuple):
 
 
 class _Fusion(nn.Module):
-    """The first half of a head: four maps of tokens at strides 3.5, 7, 14 and 28, joined from the deepest on."""
+    """The first half of a head: four maps of tokens at 4, 2, 1 and a half times their size, joined from the deepest on."""
 
     options: DptOptions
     dtype: Any
@@ -58,8 +57,8 @@ class _Fusion(nn.Module):
     @nn.compact
     def __call__(self, *inputs: Any) -> Array:
         """(four maps [B,h,w,C], size, valid) -> [B,8h,8w,options.channels]."""
-        *tokens, _, valid = inputs
-        extent = None if valid is None else token_extent(valid)
+        *tokens, size, valid = inputs
+        extent = None if valid is None else patch_extent(valid, size[0] // tokens[0].shape[1])
         levels = [self._level(index, x, extent) for index, x in enumerate(tokens)]
         joined = levels[-1]
         for index in (3, 2, 1, 0):
@@ -132,13 +131,14 @@ class _Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: Array, size: tuple[int, int], valid: Array | None) -> tuple[Array, Array]:
         """[B,8h,8w,C] -> f32[B,*size,channels] (or [B,8h,8w,channels]), [B,8h,8w,options.channels]."""
-        patches = None if valid is None else token_extent(valid)
+        patch = 8 * size[0] // x.shape[1]
+        patches = None if valid is None else patch_extent(valid, patch)
         fused = _Map(x, _times(patches, 8))
         latent = Conv(self.options.channels, size=3, last=True, dtype=self.dtype, name="fuse")(x, fused.valid())
         latent = nn.relu(latent)
         output = Conv(self.channels, last=True, dtype=self.dtype, name="last")(latent).astype(jnp.float32)
         if self.upsample:
-            whole = _Map(output, fused.extent).at(size, _times(patches, PATCH))
+            whole = _Map(output, fused.extent).at(size, _times(patches, patch))
             output = whole.at(size, None if valid is None else valid_extent(valid, 1)).values
         return output, latent
 

@@ -1,10 +1,15 @@
-"""The encoders: one file each, and what two of them share in `inverted.py`."""
+"""The encoders: one file each, and what several of them share in `inverted.py` and `transformer.py`."""
 
-from forec_jax.models.encoders import dinov2, efficientnet_lite, mobilenet_v2, resnet, unet
+from forec_jax.models.encoders import dinov2, dinov3, efficientnet_lite, mit, mobilenet_v2, resnet, unet
 
-ENCODERS = {
-    variant: entry
-    for entry in (resnet.ENTRY, mobilenet_v2.ENTRY, efficientnet_lite.ENTRY, unet.ENTRY, dinov2.ENTRY)
-    for variant in entry.variants
-}
+_ENTRIES = (
+    resnet.ENTRY,
+    mobilenet_v2.ENTRY,
+    efficientnet_lite.ENTRY,
+    unet.ENTRY,
+    dinov2.ENTRY,
+    dinov3.ENTRY,
+    mit.ENTRY,
+)
+ENCODERS = {variant: entry for entry in _ENTRIES for variant in entry.variants}
 """By the name that model.encoder has."""

@@ -1,7 +1,7 @@
 """DINOv2's vision transformers (Oquab et al., TMLR 2024; registers: Darcet et al., ICLR 2024) as encoders."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,32 +9,20 @@ import numpy as np
 from flax import linen as nn
 
 from forec_jax.contracts import IMAGENET_MEAN, IMAGENET_STD, Variables
-from forec_jax.models.layers import valid_extent, within
+from forec_jax.models.encoders.transformer import BlockForm, Size, embedded, tapped, whole_patches
 from forec_jax.models.network import Encoder, EncoderEntry, Form
-from forec_jax.models.resize import resize
 from forec_jax.options import ABOVE_0, at_least, option
 
 Array = jax.Array
 
 PATCH = 14
 TABLE = 37  # rows and columns of the position table: an image of 518 x 518
-_HEAD_SIZE = 64  # channels of an attention head
 _REGISTERS = 4
 _EPSILON = 1e-6  # of LayerNorm
 _FULL = jax.lax.Precision.HIGHEST  # of products with coordinates
 _OFFSET = 0.1  # that DINOv2 adds to a size before it divides by the table's
 
 Positions = Literal["published", "offset", "size", "antialias"]
-
-
-class Size(NamedTuple):
-    """A published model."""
-
-    heads: int
-    blocks: int
-    taps: tuple[int, ...]  # the blocks whose results a decoder reads, as in UniMatch V2 and Depth Anything V2
-    swiglu: bool = False
-
 
 SIZES = {
     "dinov2_small": Size(6, 12, (2, 5, 8, 11)),
@@ -60,129 +48,37 @@ class DinoV2Options:
 
 
 def size_of(variant: str, o: DinoV2Options) -> Size:
-    """Heads, blocks and taps of a variant, scaled as the options ask; with other blocks the taps end its quarters."""
-    size = SIZES[variant]
-    size = size._replace(heads=max(1, round(size.heads * o.width)))
-    if o.depth:
-        quarters = tuple(-(-o.depth * quarter // 4) - 1 for quarter in (1, 2, 3, 4))
-        size = size._replace(blocks=o.depth, taps=quarters)
-    return size
-
-
-def channels_of(variant: str, o: DinoV2Options) -> int:
-    """The channels of every token."""
-    return size_of(variant, o).heads * _HEAD_SIZE
-
-
-def token_extent(valid: Array) -> Array:
-    """i32[B,2]: rows and columns of patches that the valid part of bool[B,H,W] is resized to: the nearest, 1 at least.
-
-    UniMatch V2 evaluates so: an image of H x W is resized to round(H / 14) * 14 x round(W / 14) * 14.
-    """
-    pixels = valid_extent(valid, 1)
-    return jnp.maximum((2 * pixels + PATCH) // (2 * PATCH), 1)
+    """A variant's size, scaled as the options ask."""
+    return SIZES[variant].scaled(o.width, o.depth)
 
 
 class DinoV2(nn.Module):
     """Encoder: normalised images -> four maps of tokens at stride 14, shallow to deep, each after the last LayerNorm."""
 
-    size: Size
+    form: BlockForm
     registers: bool
     positions: str
-    remat: bool = False
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, valid: Array | None = None) -> tuple[Array, ...]:
         """f32[B,H,W,3] with sides that 14 divides -> [B,H/14,W/14,C] four times.
 
-        With `valid` the valid part is first resized to whole patches (`token_extent`), and tokens beyond them are not seen.
+        With `valid` the valid part is first resized to whole patches (`patch_extent`), and tokens beyond them are not seen.
         """
-        extent = None if valid is None else token_extent(valid)
-        if valid is not None and extent is not None:
-            whole = extent * PATCH
-            x = resize(
-                x, (x.shape[1], x.shape[2]), align_corners=True, extent_in=valid_extent(valid, 1), extent_out=whole
-            )
-        tokens, grid = self._tokens(x, extent)
-        seen = None if extent is None else _seen(extent, grid, tokens.shape[1] - grid[0] * grid[1])
-        block, norm = nn.remat(_Block) if self.remat else _Block, _norm("norm")
-        maps = []
-        for index in range(self.size.blocks):
-            tokens = block(self.size.heads, self.size.swiglu, self.dtype, name=f"block{index}")(tokens, seen)
-            if index in self.size.taps:
-                patches = norm(tokens)[:, -grid[0] * grid[1] :]
-                maps.append(patches.reshape(x.shape[0], *grid, -1).astype(self.dtype))
-        return tuple(maps)
-
-    def _tokens(self, x: Array, extent: Array | None) -> tuple[Array, tuple[int, int]]:
-        """[B,1+registers+h*w,C]: the class token, the registers, the patches row by row; and (h, w)."""
-        channels = self.size.heads * _HEAD_SIZE
-        rows, grid = x.shape[0], (x.shape[1] // PATCH, x.shape[2] // PATCH)
-        patches = x.reshape(rows, grid[0], PATCH, grid[1], PATCH, 3).transpose(0, 1, 3, 2, 4, 5)
-        embedded = _Dense(channels, self.dtype, name="patch")(patches.reshape(rows, *grid, -1))
+        channels, dtype = self.form.size.channels, self.form.dtype
+        x, extent = whole_patches(x, valid, PATCH)
+        patches = embedded(x, PATCH, channels, dtype)
         table = _Positions(channels, name="positions")()
         mode = self.positions
         if mode == "published":
             mode = "antialias" if self.registers else "offset"
-        embedded = embedded + _at_size(table[1:].reshape(TABLE, TABLE, channels), grid, extent, mode).astype(self.dtype)
-        first = [self.param("class_token", nn.initializers.zeros, (1, channels)) + table[:1]]
+        grid = (patches.shape[1], patches.shape[2])
+        patches = patches + _at_size(table[1:].reshape(TABLE, TABLE, channels), grid, extent, mode).astype(dtype)
+        prefix = self.param("class_token", nn.initializers.zeros, (1, channels)) + table[:1]
         if self.registers:
-            first.append(self.param("registers", nn.initializers.zeros, (_REGISTERS, channels)))
-        prefix = jnp.concatenate(first).astype(self.dtype)
-        prefix = jnp.broadcast_to(prefix[None], (rows, *prefix.shape))
-        return jnp.concatenate([prefix, embedded.reshape(rows, -1, channels)], axis=1), grid
-
-
-class _Block(nn.Module):
-    """Attention and a perceptron, each behind a LayerNorm, scaled by channel and added."""
-
-    heads: int
-    swiglu: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array, seen: Array | None) -> Array:
-        """[B,T,C], bool[B,T] -> [B,T,C]."""
-        x = x + self._scaled("scale1", self._attention(_norm("norm1")(x).astype(self.dtype), seen))
-        return x + self._scaled("scale2", self._perceptron(_norm("norm2")(x).astype(self.dtype)))
-
-    def _attention(self, x: Array, seen: Array | None) -> Array:
-        channels = x.shape[-1]
-        qkv = _Dense(3 * channels, self.dtype, name="qkv")(x)
-        query, key, value = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.heads, _HEAD_SIZE), 3, axis=2)
-        mask = None if seen is None else seen[:, None, None, :]
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
-        return _Dense(channels, self.dtype, name="attended")(mixed.reshape(x.shape))
-
-    def _perceptron(self, x: Array) -> Array:
-        channels = x.shape[-1]
-        if self.swiglu:
-            width = -(-(4 * channels * 2 // 3) // 8) * 8
-            gate, value = jnp.split(_Dense(2 * width, self.dtype, name="hidden")(x), 2, axis=-1)
-            return _Dense(channels, self.dtype, name="output")(nn.silu(gate) * value)
-        hidden = nn.gelu(_Dense(4 * channels, self.dtype, name="hidden")(x), approximate=False)
-        return _Dense(channels, self.dtype, name="output")(hidden)
-
-    def _scaled(self, name: str, x: Array) -> Array:
-        scale = self.param(name, nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        return x * scale[None, None].astype(x.dtype)
-
-
-class _Dense(nn.Module):
-    """A matrix and a bias; the first values of the matrix have the deviation 0.02."""
-
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[...,C] -> [...,features] in `dtype`."""
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.constant(0.02), shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
-        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,)).astype(y.dtype)
+            registers = self.param("registers", nn.initializers.zeros, (_REGISTERS, channels))
+            prefix = jnp.concatenate([prefix, registers])
+        return tapped(prefix, patches, extent, self.form)
 
 
 class _Positions(nn.Module):
@@ -197,16 +93,6 @@ class _Positions(nn.Module):
             "kernel", nn.initializers.constant(0.02), (1 + TABLE * TABLE, self.channels), jnp.float32
         )
         return table
-
-
-def _norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=_EPSILON, dtype=jnp.float32, name=name)
-
-
-def _seen(extent: Array, grid: tuple[int, int], before: int) -> Array:
-    """bool[B,T]: the tokens that stand before the patches, and the patches within the extent."""
-    patches = within(extent, grid).reshape(extent.shape[0], -1)
-    return jnp.concatenate([jnp.ones((extent.shape[0], before), bool), patches], axis=1)
 
 
 def _at_size(table: Array, grid: tuple[int, int], extent: Array | None, mode: str) -> Array:
@@ -272,18 +158,18 @@ def _for_each_extent(number: int, mode: str) -> np.ndarray:
 
 def build(variant: str, o: DinoV2Options, form: Form) -> Encoder:
     """A DINOv2 as an encoder."""
-    size = size_of(variant, o)
+    blocks = BlockForm(size_of(variant, o), _EPSILON, remat=o.remat, dtype=form.dtype)
 
     def module(train: bool) -> nn.Module:
         del train  # nothing here behaves otherwise in training
-        return DinoV2(size, o.registers, o.positions, o.remat, form.dtype)
+        return DinoV2(blocks, o.registers, o.positions)
 
     return Encoder(module, IMAGENET_MEAN, IMAGENET_STD, gives="tokens", multiple=PATCH, patch=PATCH)
 
 
 def weights(source: str, variant: str, o: DinoV2Options) -> Variables:
     """Pretrained weights; see `load_dinov2`."""
-    from forec_jax.models.dinov2_weights import load_dinov2  # it needs the sizes that stand here
+    from forec_jax.models.dino_weights import load_dinov2  # it needs the sizes that stand here
 
     return load_dinov2(source, variant, o)
 
