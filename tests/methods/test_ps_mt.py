@@ -289,7 +289,7 @@ def test_an_unknown_epoch_predicts_but_does_not_train(make_toy_network):
 PUBLISHED = {"teacher_mode": "train", "top_classes": 2, "perturbed": "fused", "mixing": ShuffledCutMix()}
 
 
-@pytest.mark.parametrize("options", [{}, PUBLISHED], ids=["plain", "published"])
+@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), PUBLISHED], ids=["plain", "published"])
 def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network, options):
     network = make_toy_network(normalise=False)
     method = dataclasses.replace(make_method(network, warmup=1), **options)

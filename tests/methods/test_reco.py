@@ -160,7 +160,7 @@ def on_devices(reco, mesh, make_toy_network):
     )
 
 
-@pytest.mark.parametrize("key_sets", ["own", "shared"])
+@pytest.mark.parametrize("key_sets", ["own", pytest.param("shared", marks=pytest.mark.slow)])
 def test_one_and_eight_devices_agree_on_a_step_with_partial_labels(make_toy_network, key_sets):
     reco = task(key_sets=key_sets, pixel_threshold=0.3)
     tx = optax.sgd(0.1)

@@ -262,7 +262,7 @@ def test_the_teacher_gets_no_gradient_and_keeps_no_discriminator(make_toy_networ
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("partial", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network, partial):
     network = make_toy_network(HEADS, normalise=False)
     options = {"feature_matching_weight": 0.0, "threshold": 0.0, "partial_labels": partial}

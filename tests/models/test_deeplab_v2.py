@@ -22,7 +22,7 @@ def network(encoder="resnet18", **options):
     return assemble(entry.build(encoder, entry.options(**options), Form()), build(DeepLabV2Options(), Form()), HEADS)
 
 
-@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("align_corners", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_it_equals_a_numpy_oracle(align_corners):
     rates = (1, 2, 5)
     head = build(DeepLabV2Options(rates, align_corners), Form()).head(HeadSpec("segmentation", 3))(False)

@@ -41,12 +41,12 @@ def predict(network, variables, image, valid=None, head="segmentation"):
 @pytest.mark.parametrize(
     ("encoder", "form", "output_stride"),
     [
-        ("resnet18", "7x7", 16),
         ("resnet18", "deep", 8),
-        ("resnet18", "d", 8),  # both ways of averaging in the shortcuts
         ("mobilenet_v2", "slim", 16),
-        ("mobilenet_v2", "torch", 16),
         ("efficientnet_lite0", "", 16),
+        pytest.param("resnet18", "d", 8, marks=pytest.mark.slow),  # both ways of averaging in the shortcuts
+        pytest.param("mobilenet_v2", "torch", 16, marks=pytest.mark.slow),
+        pytest.param("resnet18", "7x7", 16, marks=pytest.mark.slow),
         pytest.param("resnet18", "7x7", 8, marks=pytest.mark.slow),
         pytest.param("resnet18", "deep", 16, marks=pytest.mark.slow),
         pytest.param("mobilenet_v2", "slim", 8, marks=pytest.mark.slow),

@@ -39,7 +39,7 @@ def test_cells_by_pytorchs_rule(bins, n):
         np.testing.assert_allclose(_cell_means(jnp.asarray(x), bins, None)[0, 0, 0, 0], first, rtol=1e-5)
 
 
-@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("align_corners", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_it_equals_a_numpy_oracle(align_corners):
     options = PSPNetOptions((1, 2, 6), 5, align_corners=align_corners)
     decoder, rng = build(options, Form()), np.random.default_rng(0)

@@ -39,7 +39,7 @@ def test_the_papers_network_has_the_papers_channels():
     assert count_parameters(variables.params)["encoder"] == 9 * sum(convolutions) + biases
 
 
-@pytest.mark.parametrize(("align_corners", "last_size"), [(True, 1), (False, 3)])
+@pytest.mark.parametrize(("align_corners", "last_size"), [(True, 1), pytest.param(False, 3, marks=pytest.mark.slow)])
 def test_it_equals_a_numpy_oracle(align_corners, last_size):
     """Two convolutions a level with LeakyReLU 0.01, max-pooling down, upsampling and the level's map on the way up."""
     network = unet_network(heads=HEADS, width=1 / 64, align_corners=align_corners, last_size=last_size)
@@ -76,7 +76,7 @@ def test_the_last_convolutions_of_the_published_network():
     assert sum(count_parameters(variables.params).values()) == 29_831_624 + 4616 - 520
 
 
-@pytest.mark.parametrize(("align_corners", "last_size"), [(True, 1), (False, 3)])
+@pytest.mark.parametrize(("align_corners", "last_size"), [pytest.param(True, 1, marks=pytest.mark.slow), (False, 3)])
 def test_padding_changes_nothing(align_corners, last_size):
     network = unet_network(heads=HEADS, width=0.0625, align_corners=align_corners, last_size=last_size)
     variables = network.init(jax.random.key(0))
