@@ -103,7 +103,7 @@ def test_no_pseudo_label_teaches_before_the_start(make_toy_network, monkeypatch,
         teaching = terms.keys() - {"supervised_loss"} - GAME
         weights.append(sum(float(terms[name].weight) for name in teaching))
     assert weights == [0, pytest.approx(c.method.unsupervised_weight)]
-    views = 2 if name in ("unimatch", "unimatch_v2", "prevmatch") else 1  # of each row beside the weak one
+    views = 2 if name in ("unimatch", "unimatch_v2", "prevmatch", "maskmatch") else 1  # of each row beside the weak one
     assert task.truth == [2 * 16 * 16] * 2
     assert task.pseudo == [0, views * 2 * 16 * 16]
     assert task.confidence[0] == 0 < task.confidence[1]
