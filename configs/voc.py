@@ -6,8 +6,8 @@
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `ps_mt_paper`,
 `u2pl_paper`, `unimatch_paper` and `prevmatch_paper` (the same stem), `cps_paper` (hf:timm/resnet50s.gluon_in1k),
-`s4gan_paper`, `adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and `fixmatch_paper`
-(hf:facebook/dinov2-base) for those of these papers;
+`s4gan_paper`, `adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and
+`fixmatch_paper` (hf:facebook/dinov2-base) for those of these papers;
 `small` for two CPU cores (docs/results.md has its mIoU).
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one GPU. Not yet measured on a GPU.
 """

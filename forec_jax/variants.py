@@ -215,7 +215,9 @@ OTHERS: Mapping[str, Variant] = {
         meaning="FixMatch whose labels an EMA of the student gives: UniMatch V2's baseline",
     ),
     "unimatch_paper": Variant(_UNIMATCH, of=("unimatch",), meaning="UniMatch on ResNet-101, 8 + 8 images"),
-    "prevmatch_paper": Variant(_UNIMATCH, of=("prevmatch",), meaning="PrevMatch on ResNet-101, as UniMatch is published"),
+    "prevmatch_paper": Variant(
+        _UNIMATCH, of=("prevmatch",), meaning="PrevMatch on ResNet-101, as UniMatch is published"
+    ),
     "unimatch_v2_paper": Variant(
         _V2_BATCH, of=("unimatch_v2", "dinov2_base"), meaning=_V2_MEANING.format("UniMatch V2")
     ),
