@@ -4,9 +4,9 @@
         --config.data.root=cityscapes --config.data.labelled=lists/186.txt
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
-FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `u2pl_paper` and
-`unimatch_paper` (the same), `ps_mt_paper`, `cps_paper` and `gct_paper` (hf:timm/resnet50s.gluon_in1k), `s4gan_paper`,
-`adv_semseg_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and `fixmatch_paper`
+FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `u2pl_paper`,
+`unimatch_paper` and `prevmatch_paper` (the same), `ps_mt_paper`, `cps_paper` and `gct_paper` (hf:timm/resnet50s.gluon_in1k),
+`s4gan_paper`, `adv_semseg_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and `fixmatch_paper`
 (hf:facebook/dinov2-base) for theirs; `reco_paper` for ReCo's, which sees, and is scored on, images at half their size;
 `scenery` for another background of FOrec:
 sky, vegetation and building. The paper does not say which class it took; road is the default, and any other is
@@ -22,6 +22,17 @@ from forec_jax.config import Variant, apply_variant, defaults
 from forec_jax.variants import OTHERS, batch_of
 
 OHEM = {"method.supervised_loss": "ohem", "method.ohem_min_kept": 100_000}  # 200,000 of two rows
+UNIMATCH = {
+    **OHEM,
+    "method.threshold": 0.0,
+    "data.crop": 801,
+    "eval.crop": 801,
+    "optim.lr": 5e-3,
+    "optim.head_lr_multiplier": 1.0,
+    "steps": 240 * (2603 // 8),
+    "evaluate_every": 10 * (2603 // 8),
+    "checkpoint_every": 10 * (2603 // 8),
+}
 V2 = {
     **OHEM,
     "data.crop": 798,
@@ -83,18 +94,11 @@ PARTS = {
         meaning="S4GAN with DeepLabV3+: 8 + 8 images, 40,000 steps",
     ),
     "unimatch_paper": OTHERS["unimatch_paper"].but(
-        {
-            **OHEM,
-            "method.threshold": 0.0,
-            "data.crop": 801,
-            "eval.crop": 801,
-            "optim.lr": 5e-3,
-            "optim.head_lr_multiplier": 1.0,
-            "steps": 240 * (2603 // 8),
-            "evaluate_every": 10 * (2603 // 8),
-            "checkpoint_every": 10 * (2603 // 8),
-        },
-        meaning="UniMatch on the list of 372: ResNet-101 at crop 801, 8 + 8 images, 240 epochs",
+        UNIMATCH, meaning="UniMatch on the list of 372: ResNet-101 at crop 801, 8 + 8 images, 240 epochs"
+    ),
+    "prevmatch_paper": OTHERS["prevmatch_paper"].but(
+        {**UNIMATCH, "method.prevmatch.guided_threshold": 0.0, "method.prevmatch.image_confidence": True},
+        meaning="PrevMatch on the list of 372: the same, each image's guided error by its confidence",
     ),
     "unimatch_v2_paper": OTHERS["unimatch_v2_paper"].but(
         V2, meaning="UniMatch V2 on the list of 372: 8 + 8, 180 epochs"

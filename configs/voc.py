@@ -5,9 +5,9 @@
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `ps_mt_paper`,
-`u2pl_paper` and `unimatch_paper` (the same stem), `cps_paper` (hf:timm/resnet50s.gluon_in1k), `s4gan_paper`,
-`adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and `fixmatch_paper`
-(hf:facebook/dinov2-base) for those of these papers;
+`u2pl_paper`, `unimatch_paper` and `prevmatch_paper` (the same stem), `cps_paper` (hf:timm/resnet50s.gluon_in1k),
+`s4gan_paper`, `adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and
+`fixmatch_paper` (hf:facebook/dinov2-base) for those of these papers;
 `small` for two CPU cores (docs/results.md has its mIoU).
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one GPU. Not yet measured on a GPU.
 """
@@ -59,18 +59,15 @@ S4GAN_PAPER = OTHERS["s4gan_paper"].but(
     },
     meaning="S4GAN with DeepLabV3+: 8 + 8 images, 40,000 steps",
 )
-UNIMATCH_PAPER = OTHERS["unimatch_paper"].but(
-    {
-        "data.crop": 321,
-        "data.pool": "train_aug",
-        "optim.lr": 1e-3,
-        "optim.head_lr_multiplier": 10.0,
-        "steps": 80 * (10490 // 8),
-        "evaluate_every": 10490 // 8,
-        "checkpoint_every": 10490 // 8,
-    },
-    meaning="UniMatch on ResNet-101 at crop 321: 8 + 8 images, 80 epochs",
-)
+UNIMATCH = {
+    "data.crop": 321,
+    "data.pool": "train_aug",
+    "optim.lr": 1e-3,
+    "optim.head_lr_multiplier": 10.0,
+    "steps": 80 * (10490 // 8),
+    "evaluate_every": 10490 // 8,
+    "checkpoint_every": 10490 // 8,
+}
 V2 = {
     "data.pool": "train_aug",
     "batch.labelled": 16,
@@ -170,7 +167,12 @@ PARTS = {
     "paper": PAPER,
     "ps_mt_paper": PS_MT_PAPER,
     "s4gan_paper": S4GAN_PAPER,
-    "unimatch_paper": UNIMATCH_PAPER,
+    "unimatch_paper": OTHERS["unimatch_paper"].but(
+        UNIMATCH, meaning="UniMatch on ResNet-101 at crop 321: 8 + 8 images, 80 epochs"
+    ),
+    "prevmatch_paper": OTHERS["prevmatch_paper"].but(
+        UNIMATCH, meaning="PrevMatch on ResNet-101 at crop 321: 8 + 8 images, 80 epochs"
+    ),
     "unimatch_v2_paper": OTHERS["unimatch_v2_paper"].but(V2, meaning="UniMatch V2 on DINOv2-B: 16 + 16, 60 epochs"),
     "fixmatch_paper": OTHERS["fixmatch_paper"].but(V2, meaning="its FixMatch on DINOv2-B: 16 + 16, 60 epochs"),
     "cps_paper": CPS_PAPER,

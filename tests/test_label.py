@@ -68,7 +68,7 @@ def test_a_milestone_is_kept_and_the_last_state_is_another(trained):
 @pytest.mark.parametrize(("rank", "flips"), [("confidence", False), ("agreement", True)])
 def test_the_unlabelled_images_get_the_masks_that_the_run_predicts(trained, tmp_path, rank, flips):
     run, out = load_run(trained, "last"), tmp_path / "labelled"
-    how = Labelling(keep=0.5, rank=rank, flips=flips)
+    how = Labelling(keep=0.5, rank=rank, flips=flips, scales=(1.0, 0.5) if flips else (1.0,))
     written = write_labels(run, out, how)
     assert written == (8, 8, 8)  # half of 16 predicted, 8 true, 8 without
     dataset = folder_dataset(out, tmp_path / "prepared")
@@ -98,6 +98,44 @@ def test_a_second_training_takes_the_stored_masks_beside_the_true_ones(trained, 
         run_training(load_config("configs/shapes.py:st", options), second)
     with pytest.raises(OptionError, match=r"set data\.pseudo to a folder"):
         run_training(load_config("configs/shapes.py:st", {**options, "data.pseudo": ""}), tmp_path / "third")
+
+
+def test_images_with_a_stored_mask_keep_it(trained, tmp_path):
+    """Half of 16 images have masks of one class that nobody would find; the other half gets what the run finds."""
+    run, before, out = load_run(trained, "last"), tmp_path / "before", tmp_path / "out"
+    write_labels(run, before, Labelling(keep=0.5, pixel_confidence=True))
+    others = [name for name in json.loads((before / "confidences.json").read_text())]
+    kept = [name for name in others if (before / "masks" / f"{name}.png").exists()]
+    for name in kept:
+        save_index_png(
+            before / "masks" / f"{name}.png", np.full((SIZE, SIZE), 3, np.uint8), shapes_dataset(size=SIZE).palette
+        )
+    assert write_labels(run, out, Labelling(stored=str(before), pixel_confidence=True)) == (16, 8, 0)
+    for folder in ("masks", "confidence"):
+        for name in kept:
+            assert (out / folder / f"{name}.png").read_bytes() == (before / folder / f"{name}.png").read_bytes()
+    assert set(json.loads((out / "confidences.json").read_text())) == set(others) - set(kept)
+    assert all(
+        (out / "masks" / f"{name}.png").exists() and (out / "images" / f"{name}.png").exists() for name in others
+    )
+
+
+def test_reliability_is_the_mean_agreement_of_the_milestones_with_the_last_state(tmp_path, monkeypatch):
+    """ST++: M_1 = 01/11 and M_2 = M_3 = 00/11: (.583333 + 1) / 2; an image on which all agree has 1."""
+    last = np.array([[0, 0], [1, 1]], np.uint8)
+    said = {"first": np.array([[0, 1], [1, 1]], np.uint8), "second": last}
+    for name in "ab":
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        save_index_png(tmp_path / "masks" / f"{name}.png", last, shapes_dataset(size=SIZE).palette)
+
+    def found(run, images, how):
+        for name, mask in (("a", said[run.name]), ("b", last)):
+            yield SimpleNamespace(example=SimpleNamespace(id=name), label=mask)
+
+    monkeypatch.setattr(label, "_found_masks", found)
+    runs = [SimpleNamespace(name=name, labels=SimpleNamespace(classes=("background", "disc"))) for name in said]
+    scores = label._by_agreement(runs, Labelling())(tmp_path, (), {"a": 0.5, "b": 0.5})
+    assert scores == pytest.approx({"a": 0.791667, "b": 1.0}, abs=1e-6)
 
 
 def test_pixels_below_the_confidence_are_void(trained, tmp_path):

@@ -1,6 +1,7 @@
 """Strong augmentation on the device: pure functions of a key and a batch, inside the compiled train step."""
 
 from forec_jax.augment.geometry import InTurn, Mirror, StudentOptions, Zoom, with_geometry
+from forec_jax.augment.masking import hide_patches, mean_colour
 from forec_jax.augment.mixing import (
     AreaBox,
     BetaBox,
@@ -61,6 +62,8 @@ __all__ = [
     "adjust_saturation",
     "gaussian_blur",
     "grayscale",
+    "hide_patches",
+    "mean_colour",
     "mixing_of",
     "photometric",
     "with_geometry",

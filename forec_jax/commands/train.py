@@ -1,24 +1,12 @@
-"""Commands that train: train, chain, plan, options."""
+"""Commands that train, or say what a training needs: train, plan, options."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
-from forec_jax.commands.arguments import (
-    config_flag,
-    exit_code,
-    overridden,
-    parse,
-    renamed,
-    required,
-    resolve_config,
-    with_choices,
-)
-from forec_jax.commands.data import mask_flags, mask_options
-from forec_jax.config import load_config
+from forec_jax.commands.arguments import config_flag, exit_code, parse, required, resolve_config
 
 
 def train(argv: Sequence[str]) -> int:
@@ -103,45 +91,6 @@ def plan(argv: Sequence[str]) -> int:
 
     print(describe(plan_training(values.config), values.config.steps, values.rate, values.pool))
     return 0
-
-
-def chain(argv: Sequence[str]) -> int:
-    """Trains a segmenter from tags, stage after stage: classifier, WSSSByRec, its masks, segmenter.
-
-    forec-jax chain --config=configs/tags.py:shapes --workdir=runs/tags --wsss.steps=400
-    """
-    from forec_jax.experiment.stages import STAGES, run_chain
-    from forec_jax.experiment.table import compare_runs
-
-    argv = resolve_config(argv)
-    given = next((a.removeprefix("--config=") for a in argv if a.startswith("--config=")), "")
-    for stage in STAGES if given else ():
-        c = with_choices(load_config(stage_file(given, stage), {}), overridden(argv, stage))
-        argv = [renamed(argument, stage, c) for argument in argv]
-
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("config", None, "FILE[:DATA], such as configs/tags.py:voc+dog", flag_values=values)
-        for stage in STAGES if given else ():
-            file = stage_file(given, stage)
-            config_flags.DEFINE_config_file(stage, file, "a stage's options", flag_values=values, sys_argv=list(argv))
-        flags.DEFINE_string("workdir", None, "where everything of the stages goes", flag_values=values)
-        flags.DEFINE_string("split", "tune", "split whose masks the thresholds are chosen on", flag_values=values)
-        mask_flags(values, 0.5)
-
-    values = parse(argv, define, chain.__doc__)
-    required(values, "config", "workdir")
-    workdir = Path(values.workdir).expanduser()
-    configs = {stage: values[stage].value for stage in STAGES}
-    if code := exit_code(run_chain(configs, workdir, split=values.split, masks=mask_options(values))):
-        return code
-    print("\nmIoU (%) of the teacher, last checkpoint\n")
-    print(compare_runs([workdir / stage for stage in STAGES], ["val"], "teacher", "last"))
-    return 0
-
-
-def stage_file(given: str, stage: str) -> str:
-    """FILE:VARIANT of a stage of a chain."""
-    return f"{given}{'+' if ':' in given else ':'}{stage}"
 
 
 def options(argv: Sequence[str]) -> int:

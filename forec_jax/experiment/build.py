@@ -251,7 +251,7 @@ def build_mesh(c: ConfigDict) -> Mesh:
     return mesh
 
 
-def _side_multiple(method: Method) -> int:
+def side_multiple(method: Method) -> int:
     """What padded image sides must be multiples of for a method's networks."""
     return math.lcm(*(network.multiple for network in method.networks.values()))
 
@@ -272,7 +272,7 @@ def build_evaluator(c: ConfigDict, method: Method, labels: Labels, mesh: Mesh) -
 
 def build_buckets(c: ConfigDict, method: Method, batch: int) -> Buckets:
     """How images become batches of few shapes. Raises OptionError for sides that the networks cannot take."""
-    multiple = _side_multiple(method)
+    multiple = side_multiple(method)
     if c.eval.bucket % multiple:
         nearest = _nearest(c.eval.bucket, multiple)
         raise OptionError(f"eval.bucket={c.eval.bucket} must be a multiple of {multiple}; {nearest}")
@@ -284,7 +284,7 @@ def build_predicts(c: ConfigDict, method: Method) -> Predicts:
     o = from_config(EvaluationOptions, c.eval, "eval")
     if o.mode != "sliding":
         return method
-    return SlidingWindow(method, o.crop, max(round(o.crop * o.stride_fraction), 1), _side_multiple(method))
+    return SlidingWindow(method, o.crop, max(round(o.crop * o.stride_fraction), 1), side_multiple(method))
 
 
 def network_variables(state: TrainState, network: str) -> dict[str, Variables]:

@@ -1,7 +1,9 @@
 """Masks that a run finds, written as a data set: for its unlabelled images, or from image tags."""
 
 import dataclasses
+import functools
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,13 +35,14 @@ from forec_jax.experiment.contents import check_same_classes
 from forec_jax.experiment.load import Run, load_run, palette_of
 from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.files import write_json
+from forec_jax.models.scales import mean_over_scales
 from forec_jax.visualize import save_index_png
 
 Rank = Callable[[Path, Source, Mapping[str, float]], Mapping[str, float]]
 """(folder with the found masks, their images, their mean confidences) -> a score for each image, the larger the better."""
 
-Probabilities = Callable[[dict[str, Variables], Array, Array, Array], Array]
-"""(variables, unit images f32[B,H,W,3], valid, tags f32[B,K]) -> class probabilities f32[B,H,W,K]."""
+Probabilities = Callable[..., Array]
+"""(variables, unit images f32[B,H,W,3], valid, *, tags f32[B,K]) -> class probabilities f32[B,H,W,K]."""
 
 
 class Written(NamedTuple):
@@ -67,6 +70,8 @@ class Labelling:
     confidence: float = 0.0  # less sure pixels are void
     rank: str = "confidence"  # the mean over an image's pixels, or "agreement" of milestones (see `_by_agreement`)
     flips: bool = False  # the mean with the mirrored image's prediction
+    scales: tuple[float, ...] = (1.0,)  # of the image: the mean of what is predicted at each
+    stored: str = ""  # a folder that was written before: images with a mask there keep it
     labelled: str = ""  # from tags: images with their true masks, a list file or "<count>:<seed>"; "" for none
     pixel_confidence: bool = False  # store each pixel's confidence as well, for data.pseudo
 
@@ -105,7 +110,9 @@ def write_labels(run: Run, out: Path, how: Labelling) -> Written:
 def _write_folder(run: Run, folder: Path, images: _Images, how: Labelling, rank: Rank) -> Written:
     """Writes masks, images and lists into a new folder."""
     confidences: dict[str, float] = {}
-    for found in _found_masks(run, images.others, how):
+    stored = [name for name in images.others.ids if how.stored and _mask_file(Path(how.stored), name).exists()]
+    others = _without(images.others, stored)
+    for found in _found_masks(run, others, how):
         name = found.example.id
         _save_image(folder, found.example)
         _save_mask(folder, name, found.label, run.labels)
@@ -113,9 +120,10 @@ def _write_folder(run: Run, folder: Path, images: _Images, how: Labelling, rank:
             _save_png(folder / CONFIDENCE / f"{name}.png", np.round(found.confidence * 255).astype(np.uint8))
         confidences[name] = float(found.confidence.mean())
     write_json(folder / "confidences.json", confidences)
-    kept = surest(rank(folder, images.others, confidences), images.strata, how.keep)
+    kept = surest(rank(folder, others, confidences), images.strata, how.keep)
     for name in confidences.keys() - kept:
         _mask_file(folder, name).unlink()
+    _keep_stored(folder, Path(how.stored), select(images.others, stored))
     scored = [source for split, source in images.splits.items() if split != "train"]
     for source in (images.true, *scored):
         for example in evaluation_examples(source):
@@ -123,7 +131,23 @@ def _write_folder(run: Run, folder: Path, images: _Images, how: Labelling, rank:
             if example.label is not None:
                 _save_mask(folder, example.id, example.label, run.labels)
     _write_lists(folder, run.labels, images.splits)
-    return Written(len(kept), len(images.true), len(confidences) - len(kept))
+    return Written(len(kept) + len(stored), len(images.true), len(confidences) - len(kept))
+
+
+def _without(source: Source, left_out: Sequence[str]) -> Source:
+    """The source without some of its images."""
+    return select(source, [name for name in source.ids if name not in frozenset(left_out)]) if left_out else source
+
+
+def _keep_stored(folder: Path, before: Path, images: Source) -> None:
+    """Writes images with the masks, and confidences, that the folder `before` has of them."""
+    for example in evaluation_examples(images):
+        _save_image(folder, example)
+        for kind in (MASKS, CONFIDENCE):
+            name = Path(kind) / f"{example.id}.png"
+            if (before / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(before / name, folder / name)
 
 
 def _by_confidence(folder: Path, images: Source, confidences: Mapping[str, float]) -> Mapping[str, float]:
@@ -142,7 +166,7 @@ def _by_agreement(earlier: Sequence[Run], how: Labelling) -> Rank:
             for found in _found_masks(run, images, sure):
                 with Image.open(_mask_file(folder, found.example.id)) as mask:
                     matrix = pair_counts(np.asarray(mask), found.label, len(run.labels.classes))
-                scores[found.example.id] += mean_iou(matrix)
+                scores[found.example.id] += mean_iou(matrix) / len(earlier)
         return scores
 
     return rank
@@ -240,16 +264,19 @@ def _probabilities_of(run: Run) -> Probabilities:
 
 def _found_masks(run: Run, images: Source, how: Labelling) -> Iterator[_Found]:
     """The masks that a run finds, in the order in which shape buckets fill; less sure pixels are IGNORE."""
-    predict = _probabilities_of(run)
+    predict, multiple = _probabilities_of(run), build.side_multiple(run.method)
     variables = jax.device_get(build.network_variables(run.state, how.network))
 
     @jax.jit
     def winner(variables: dict[str, Variables], image: Array, valid: Array, tags: Array) -> tuple[Array, Array]:
+        def said(image: Array) -> Array:
+            at_scale = functools.partial(predict, variables, tags=tags)
+            return mean_over_scales(at_scale, image, valid, how.scales, multiple)
+
         unit = image.astype(jnp.float32) / 255.0
-        probabilities = predict(variables, unit, valid, tags)
+        probabilities = said(unit)
         if how.flips:
-            turned = predict(variables, mirrored(unit, valid), valid, tags)
-            probabilities = (probabilities + mirrored(turned, valid)) / 2
+            probabilities = (probabilities + mirrored(said(mirrored(unit, valid)), valid)) / 2
         return probabilities.argmax(-1).astype(jnp.uint8), probabilities.max(-1)
 
     buckets = build.build_buckets(run.config, run.method, run.config.eval.batch)

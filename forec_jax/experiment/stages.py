@@ -1,6 +1,6 @@
 """Stages: trainings and labellings in a row, in one work directory, each of which goes on where it was stopped.
 
-`run_chain` is the chain from image tags to a segmenter; another chain is another list.
+`run_chain` is the chain from image tags to a segmenter, `self_training.py` has ST's and ST++'s; another is another list.
 """
 
 import json
@@ -24,7 +24,7 @@ OPTIONS = "chain.json"
 """In the work directory: what was asked for beside the stages' configs."""
 
 
-class _TrainingStage(NamedTuple):
+class TrainingStage(NamedTuple):
     """A stage that trains."""
 
     name: str  # of its work directory
@@ -33,21 +33,22 @@ class _TrainingStage(NamedTuple):
     finish: Callable[[Path], None] = lambda workdir: None  # what is done in its work directory afterwards, each time
 
 
-class _LabellingStage(NamedTuple):
+class LabellingStage(NamedTuple):
     """A stage that writes a data set."""
 
     name: str  # of its folder
-    run: str  # the stage whose last checkpoint labels
+    run: str  # the stage that labels
     write: Callable[[Run, Path], Any]
+    checkpoint: str = "last"  # of that stage
 
 
-def _run_stages(stages: Sequence[_TrainingStage | _LabellingStage], workdir: Path) -> int | None:
+def run_stages(stages: Sequence[TrainingStage | LabellingStage], workdir: Path) -> int | None:
     """Does one stage after another, and leaves what is done as it is; returns the signal that ended one, if any."""
     for stage in stages:
         folder = workdir / stage.name
-        if isinstance(stage, _LabellingStage):
+        if isinstance(stage, LabellingStage):
             if not folder.exists():
-                stage.write(load_run(workdir / stage.run, "last"), folder)
+                stage.write(load_run(workdir / stage.run, stage.checkpoint), folder)
             continue
         stage.config.update_from_flattened_dict({key: str(workdir / other) for key, other in stage.takes.items()})
         if (stopped_by := run_training(stage.config, folder)) is not None:
@@ -79,12 +80,12 @@ def run_chain(configs: Mapping[str, ConfigDict], workdir: Path, *, split: str, m
 
     guided = {"method.wsss_rec.classifier": "classifier"}
     stages = (
-        _TrainingStage("classifier", configs["classifier"], finish=threshold),
-        _TrainingStage("wsss", configs["wsss"], guided, threshold),
-        _LabellingStage("masks", "wsss", lambda run, folder: write_labels(run, folder, Labelling(**masks))),
-        _TrainingStage("segmenter", configs["segmenter"], {"data.root": "masks"}),
+        TrainingStage("classifier", configs["classifier"], finish=threshold),
+        TrainingStage("wsss", configs["wsss"], guided, threshold),
+        LabellingStage("masks", "wsss", lambda run, folder: write_labels(run, folder, Labelling(**masks))),
+        TrainingStage("segmenter", configs["segmenter"], {"data.root": "masks"}),
     )
-    return _run_stages(stages, workdir)
+    return run_stages(stages, workdir)
 
 
 def check(configs: Mapping[str, ConfigDict], split: str, labelled: str) -> None:

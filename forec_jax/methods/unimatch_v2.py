@@ -1,6 +1,7 @@
 """UniMatch V2: two strong views with complementary dropout, and an EMA teacher (Yang et al., TPAMI 2025)."""
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -20,7 +21,14 @@ from forec_jax.methods.parts.heads import (
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
 from forec_jax.methods.parts.two_views import joined, two_view_terms
-from forec_jax.methods.parts.views import labelled_rows, strong_pair, student_input, unit_image, weak_rows
+from forec_jax.methods.parts.views import (
+    labelled_rows,
+    strong_rows,
+    student_input,
+    unit_image,
+    unlabelled_views,
+    weak_rows,
+)
 from forec_jax.methods.parts.weak_to_strong import WEAK_TO_STRONG
 from forec_jax.options import SHARE, option
 
@@ -54,7 +62,8 @@ class UniMatchV2(SemiSupervised, Options):
         image, views = student_input(self.labelled_mixing(mixing_key, rows), None)
         probabilities = class_probabilities(self.network, teacher, unit_image(batch.unlabelled.image))
         weak = weak_rows(batch.unlabelled, probabilities)
-        strong, strong_views = strong_pair(strong_key, weak, self.colour, self.mixing)
+        pairs = strong_rows(strong_key, weak, self.colour, self.mixing)
+        strong, strong_views = pairs.strong, unlabelled_views(pairs)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
         outputs, stats = run_heads(self.network, student, image, heads, train=True, rng=dropout_key)
@@ -69,7 +78,9 @@ class UniMatchV2(SemiSupervised, Options):
         terms = supervised_terms(
             outputs[SEGMENTATION].output, views, loss=self.supervised_loss, weight=self.supervised_weight
         )
-        unsupervised, metrics = two_view_terms(self, strong_outputs[SEGMENTATION].output, strong_views, state.step)
+        unsupervised, metrics = two_view_terms(
+            functools.partial(self.unsupervised, step=state.step), strong_outputs[SEGMENTATION].output, strong_views
+        )
         task_terms, task_metrics, memory = self.task_terms(
             joined(outputs, strong_outputs), joined(views, strong_views), state, task_key
         )

@@ -34,6 +34,7 @@ TX = optax.sgd(0.1, momentum=0.9)
 SMALL = {
     "threshold": 0.4,
     "pixel_threshold": 0.4,
+    "guided_threshold": 0.4,
     "channels": 4,
     "queries": 8,
     "negative_keys": 8,

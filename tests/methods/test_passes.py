@@ -125,10 +125,10 @@ def test_one_and_eight_devices_agree(make_toy_network):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, eight)
 
 
-@pytest.mark.parametrize("name", ["unimatch", "unimatch_v2"])
+@pytest.mark.parametrize("name", ["unimatch", "unimatch_v2", "maskmatch"])
 def test_a_method_with_passes_of_its_own_refuses_others(make_toy_network, monkeypatch, name):
     c = apply_variant(defaults(), name)
     c.method.separate_passes = True
     monkeypatch.setattr(build, "build_network", lambda c, heads: make_toy_network(heads))
-    with pytest.raises(OptionError, match=r"method\.separate_passes=True: UniMatch.* passes of its own"):
+    with pytest.raises(OptionError, match=r"method\.separate_passes=True: .*Match.* passes of its own"):
         build.build_method(c, LABELS)

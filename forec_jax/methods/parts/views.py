@@ -201,8 +201,13 @@ def views_of(rows: Rows, labelled_row: Array) -> tuple[Array, Views]:
     return rows.strong, views
 
 
-def strong_pair(key: Array, weak: Rows, colour: Colour, mixing: Mixing) -> tuple[Array, Views]:
-    """Two strong views of every row, each with colours and boxes of its own: f32[2b,H,W,3], and the views that go with them.
+def unlabelled_views(rows: Rows) -> Views:
+    """The views that go with unlabelled rows."""
+    return views_of(rows, jnp.zeros(rows.label.shape[:1], bool))[1]
+
+
+def strong_rows(key: Array, weak: Rows, colour: Colour, mixing: Mixing) -> Rows:
+    """Two strong views of every row, each with colours and boxes of its own, as 2b rows.
 
     The views of a row lie side by side: 2i and 2i + 1. Both have the labels of the weak row.
     """
@@ -211,5 +216,5 @@ def strong_pair(key: Array, weak: Rows, colour: Colour, mixing: Mixing) -> tuple
         colour_key, mixing_key = jax.random.split(view_key)
         return mixing(mixing_key, weak._replace(strong=colour(colour_key, weak.clean, weak.valid)))
 
-    rows = jax.tree.map(interleave, *(strong(view_key) for view_key in jax.random.split(key)))
-    return views_of(rows, jnp.zeros(rows.label.shape[:1], bool))
+    rows: Rows = jax.tree.map(interleave, *(strong(view_key) for view_key in jax.random.split(key)))
+    return rows

@@ -1,0 +1,52 @@
+"""Several scales: whose mean it is, and that padding is no part of an image."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from forec_jax.models.scales import mean_over_scales
+
+KEY = jax.random.key(0)
+
+
+def squared(image, valid):
+    """A prediction that is not linear, so that a scale shows."""
+    del valid
+    return image[..., :2] ** 2
+
+
+def bilinear(old, new):
+    """f64[new,old]: what each old pixel gives to each new one, corners on corners."""
+    return np.maximum(0, 1 - np.abs((np.arange(new) * (old - 1) / (new - 1))[:, None] - np.arange(old)))
+
+
+def resized(image, size):
+    rows, columns = (bilinear(old, new) for old, new in zip(image.shape[:2], size, strict=True))
+    return np.einsum("ih,jw,hwc->ijc", rows, columns, image)
+
+
+def test_it_is_the_mean_of_what_is_said_at_each_scale():
+    """8 x 6 at 1, and at 0.6, whose sides 4.8 and 3.6 become 8 and 4, multiples of 4."""
+    image = jax.random.uniform(KEY, (1, 8, 6, 3))
+    found = mean_over_scales(squared, image, None, (1.0, 0.6), 4)[0]
+    image = np.asarray(image[0])
+    expected = (image[..., :2] ** 2 + resized(resized(image, (8, 4))[..., :2] ** 2, (8, 6))) / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_padded_image_is_scaled_as_it_would_be_alone():
+    """4 x 6 of 8 x 8 pixels are valid: at 1.5 they are 6 x 9, whatever lies around them."""
+    image, seen = jax.random.uniform(KEY, (1, 8, 8, 3)), []
+    valid = jnp.zeros((1, 8, 8), bool).at[:, :4, :6].set(True)
+
+    def noting(image, valid):
+        seen.append(valid)
+        return squared(image, valid)
+
+    found = mean_over_scales(noting, image, valid, (1.5,), 4)[0, :4, :6]
+    alone = np.asarray(image[0, :4, :6])
+    np.testing.assert_allclose(found, resized(resized(alone, (6, 9))[..., :2] ** 2, (4, 6)), rtol=1e-4)
+    assert seen[0].shape == (1, 12, 12)
+    np.testing.assert_array_equal(
+        seen[0][0], np.zeros((12, 12), bool) | np.pad(np.ones((6, 9), bool), ((0, 6), (0, 3)))
+    )
