@@ -65,8 +65,8 @@ def test_other_classes_channels_and_pixels_of_unknown_class_get_no_gradient():
 
 def test_features_are_compared_with_their_classs_mean_in_their_image():
     """Image 0: class 0 has (2, 0) and (0, 2), whose mean has a cosine of 1/sqrt(2) to both; class 1 one feature. Image 1
-    has class 0 once: its mean is its own, whatever image 0 shows."""
-    features = jnp.array([[[[2.0, 0], [0, 2], [1, 5]]], [[[-3, 1], [9, 9], [0, 0]]]])
+    has class 0 once: its mean is its own, whatever image 0 shows, and whatever pixels of unknown class hold."""
+    features = jnp.array([[[[2.0, 0], [0, 2], [1, 5]]], [[[-3, 1], [np.inf, 9], [np.nan, 0]]]])
     label = jnp.array([[[0, 0, 1]], [[0, 0, 0]]])
     known = jnp.array([[[True, True, True]], [[True, False, False]]])
     mean = distance_to_class(features, label, known, 2)
@@ -75,10 +75,10 @@ def test_features_are_compared_with_their_classs_mean_in_their_image():
 
 
 def test_a_features_gradient_is_that_of_the_distance_to_a_constant_mean():
-    features = jnp.array([[[[2.0, 0], [0, 2]]]])
+    features = jnp.array([[[[2.0, 0], [0, 1]]]])
     label, known = jnp.zeros((1, 1, 2), int), jnp.ones((1, 1, 2), bool)
     gradient = jax.grad(lambda z: distance_to_class(z, label, known, 1).total)(features)
-    # d/dz of -cos(z, m) at z = (2, 0), m along (1, 1): only across z, by -sin 45 / |z|.
-    np.testing.assert_allclose(gradient[0, 0, 0], [0, -np.sqrt(0.5) / 2], atol=1e-5)
+    # d/dz of -cos(z, m) at z = (2, 0), m along (2, 1): only across z, by -sin(z, m) / |z|.
+    np.testing.assert_allclose(gradient[0, 0, 0], [0, -np.sqrt(1 / 5) / 2], atol=1e-5)
     zero = jax.grad(lambda z: distance_to_class(z, label, known, 1).total)(jnp.zeros((1, 1, 2, 2)))
     assert np.isfinite(zero).all()

@@ -35,18 +35,16 @@ def test_it_is_the_mean_of_what_is_said_at_each_scale():
 
 
 def test_a_padded_image_is_scaled_as_it_would_be_alone():
-    """4 x 6 of 8 x 8 pixels are valid: at 1.5 they are 6 x 9, whatever lies around them."""
+    """5 x 6 of 8 x 8 pixels are valid: at 1.5 they are 8 x 9 (7.5 rounded to even), whatever lies around them."""
     image, seen = jax.random.uniform(KEY, (1, 8, 8, 3)), []
-    valid = jnp.zeros((1, 8, 8), bool).at[:, :4, :6].set(True)
+    valid = jnp.zeros((1, 8, 8), bool).at[:, :5, :6].set(True)
 
     def noting(image, valid):
         seen.append(valid)
         return squared(image, valid)
 
-    found = mean_over_scales(noting, image, valid, (1.5,), 4)[0, :4, :6]
-    alone = np.asarray(image[0, :4, :6])
-    np.testing.assert_allclose(found, resized(resized(alone, (6, 9))[..., :2] ** 2, (4, 6)), rtol=1e-4)
+    found = mean_over_scales(noting, image, valid, (1.5,), 4)[0, :5, :6]
+    alone = np.asarray(image[0, :5, :6])
+    np.testing.assert_allclose(found, resized(resized(alone, (8, 9))[..., :2] ** 2, (5, 6)), rtol=1e-4)
     assert seen[0].shape == (1, 12, 12)
-    np.testing.assert_array_equal(
-        seen[0][0], np.zeros((12, 12), bool) | np.pad(np.ones((6, 9), bool), ((0, 6), (0, 3)))
-    )
+    np.testing.assert_array_equal(seen[0][0], np.pad(np.ones((8, 9), bool), ((0, 4), (0, 3))))
