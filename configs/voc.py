@@ -5,7 +5,8 @@
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `ps_mt_paper`,
-`u2pl_paper`, `unimatch_paper` and `prevmatch_paper` (the same stem), `cps_paper` (hf:timm/resnet50s.gluon_in1k),
+`u2pl_paper`, `unimatch_paper` and `prevmatch_paper` (the same stem), `cps_paper` and `cct_paper`
+(hf:timm/resnet50s.gluon_in1k),
 `s4gan_paper`, `adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and
 `fixmatch_paper` (hf:facebook/dinov2-base) for those of these papers;
 `small` for two CPU cores (docs/results.md has its mIoU).
@@ -163,6 +164,24 @@ GCT_PAPER = OTHERS["gct_paper"].but(
     },
     meaning="GCT with PSPNet: 8 + 8 images, 45 epochs of the 9,259 images that an eighth leaves over",
 )
+CCT_PAPER = OTHERS["cct_paper"].but(
+    {
+        **batch_of(10),
+        "model.resnet.stem": "deep",
+        "model.resnet.output_stride": 8,
+        "model.decoder": "pspnet",
+        "data.crop": 320,
+        "data.scale": (0.4, 1.6),  # of a side of 500 pixels: 0.5 to 2 times 400
+        "data.pool": "train_aug",
+        "optim.lr": 1e-3,
+        "optim.head_lr_multiplier": 10.0,
+        "optim.weight_decay": 1e-4,
+        "steps": 80 * 9118 // 10,
+        "evaluate_every": 9118 // 10,
+        "checkpoint_every": 9118 // 10,
+    },
+    meaning="CCT on the list of 1464: ResNet-50 with PSPNet, crop 320, 10 + 10 images, 80 epochs of the 9,118 others",
+)
 PARTS = {
     "paper": PAPER,
     "ps_mt_paper": PS_MT_PAPER,
@@ -176,6 +195,7 @@ PARTS = {
     "unimatch_v2_paper": OTHERS["unimatch_v2_paper"].but(V2, meaning="UniMatch V2 on DINOv2-B: 16 + 16, 60 epochs"),
     "fixmatch_paper": OTHERS["fixmatch_paper"].but(V2, meaning="its FixMatch on DINOv2-B: 16 + 16, 60 epochs"),
     "cps_paper": CPS_PAPER,
+    "cct_paper": CCT_PAPER,
     "u2pl_paper": U2PL_PAPER,
     "vat_paper": VAT_PAPER,
     "adv_semseg_paper": ADV_SEMSEG_PAPER,

@@ -86,7 +86,10 @@ class HeadSpec(NamedTuple):
     name: str
     channels: int
     upsample: bool = True  # resize the output to the image's size; otherwise it stays at the decoder's stride
-    linear: bool = False  # a 1x1 convolution of the encoder's last features, at their stride: a classifier's scores
+    linear: bool = (
+        False  # a 1x1 convolution alone: of the encoder's last features, at their stride (a classifier's scores),
+    )
+    #                       or of what the head that it reads fuses, as upsample says
     reads: str = ""  # the head whose fused features this one classifies; empty: its own
 
 

@@ -241,6 +241,16 @@ OTHERS: Mapping[str, Variant] = {
         of=("cps",),
         meaning="CPS with CutMix as its authors ran it: no change of colours, no ramp, BatchNorm of the batch",
     ),
+    "cct_paper": Variant(
+        {
+            "method.separate_passes": True,
+            "method.start": 0.0,
+            "method.supervised_loss": "cross_entropy",
+            **_own_colours(),
+        },
+        of=("cct",),
+        meaning="CCT as its authors ran it: no change of colours, labelled rows in a pass of their own",
+    ),
     "u2pl_paper": Variant(
         {
             "method.u2pl.negatives": "released",

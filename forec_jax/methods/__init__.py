@@ -2,6 +2,7 @@
 
 from forec_jax.methods import (
     adv_semseg,
+    cct,
     cps,
     fixmatch,
     gct,
@@ -45,6 +46,7 @@ METHODS = {
         self_training,
         ps_mt,
         s4gan,
+        cct,
         cps,
         u2pl,
         adv_semseg,

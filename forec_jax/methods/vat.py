@@ -23,7 +23,7 @@ from forec_jax.methods.parts.vat import (
     logits_from,
     run_changed,
 )
-from forec_jax.methods.parts.views import apart, interleave, self_labelled
+from forec_jax.methods.parts.views import self_labelled
 from forec_jax.models.layers import channelwise
 from forec_jax.options import at_least, option
 
@@ -82,14 +82,6 @@ class Vat(SemiSupervised, Options):
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
         aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, memory, metrics | task_metrics)
         return terms | consistency | task_terms, aux
-
-    def of_unlabelled(self, function: Callable[[PyTree], Array], rows: PyTree, labelled: Labelled) -> Array:
-        """What a function makes of the rows with pixels that nobody labelled; zeros for the other rows."""
-        if self.partial_labels:
-            return function(rows)
-        number = labelled.image.shape[0]
-        found = function(jax.tree.map(lambda leaf: apart(leaf, number)[1], rows))
-        return interleave(jnp.zeros((number, *found.shape[1:]), found.dtype), found)
 
     def perturbed_student(
         self,

@@ -188,9 +188,10 @@ def assemble(encoder: Encoder, decoder: Decoder, heads: tuple[HeadSpec, ...]) ->
         raise ValueError(f"the decoder reads {decoder.reads!r} maps, and the encoder gives {encoder.gives!r}")
     owners = {head.name for head in heads if not head.reads and not head.linear}
     for head in heads:
-        if head.reads and (head.linear or head.reads not in owners):
+        if head.reads and head.reads not in owners:
             raise ValueError(f"the head {head.name!r} cannot read {head.reads!r}: choose one of {sorted(owners)}")
-    fused = {head.name: head.reads or head.name for head in heads if decoder.fuse is not None and not head.linear}
+    fusing = () if decoder.fuse is None else tuple(head for head in heads if head.reads or not head.linear)
+    fused = {head.name: head.reads or head.name for head in fusing}
     parts = _Parts(encoder, {head.name: decoder.head(head) for head in heads}, decoder.fuse, fused, decoder.shared)
     functions = jax.jit(parts.init), parts.encode, parts.classify
     return Network(*functions, tuple(heads), encoder.multiple, parts.fuse, std=encoder.std)

@@ -5,6 +5,7 @@ Each is built as a run builds it, from a variant's name, on networks of a few ma
 
 import dataclasses
 import functools
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from forec_jax.config import defaults, method_entry
 from forec_jax.contracts import IGNORE, Batch, Labelled, Pseudo, Tagged, Unlabelled, Variables
 from forec_jax.data.source import Labels
 from forec_jax.experiment import build
-from forec_jax.methods import METHODS, TagClassifier, gct
+from forec_jax.methods import METHODS, TagClassifier, cct, gct
 from forec_jax.methods.entry import Epoch, Guide
 from forec_jax.methods.tag_classifier import tags_head
 from forec_jax.methods.tasks import TASKS
@@ -40,6 +41,7 @@ SMALL = {
     "negative_keys": 8,
     "dropout": 0.0,
     "halvings": 0,
+    **{f"{kind}_decoders": int(kind in ("cutout", "vat", "drop", "noise")) for kind in get_args(cct.Kind)},
 }
 """Options that, where a method or a task has them, make it cheap, sure of some pixels, and free of dropout."""
 

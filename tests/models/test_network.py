@@ -205,7 +205,7 @@ def test_totals_are_unimatchs(encoder, millions):
             r"'a' cannot read 'b': choose one of \['segmentation'\]",
         ),
         ({"heads": (HeadSpec("a", 3, reads="a"),)}, "'a' cannot read 'a'"),
-        ({"heads": (SEGMENTATION, HeadSpec("a", 3, linear=True, reads="segmentation"))}, "'a' cannot read"),
+        ({"heads": (HeadSpec("a", 3, linear=True), HeadSpec("b", 3, reads="a"))}, "'b' cannot read 'a'"),
     ],
 )
 def test_rejects_what_it_does_not_know(change, message):

@@ -187,6 +187,21 @@ CHANGES = [
         ("warmup=int(self.trust_start)", "warmup=0"),
     ),
     *_of(
+        "methods/cct.py",
+        "methods/test_cct.py",
+        ("target = jax.lax.stop_gradient(jax.nn.softmax(logits, axis=-1))", "target = jax.nn.softmax(logits, axis=-1)"),
+        ("aims = seen.views.valid & ~seen", "aims = seen.views.valid | ~seen"),
+        ("return shown_where(seen.fused, background)", "return shown_where(seen.fused, ~background)"),
+        ("exponential_rise(state.step - int(self.start), self.ramp)", "exponential_rise(state.step, 2 * self.ramp)"),
+    ),
+    *_of(
+        "methods/parts/perturbations.py",
+        "methods/test_cct.py",
+        ("jnp.where(known, strength, -jnp.inf)", "strength"),
+        ("(around - cut + 1)", "(around - cut)"),
+        ("length - jnp.argmax(occupied[:, ::-1], axis=1) - first", "length - jnp.argmax(occupied[:, ::-1], axis=1)"),
+    ),
+    *_of(
         "methods/gct.py",
         "methods/test_gct.py",
         (

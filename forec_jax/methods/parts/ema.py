@@ -38,6 +38,8 @@ from forec_jax.methods.parts.teacher import TEACHER_HEADS, EmaOptions, ema_of_st
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedLoss, SupervisedWeight, unsupervised_terms
 from forec_jax.methods.parts.views import (
     Colour,
+    apart,
+    interleave,
     labelled_rows,
     labels_alone,
     student_input,
@@ -176,6 +178,14 @@ class SemiSupervised(WithLabels, PseudoLabelOptions):
         if alone or not self.separate_passes:
             return forward(stats, rows, keys)
         return two_passes(forward, stats, rows, count, keys)
+
+    def of_unlabelled(self, function: Callable[[PyTree], Array], rows: PyTree, labelled: Labelled) -> Array:
+        """What a function makes of the rows with pixels that nobody labelled; zeros for the other rows."""
+        if self.partial_labels:
+            return function(rows)
+        number = labelled.image.shape[0]
+        found = function(jax.tree.map(lambda leaf: apart(leaf, number)[1], rows))
+        return interleave(jnp.zeros((number, *found.shape[1:]), found.dtype), found)
 
     def unsupervised(
         self, logits: Array, views: Views, step: Array, *, warmup: int = 0, **how: Any

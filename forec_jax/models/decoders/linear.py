@@ -1,4 +1,4 @@
-"""A linear head: class scores straight from the encoder's last features, whose mean over the image classifies it."""
+"""A linear head: class scores straight from features: the encoder's last, or those that another head fuses."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from forec_jax.contracts import HeadSpec
-from forec_jax.models.layers import Conv
+from forec_jax.models.layers import Conv, resize_valid
 
 Array = jax.Array
 
@@ -19,12 +19,14 @@ class LinearHead(nn.Module):
     channels: int
     train: bool  # has no effect: nothing here behaves otherwise
     dtype: Any = jnp.float32
+    upsample: bool = False
 
     @nn.compact
     def __call__(self, *inputs: Any) -> tuple[Array, Array]:
-        """(*maps, size, valid), the last map [B,h,w,C] -> f32[B,h,w,channels], [B,h,w,C]."""
-        *_, high, _, _ = inputs
-        return Conv(self.channels, last=True, dtype=self.dtype, name="last")(high).astype(jnp.float32), high
+        """(*maps, size, valid), the last map [B,h,w,C] -> f32[B,h,w,channels] (or [B,*size,channels]), [B,h,w,C]."""
+        *_, high, size, valid = inputs
+        output = Conv(self.channels, last=True, dtype=self.dtype, name="last")(high).astype(jnp.float32)
+        return (resize_valid(output, size, valid, align_corners=True) if self.upsample else output), high
 
 
 def or_linear(
@@ -34,7 +36,7 @@ def or_linear(
 
     def head(spec: HeadSpec) -> Callable[[bool], nn.Module]:
         if spec.linear:
-            return lambda train: LinearHead(spec.channels, train, dtype)
+            return lambda train: LinearHead(spec.channels, train, dtype, bool(spec.reads) and spec.upsample)
         return lambda train: decoder(spec, train)
 
     return head
