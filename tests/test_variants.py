@@ -49,6 +49,8 @@ VARIANTS = {  # and the terms that each must log
     "gct+forec": {"flaw_loss", "student_2_reconstruction_labelled_loss"},
     "cct": {"supervised_loss", "consistency_loss"},
     "cct+forec": {"consistency_loss", "reconstruction_labelled_loss"},
+    "ucc": {"supervised_loss", "unsupervised_loss", "segmentation_2_unsupervised_loss"},
+    "ucc+forec": {"segmentation_2_unsupervised_loss", "reconstruction_labelled_loss"},
     "partial_5pc+cct": {"supervised_loss", "consistency_loss"},
     "partial_5pc+vat": {"supervised_loss", "consistency_loss"},
     "partial_5pc+adv_semseg": {"supervised_loss", "adversarial_unlabelled_loss"},

@@ -195,6 +195,14 @@ CHANGES = [
         ("exponential_rise(state.step - int(self.start), self.ramp)", "exponential_rise(state.step, 2 * self.ramp)"),
     ),
     *_of(
+        "methods/ucc.py",
+        "methods/test_ucc.py",
+        ("frozen = jax.lax.stop_gradient(student)", "frozen = student"),
+        ("return jax.lax.stop_gradient(weight)", "return weight"),
+        ("logits, views = outputs[head].output, said[labeller]", "logits, views = outputs[head].output, said[head]"),
+        ("jnp.exp(-weighted_divergence", "jnp.exp(weighted_divergence"),
+    ),
+    *_of(
         "methods/parts/perturbations.py",
         "methods/test_cct.py",
         ("jnp.where(known, strength, -jnp.inf)", "strength"),

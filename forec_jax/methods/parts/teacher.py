@@ -97,14 +97,19 @@ def ema_of_students(
 
 
 def teacher_statistics(
-    network: Network, teacher: Variables, image: Array, rng: Array, bn_mode: BatchNormMode
+    network: Network,
+    teacher: Variables,
+    image: Array,
+    rng: Array,
+    bn_mode: BatchNormMode,
+    heads: tuple[str, ...] = TEACHER_HEADS,
 ) -> PyTree:
     """The teacher's BatchNorm statistics after a step: moved by a train-mode forward of its own if bn_mode is "own".
 
-    `image` is the student's view, f32[B,H,W,3].
+    `image` is the student's view, f32[B,H,W,3]; `heads` are the teacher's.
     """
     if bn_mode != "own":
         return teacher.batch_stats
     frozen = jax.lax.stop_gradient(teacher)
-    _, stats = run_heads(network, frozen, image, TEACHER_HEADS, train=True, rng=rng)
+    _, stats = run_heads(network, frozen, image, heads, train=True, rng=rng)
     return stats
