@@ -2,6 +2,7 @@
 
 from forec_jax.methods import (
     adv_semseg,
+    cac,
     cps,
     fixmatch,
     gct,
@@ -19,6 +20,7 @@ from forec_jax.methods import (
     vat,
     wsss_rec,
 )
+from forec_jax.methods.cac import Cac
 from forec_jax.methods.cps import Cps
 from forec_jax.methods.mean_teacher import MeanTeacher
 from forec_jax.methods.parts.heads import Auxiliary
@@ -50,6 +52,7 @@ METHODS = {
         adv_semseg,
         gct,
         vat,
+        cac,
         tag_classifier,
         wsss_rec,
     )
@@ -59,6 +62,7 @@ METHODS = {
 __all__ = [
     "METHODS",
     "Auxiliary",
+    "Cac",
     "Cps",
     "ForegroundReconstruction",
     "ForegroundSegmentation",
