@@ -7,7 +7,8 @@ Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `pape
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `u2pl_paper`,
 `unimatch_paper` and `prevmatch_paper` (the same), `ps_mt_paper`, `cps_paper` and `gct_paper` (hf:timm/resnet50s.gluon_in1k),
 `s4gan_paper`, `adv_semseg_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and `fixmatch_paper`
-(hf:facebook/dinov2-base) for theirs; `reco_paper` for ReCo's, which sees, and is scored on, images at half their size;
+(hf:facebook/dinov2-base), `cac_paper` (the default's) for theirs; `reco_paper` for ReCo's, which sees, and is scored on,
+images at half their size;
 `scenery` for another background of FOrec:
 sky, vegetation and building. The paper does not say which class it took; road is the default, and any other is
 --config.data.background=CLASS,CLASS.
@@ -190,6 +191,22 @@ PARTS = {
             "steps": 40_000,
         },
         meaning="VAT, not published here, as its authors ran CutMix: half size, DeepLabV2, 4 + 4 images, 40,000 steps",
+    ),
+    "cac_paper": OTHERS["cac_paper"].but(
+        {
+            "method.cac.queue": 129_600,
+            "method.cac.pushed": 129_600,
+            "data.crop": 1080,  # crops of 720
+            "data.scale": (0.5, 2.0),
+            "augment.colour_labelled": True,
+            "optim.lr": 1e-2,
+            "optim.head_lr_multiplier": 10.0,
+            "optim.weight_decay": 1e-4,
+            "steps": 80 * 1157,
+            "evaluate_every": 10 * 1157,
+            "checkpoint_every": 10 * 1157,
+        },
+        meaning="CAC with DeepLabV3+: 8 + 8 images, two crops of 720 out of 1080, 80 x 1157 steps",
     ),
     "scenery": Variant({"data.background": "sky,vegetation,building"}, meaning="another background for FOrec"),
 }

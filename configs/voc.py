@@ -7,8 +7,8 @@ Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `pape
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `ps_mt_paper`,
 `u2pl_paper`, `unimatch_paper` and `prevmatch_paper` (the same stem), `cps_paper` and `cct_paper`
 (hf:timm/resnet50s.gluon_in1k),
-`s4gan_paper`, `adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and
-`fixmatch_paper` (hf:facebook/dinov2-base) for those of these papers;
+`s4gan_paper`, `adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `cac_paper` (the
+default's weights), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for those of these papers;
 `small` for two CPU cores (docs/results.md has its mIoU).
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one GPU. Not yet measured on a GPU.
 """
@@ -182,6 +182,20 @@ CCT_PAPER = OTHERS["cct_paper"].but(
     },
     meaning="CCT on the list of 1464: ResNet-50 with PSPNet, crop 320, 10 + 10 images, 80 epochs of the 9,118 others",
 )
+CAC_PAPER = OTHERS["cac_paper"].but(
+    {
+        "data.crop": 480,  # crops of 320
+        "data.scale": (0.5, 2.0),
+        "data.pool": "train_aug",
+        "optim.lr": 1e-3,
+        "optim.head_lr_multiplier": 10.0,
+        "optim.weight_decay": 1e-4,
+        "steps": 80 * 1157,
+        "evaluate_every": 1157,
+        "checkpoint_every": 1157,
+    },
+    meaning="CAC with DeepLabV3+, ResNet-50: 8 + 8 images, two crops of 320 out of 480, 80 x 1157 steps",
+)
 PARTS = {
     "paper": PAPER,
     "ps_mt_paper": PS_MT_PAPER,
@@ -200,6 +214,7 @@ PARTS = {
     "vat_paper": VAT_PAPER,
     "adv_semseg_paper": ADV_SEMSEG_PAPER,
     "gct_paper": GCT_PAPER,
+    "cac_paper": CAC_PAPER,
 }
 
 

@@ -1,7 +1,15 @@
 """Losses: leaves that take arrays and give a `Mean` (a sum and a count), so that parts of a batch add up exactly."""
 
 from forec_jax.losses.adversarial import discrimination, feature_matching, taken_for_real
-from forec_jax.losses.contrast import Draws, by_class, class_means, class_weights, draw, regional_contrast
+from forec_jax.losses.contrast import (
+    Draws,
+    by_class,
+    class_means,
+    class_weights,
+    directional_contrast,
+    draw,
+    regional_contrast,
+)
 from forec_jax.losses.cross_entropy import (
     cross_entropy,
     mean_cross_entropy,
@@ -21,6 +29,7 @@ __all__ = [
     "class_means",
     "class_weights",
     "cross_entropy",
+    "directional_contrast",
     "discrimination",
     "draw",
     "entropy",

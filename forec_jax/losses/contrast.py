@@ -1,5 +1,6 @@
 """Regional contrast: ReCo's loss over sampled pixels (Liu et al., "Bootstrapping Semantic Segmentation with Regional
-Contrast", ICLR 2022, section 3). U2PL's is the same loss with other positives and with keys that were kept.
+Contrast", ICLR 2022, section 3). U2PL's is the same loss with other positives and with keys that were kept. CAC's pixels
+have a positive each, and share all keys that were kept.
 
 Shapes: N pixels, D dimensions, K classes, Q queries a class, M negative keys a query; S is Q, or 1 where the queries of a
 class share their keys. Every shape is static: absent classes are drawn for as well, and masked out of the loss.
@@ -15,6 +16,8 @@ from forec_jax.contracts import Array, Mean
 Keys = Literal["active", "random"]
 
 _TINY = 1e-12  # squared length below which a vector has no direction
+_KEYS_AT_ONCE = 8192  # of `directional_contrast`: N times so many float32 are live
+_FAR = -1e9  # a key that is none: finite, as a row of -inf has no gradient
 _RESOLUTION = 2**20  # units into which the probabilities of the classes are cut
 
 
@@ -167,6 +170,42 @@ def regional_contrast(
     return Mean(
         jnp.sum(jnp.where(draws.active, jnp.mean(tangent, axis=-1), 0.0)), jnp.sum(draws.active, dtype=jnp.float32)
     )
+
+
+def directional_contrast(
+    vector: Array, positive: Array, label: Array, keys: Array, key_label: Array, *, temperature: float
+) -> Array:
+    """The contrast of each pixel by itself (Lai et al., "Semi-supervised Semantic Segmentation with Directional
+    Context-aware Consistency", CVPR 2021), f32[N]: -log of the share of its positive among it and the keys of other
+    classes, by cosine over `temperature`.
+
+    Only `vector` has a gradient. All keys serve all pixels, so that they are matrix products and nothing is gathered; N
+    times 8192 products are live at a time, and taken again in the backward pass.
+
+    Args:
+        vector: f32[N,D].
+        positive: f32[N,D], of the same place in the other view.
+        label: i32[N], a key of this class is no negative.
+        keys: f32[R,D].
+        key_label: i32[R], their classes, below 0 where there is none.
+        temperature: above 0.
+    """
+    vector, positive, keys = unit(vector), *(unit(jax.lax.stop_gradient(constant)) for constant in (positive, keys))
+    at_once = min(_KEYS_AT_ONCE, len(keys))
+    beyond = -len(keys) % at_once
+    keys = jnp.pad(keys, ((0, beyond), (0, 0))).reshape(-1, at_once, keys.shape[1])
+    key_label = jnp.pad(key_label, (0, beyond), constant_values=-1).reshape(-1, at_once)
+
+    @jax.checkpoint
+    def far(some: tuple[Array, Array]) -> Array:
+        keys, key_label = some
+        negative = (key_label[None] >= 0) & (key_label[None] != label[:, None])
+        product = jnp.matmul(vector, keys.T, precision="highest") / temperature
+        return jax.nn.logsumexp(jnp.where(negative, product, _FAR), axis=-1)
+
+    near = jnp.sum(vector * positive, axis=-1) / temperature
+    others = jax.lax.map(far, (keys, key_label))
+    return jax.nn.softplus(jax.nn.logsumexp(others, axis=0) - near)  # exact where the loss is small
 
 
 def unit(vectors: Array) -> Array:

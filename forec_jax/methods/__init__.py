@@ -2,6 +2,7 @@
 
 from forec_jax.methods import (
     adv_semseg,
+    cac,
     cct,
     cps,
     fixmatch,
@@ -21,6 +22,7 @@ from forec_jax.methods import (
     vat,
     wsss_rec,
 )
+from forec_jax.methods.cac import Cac
 from forec_jax.methods.cps import Cps
 from forec_jax.methods.mean_teacher import MeanTeacher
 from forec_jax.methods.parts.heads import Auxiliary
@@ -54,6 +56,7 @@ METHODS = {
         adv_semseg,
         gct,
         vat,
+        cac,
         tag_classifier,
         wsss_rec,
     )
@@ -63,6 +66,7 @@ METHODS = {
 __all__ = [
     "METHODS",
     "Auxiliary",
+    "Cac",
     "Cps",
     "ForegroundReconstruction",
     "ForegroundSegmentation",

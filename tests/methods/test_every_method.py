@@ -42,6 +42,7 @@ SMALL = {
     "dropout": 0.0,
     "halvings": 0,
     **{f"{kind}_decoders": int(kind in ("cutout", "vat", "drop", "noise")) for kind in get_args(cct.Kind)},
+    "cell": 2,
 }
 """Options that, where a method or a task has them, make it cheap, sure of some pixels, and free of dropout."""
 
@@ -49,6 +50,8 @@ OF_THE_WHOLE_BATCH = (
     "feature_matching_loss",
     "reco_loss",
     "contrast_loss",
+    "contrast1_loss",
+    "contrast2_loss",
     "u2pl: unsupervised_loss",
     "flaw_loss",
     *(f"{student}{term}_loss" for student in ("", "student_2_") for term in ("consistency", "correction")),
