@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 # One for this process, pytest-xdist's workers and the commands that tests start, and for no longer than they last.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -39,6 +40,19 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no process is left with one of them at the end."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+MOST_MAPS = 20_000
+"""Parts of memory that a process of tests may have mapped after a file. Of Linux it gets 65,530, and dies if it needs more."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs():
+    """Lets go of compiled programs, of which each has a few maps of its own, where a process has collected many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 TOY_CHANNELS = 4
