@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items):
 
 
 MOST_MAPS = 20_000
-"""Parts of memory that a process of tests may have mapped after a file. Of Linux it gets 65,530, and dies if it needs more."""
+"""Parts of memory that a process of tests may have mapped after a file. Linux gives it 65,530; it dies if it needs more."""
 
 
 @pytest.fixture(scope="module", autouse=True)
