@@ -2,30 +2,19 @@
 
 import fnmatch
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from forec_jax.encoder_variants import ENCODER_VARIANTS
 from forec_jax.keys import flat
 from forec_jax.methods import METHODS
 from forec_jax.methods.parts.weak_to_strong import WEAK_TO_STRONG
 from forec_jax.methods.tasks import TASKS
 from forec_jax.options import to_config
+from forec_jax.variant import Variant
 
 Change = Callable[[ConfigDict], None]
-
-
-class Variant(NamedTuple):
-    """A part of a variant's name: the other parts that it starts with, the tasks that it adds, the options that it sets."""
-
-    sets: Mapping[str, Any] = {}  # dotted key, or a pattern of keys -> value, or a function of the config
-    tasks: tuple[str, ...] = ()
-    of: tuple[str, ...] = ()
-    meaning: str = ""
-
-    def but(self, sets: Mapping[str, Any], meaning: str) -> "Variant":
-        """The same part with a data set's own settings over it."""
-        return self._replace(sets={**self.sets, **sets}, meaning=meaning)
 
 
 def _half_mixing(name: str) -> Variant:
@@ -67,59 +56,6 @@ def batch_of(rows: int) -> dict[str, Any]:
     }
 
 
-_DPT = {  # channels of the fused maps, and of the four maps before fusion
-    "small": (64, (48, 96, 192, 384)),
-    "small_plus": (64, (48, 96, 192, 384)),
-    "base": (128, (96, 192, 384, 768)),
-    "large": (256, (256, 512, 1024, 1024)),
-    "giant": (384, (1536, 1536, 1536, 1536)),
-}
-
-
-def _dino(encoder: str, crop: int, bucket: int, meaning: str) -> Variant:
-    """A DINOv2 or DINOv3 with DPT, trained as UniMatch V2 does (VOC, ADE20K and COCO: crop 518; Cityscapes: 798)."""
-    channels, projections = _DPT[encoder.partition("_")[2]]
-    return Variant(
-        {
-            "model.encoder": encoder,
-            "model.dpt.channels": channels,
-            "model.dpt.projections": projections,
-            "data.crop": crop,
-            "data.scale": (0.5, 2.0),
-            "eval.bucket": bucket,
-            "optim.name": "adamw",
-            "optim.lr": 5e-6,
-            "optim.head_lr_multiplier": 40.0,
-            "optim.weight_decay": 1e-2,
-            "optim.poly_power": 0.9,
-        },
-        meaning=f"{encoder} with DPT, {meaning}",
-    )
-
-
-def _mit(encoder: str) -> Variant:
-    """A MiT with SegFormer's head, trained as SegFormer is (ADE20K: crop 512, 16 images; Cityscapes: 1024, 8 images)."""
-    return Variant(
-        {
-            "model.encoder": encoder,
-            "model.segformer.channels": 256 if encoder in ("mit_b0", "mit_b1") else 768,
-            "data.crop": 512,
-            "data.scale": (0.5, 2.0),
-            "optim.name": "adamw",
-            "optim.lr": 6e-5,
-            "optim.head_lr_multiplier": 10.0,
-            "optim.weight_decay": 1e-2,
-            "optim.decay_batch_norm": False,
-            "optim.poly_power": 1.0,
-            "optim.warmup": 1500,
-        },
-        meaning=f"{encoder} with SegFormer's head, trained as SegFormer is; NVIDIA's weights are not for commercial use",
-    )
-
-
-_AS_UNIMATCH_V2 = "trained as UniMatch V2 trains it; name its weights"
-_DINOV3 = "trained as UniMatch V2 trains DINOv2; its weights stand under Meta's own licence"
-
 _UNIMATCH = {
     "model.encoder": "resnet101",
     "model.resnet.stem": "deep",
@@ -131,21 +67,7 @@ _V2_BATCH: dict[str, Any] = {"batch.labelled": 8, "batch.unlabelled": lambda c: 
 _V2_MEANING = "{} on DINOv2-B, 8 + 8 images (ADE20K's); steps: 60 passes over the unlabelled images"
 
 OTHERS: Mapping[str, Variant] = {
-    **{f"dinov2_{size}": _dino(f"dinov2_{size}", 518, 140, _AS_UNIMATCH_V2) for size in _DPT if size != "small_plus"},
-    **{f"dinov3_{size}": _dino(f"dinov3_{size}", 512, 128, _DINOV3) for size in _DPT if size != "giant"},
-    **{encoder: _mit(encoder) for encoder in (f"mit_b{number}" for number in range(6))},
-    "vit_tiny": Variant(
-        {
-            "model.encoder": "dinov2_small",
-            "model.dinov2.width": 0.5,
-            "model.dinov2.depth": 6,
-            "model.dpt.channels": 32,
-            "model.dpt.projections": (24, 48, 96, 192),
-            "data.crop": 70,
-            "eval.bucket": 98,
-        },
-        meaning="a small vision transformer with DPT that learns from random weights, for shapes",
-    ),
+    **ENCODER_VARIANTS,
     "cutout": _half_mixing("cutout_half"),
     "cutmix": _half_mixing("cutmix_half"),
     "classmix": _half_mixing("classmix"),
