@@ -1,7 +1,6 @@
 """Eight virtual CPU devices and one compilation cache for every test, set before JAX reads them; a toy network."""
 
 import atexit
-import itertools
 import os
 import shutil
 import tempfile
@@ -43,17 +42,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
-MOST_MAPS = 20_000
-"""Parts of memory that a process of tests may have mapped. Linux gives it 65,530, and the compiler dies if it needs more."""
-_tests_run = itertools.count(1)
+MOST_MAPS = 10_000
+"""Parts of memory that a process of tests may have mapped after a file. Linux gives it 65,530; it dies if it needs more."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _few_programs():
-    """Lets go of compiled programs, each of which has a few maps of its own, where a process has collected many."""
+    """Lets go of compiled programs, of which each has a few maps of its own, where a process has collected many."""
     yield
     maps = Path("/proc/self/maps")
-    if next(_tests_run) % 20 == 0 and maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
+    if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
         jax.clear_caches()
 
 
