@@ -3,7 +3,6 @@ Knowledge in Semi-supervised Semantic Segmentation", 2024)."""
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +18,14 @@ from forec_jax.methods.parts.snapshots import (
     snapshot_probabilities,
     with_snapshot,
 )
-from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions
+from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, under_name
 from forec_jax.methods.parts.views import unit_image, weak_rows
 from forec_jax.methods.parts.weak_to_strong import WEAK_TO_STRONG
 from forec_jax.methods.unimatch import Seen, UniMatch, consistency
 from forec_jax.options import SHARE, STEPS, OptionError, at_least, option
 
-SNAPSHOTS = "snapshots"
-"""The name of the snapshots in the method's memory."""
+SNAPSHOTS, GUIDED = "snapshots", "guided"
+"""The name of the snapshots in the method's memory, and of the terms that they guide."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,8 +80,8 @@ class PrevMatch(UniMatch, Options):
         guided_terms, guided_metrics = consistency(_as_guided(seen), functools.partial(self.guided, step=state.step))
         weight = self.weight(state.step, snapshots)
         terms = _times(self.supervised(seen) | terms, 2 / (2 + weight))
-        terms |= _named(_times(guided_terms, 2 * weight / (2 + weight)))
-        return self.completed(seen, terms, metrics | _named(guided_metrics), state, key)
+        terms |= under_name(GUIDED, _times(guided_terms, 2 * weight / (2 + weight)))
+        return self.completed(seen, terms, metrics | under_name(GUIDED, guided_metrics), state, key)
 
     def weight(self, step: Array, snapshots: Snapshots) -> Array:
         """lambda in a step, f32[]."""
@@ -114,11 +113,6 @@ def _as_guided(seen: Seen) -> Seen:
 def _times(terms: Terms, factor: Array) -> Terms:
     """The terms with `factor` times their weights."""
     return {name: Term(mean, factor * weight) for name, (mean, weight) in terms.items()}
-
-
-def _named(of: dict[str, Any]) -> dict[str, Any]:
-    """Terms or metrics by the names that they have as guided ones."""
-    return {f"guided_{name}": value for name, value in of.items()}
 
 
 def build(o: Options, p: Parts) -> PrevMatch:

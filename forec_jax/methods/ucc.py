@@ -4,7 +4,7 @@ Reconstructed from the abstract, not verified."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,9 @@ from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, head_names, mean_logits, run_heads
 from forec_jax.methods.parts.teacher import teacher_statistics
-from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
+from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms, under_name
 from forec_jax.methods.parts.views import interleave, labelled_rows, pseudo_labelled_rows, student_input, unit_image
 from forec_jax.options import option
-
-T = TypeVar("T")
 
 SECOND = "segmentation_2"
 """The second head; the first is the segmentation."""
@@ -87,8 +85,8 @@ class Ucc(SemiSupervised, Options):
             found = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
             weight = self.pixel_weight(labeller, weak, outputs)
             unsupervised, seen = self.unsupervised(logits, views, state.step, pixel_weight=weight)
-            terms |= _of_head(head, found | unsupervised)
-            metrics |= _of_head(head, seen)
+            terms |= under_name(head, found | unsupervised, SEGMENTATION)
+            metrics |= under_name(head, seen, SEGMENTATION)
         task_terms, task_metrics, memory = self.task_terms(outputs, said[SEGMENTATION], state, task_key)
         teacher = state.teacher[STUDENT]
         teacher_stats = teacher_statistics(self.network, teacher, image, dropout_key, self.bn_mode, heads=HEADS)
@@ -138,11 +136,6 @@ class Ucc(SemiSupervised, Options):
         features, _ = self.network.encode(student, image, valid=valid, train=False, rng=None)
         logits = [self.network.decode(student, head, features)[0].output.astype(jnp.float32) for head in HEADS]
         return jax.nn.softmax(mean_logits(logits), axis=-1)
-
-
-def _of_head(head: str, found: Mapping[str, T]) -> dict[str, T]:
-    """A head's terms or metrics: the first's under their usual names, the second's after its own."""
-    return dict(found) if head == SEGMENTATION else {f"{head}_{key}": value for key, value in found.items()}
 
 
 def build(o: Options, p: Parts) -> Ucc:

@@ -10,6 +10,7 @@ from forec_jax.contracts import Array, HeadOutput, Metrics, Network, PyTree, Ter
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, class_probabilities, mean_class_probabilities
 from forec_jax.methods.parts.teacher import first_teacher
+from forec_jax.methods.parts.terms import under_name
 from forec_jax.options import OptionError, option
 
 T = TypeVar("T")
@@ -85,4 +86,4 @@ class TwoStudents(SemiSupervised, StudentsOptions):
 
 def of_student(name: str, found: Mapping[str, T]) -> dict[str, T]:
     """A student's terms or metrics: those of the first under their usual names, those of the second after its own."""
-    return dict(found) if name == STUDENT else {f"{name}_{key}": value for key, value in found.items()}
+    return under_name(name, found, STUDENT)

@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeVar
 
 import jax.numpy as jnp
 
 from forec_jax.contracts import IGNORE, Array, Mean, Metrics, Term, Terms, Views
 from forec_jax.losses import mean_cross_entropy, ohem_cross_entropy, weighted_cross_entropy
 from forec_jax.options import SHARE, STEPS, at_least, must_be, option
+
+T = TypeVar("T")
 
 Normaliser = Literal["valid", "kept", "eta", "batch"]
 SupervisedLoss = Callable[[Array, Array, Array], Mean]
@@ -88,6 +90,11 @@ def supervised_terms(
 ) -> Terms:
     """L_s times `weight`: a loss over the ground-truth pixels that are not IGNORE."""
     return {"supervised_loss": Term(loss(logits, views.label, labelled_pixels(views)), weight)}
+
+
+def under_name(name: str, found: Mapping[str, T], usual: str = "") -> dict[str, T]:
+    """Terms or metrics of one of several (students, heads), each after its name; those of `usual` keep their own names."""
+    return dict(found) if name == usual else {f"{name}_{key}": value for key, value in found.items()}
 
 
 def labelled_pixels(views: Views) -> Array:

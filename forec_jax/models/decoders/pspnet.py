@@ -9,8 +9,9 @@ from flax import linen as nn
 from jax import lax
 
 from forec_jax.contracts import HeadSpec
+from forec_jax.models.decoders.classifier import Classifier
 from forec_jax.models.decoders.linear import or_linear
-from forec_jax.models.layers import Conv, ConvNorm, keep_valid, resize_valid, valid_extent
+from forec_jax.models.layers import ConvNorm, keep_valid, valid_extent
 from forec_jax.models.network import Decoder, DecoderEntry, Form
 from forec_jax.models.resize import resize
 from forec_jax.options import BELOW_1, at_least, option, whole_numbers
@@ -52,31 +53,6 @@ class _Fusion(nn.Module):
             means = ConvNorm(channels, name=f"level{index}", **shared)(_cell_means(x, bins, valid))
             levels.append(_spread(means, x, valid, options.align_corners))
         return ConvNorm(options.channels, size=3, name="bottleneck", **shared)(jnp.concatenate(levels, -1), valid)
-
-
-class _Classifier(nn.Module):
-    """The second half: dropout and the last 1x1 convolution; a head that reads another's map has a 3x3 one before them."""
-
-    channels: int
-    reads: bool
-    options: PSPNetOptions
-    train: bool
-    upsample: bool = True
-    momentum: float = 0.9
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, size: tuple[int, int], valid: Array | None) -> tuple[Array, Array]:
-        """[B,h,w,C] -> f32[B,*size,channels] (or [B,h,w,channels]), [B,h,w,options.channels]."""
-        options = self.options
-        if self.reads:
-            own = ConvNorm(options.channels, self.train, 3, momentum=self.momentum, dtype=self.dtype, name="own")
-            x = own(x, valid)
-        x = nn.Dropout(options.dropout, broadcast_dims=(1, 2), deterministic=not self.train)(x)
-        output = Conv(self.channels, last=True, dtype=self.dtype, name="last")(x).astype(jnp.float32)
-        if self.upsample:
-            output = resize_valid(output, size, valid, options.align_corners)
-        return output, x
 
 
 def _cell_means(x: Array, bins: int, valid: Array | None) -> Array:
@@ -122,7 +98,7 @@ def build(o: PSPNetOptions, form: Form) -> Decoder:
     """
 
     def head(spec: HeadSpec, train: bool) -> nn.Module:
-        return _Classifier(spec.channels, bool(spec.reads), o, train, spec.upsample, form.momentum, form.dtype)
+        return Classifier(spec, form, o.channels, o.dropout, o.align_corners, train)
 
     def fusion(train: bool) -> nn.Module:
         return _Fusion(o, train, form.momentum, form.dtype)

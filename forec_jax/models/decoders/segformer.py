@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from forec_jax.contracts import HeadSpec
+from forec_jax.models.decoders.classifier import Classifier
 from forec_jax.models.decoders.linear import or_linear
-from forec_jax.models.layers import BatchNorm, Conv, ConvNorm, resize_valid
+from forec_jax.models.layers import BatchNorm, Conv, resize_valid
 from forec_jax.models.network import Decoder, DecoderEntry, Form
 from forec_jax.options import BELOW_1, at_least, option
 
@@ -47,36 +48,11 @@ class _Fusion(nn.Module):
         return nn.relu(BatchNorm(self.train, momentum=self.momentum, name="norm")(joined))
 
 
-class _Classifier(nn.Module):
-    """The second half: dropout and the last 1x1 convolution; a head that reads another's map has a 3x3 one before them."""
-
-    channels: int
-    reads: bool
-    options: SegFormerOptions
-    train: bool
-    upsample: bool
-    momentum: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array, size: tuple[int, int], valid: Array | None) -> tuple[Array, Array]:
-        """[B,h,w,C] -> f32[B,*size,channels] (or [B,h,w,channels]), [B,h,w,options.channels]."""
-        options = self.options
-        if self.reads:
-            own = ConvNorm(options.channels, self.train, 3, momentum=self.momentum, dtype=self.dtype, name="own")
-            x = own(x, valid)
-        x = nn.Dropout(options.dropout, broadcast_dims=(1, 2), deterministic=not self.train)(x)
-        output = Conv(self.channels, last=True, dtype=self.dtype, name="last")(x).astype(jnp.float32)
-        if self.upsample:
-            output = resize_valid(output, size, valid, align_corners=False)
-        return output, x
-
-
 def build(o: SegFormerOptions, form: Form) -> Decoder:
     """SegFormer's decoder, one a head."""
 
     def head(spec: HeadSpec, train: bool) -> nn.Module:
-        return _Classifier(spec.channels, bool(spec.reads), o, train, spec.upsample, form.momentum, form.dtype)
+        return Classifier(spec, form, o.channels, o.dropout, False, train)
 
     def fusion(train: bool) -> nn.Module:
         return _Fusion(o, train, form.momentum, form.dtype)
