@@ -20,7 +20,7 @@ and evaluation goes by sliding windows of the crop's size.
 from ml_collections import ConfigDict
 
 from forec_jax.config import Variant, apply_variant, defaults
-from forec_jax.variants import OTHERS, batch_of
+from forec_jax.variants import OTHERS, batch_of, trained
 
 OHEM = {"method.supervised_loss": "ohem", "method.ohem_min_kept": 100_000}  # 200,000 of two rows
 UNIMATCH = {
@@ -30,17 +30,13 @@ UNIMATCH = {
     "eval.crop": 801,
     "optim.lr": 5e-3,
     "optim.head_lr_multiplier": 1.0,
-    "steps": 240 * (2603 // 8),
-    "evaluate_every": 10 * (2603 // 8),
-    "checkpoint_every": 10 * (2603 // 8),
+    **trained(steps=240 * (2603 // 8), every=10 * (2603 // 8)),
 }
 V2 = {
     **OHEM,
     "data.crop": 798,
     "eval.crop": 798,
-    "steps": 180 * (2603 // 8),
-    "evaluate_every": 10 * (2603 // 8),
-    "checkpoint_every": 10 * (2603 // 8),
+    **trained(steps=180 * (2603 // 8), every=10 * (2603 // 8)),
 }
 
 PARTS = {
@@ -50,9 +46,7 @@ PARTS = {
             "model.resnet.stem": "deep",
             "data.crop": 712,
             "eval.crop": 712,
-            "steps": 200 * 2975 // 8,
-            "evaluate_every": 10 * 2975 // 8,
-            "checkpoint_every": 10 * 2975 // 8,
+            **trained(steps=200 * 2975 // 8, every=10 * 2975 // 8),
         },
         meaning="FOrec, section 5.1: ResNet-101, crop 712, batch 16, SGD 1e-2, weight decay 5e-4, 200 epochs of 2,975",
     ),
@@ -78,9 +72,7 @@ PARTS = {
             "eval.crop": 800,
             "optim.lr": 4.5e-3,
             "optim.weight_decay": 1e-4,
-            "steps": 5 * 47 + 320 * 2603 // 8,
-            "evaluate_every": 10 * 2603 // 8,
-            "checkpoint_every": 10 * 2603 // 8,
+            **trained(steps=5 * 47 + 320 * 2603 // 8, every=10 * 2603 // 8),
         },
         meaning="PS-MT on the list of 372: ResNet-50, 5 passes over it, then 320 epochs (744: 450, 1,488: 550)",
     ),
@@ -118,9 +110,7 @@ PARTS = {
             "optim.lr": 2.5e-3,
             "optim.weight_decay": 8e-4,
             "optim.decay_batch_norm": False,
-            "steps": 137 * 2603 // 8,
-            "evaluate_every": 10 * 2603 // 8,
-            "checkpoint_every": 10 * 2603 // 8,
+            **trained(steps=137 * 2603 // 8, every=10 * 2603 // 8),
         },
         meaning="CPS with CutMix, ResNet-50, on the list of 372: 8 + 8 images, 137 epochs; L_x counts 5 times",
     ),
@@ -135,9 +125,7 @@ PARTS = {
             "eval.crop": 769,
             "batch.labelled": 16,
             "batch.unlabelled": lambda c: 16 if c.batch.unlabelled else 0,
-            "steps": 200 * 2789 // 16,
-            "evaluate_every": 10 * 2789 // 16,
-            "checkpoint_every": 10 * 2789 // 16,
+            **trained(steps=200 * 2789 // 16, every=10 * 2789 // 16),
         },
         meaning="U2PL on the list of 186: ResNet-101, crop 769, 16 + 16 images, 200 epochs",
     ),
@@ -166,9 +154,7 @@ PARTS = {
             "data.scale": (0.5, 2.0),
             "eval.crop": 800,
             "optim.lr": 2.5e-3,
-            "steps": 137 * 2603 // 8,
-            "evaluate_every": 10 * 2603 // 8,
-            "checkpoint_every": 10 * 2603 // 8,
+            **trained(steps=137 * 2603 // 8, every=10 * 2603 // 8),
         },
         meaning="GCT as the authors of CPS ran it: DeepLabV3+, crop 800, 8 + 8 images, 137 epochs",
     ),
@@ -202,9 +188,7 @@ PARTS = {
             "optim.lr": 1e-2,
             "optim.head_lr_multiplier": 10.0,
             "optim.weight_decay": 1e-4,
-            "steps": 80 * 1157,
-            "evaluate_every": 10 * 1157,
-            "checkpoint_every": 10 * 1157,
+            **trained(steps=80 * 1157, every=10 * 1157),
         },
         meaning="CAC with DeepLabV3+: 8 + 8 images, two crops of 720 out of 1080, 80 x 1157 steps",
     ),

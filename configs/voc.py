@@ -16,7 +16,7 @@ The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one
 from ml_collections import ConfigDict
 
 from forec_jax.config import Variant, apply_variant, defaults
-from forec_jax.variants import OTHERS, batch_of
+from forec_jax.variants import OTHERS, batch_of, trained
 
 PAPER = Variant(
     {
@@ -24,9 +24,7 @@ PAPER = Variant(
         "model.resnet.stem": "deep",
         "data.crop": 512,
         "data.pool": "train_aug",
-        "steps": 80 * 10582 // 8,
-        "evaluate_every": 10582 // 8,
-        "checkpoint_every": 10582 // 8,
+        **trained(steps=80 * 10582 // 8, every=10582 // 8),
     },
     meaning="FOrec, section 5.1: ResNet-101, crop 512, batch 16, SGD 1e-3, weight decay 1e-4, 80 epochs of 10,582 images",
 )
@@ -41,9 +39,7 @@ PS_MT_PAPER = OTHERS["ps_mt_paper"].but(
         "data.pool": "train_aug",
         "optim.lr": 2.5e-3,
         "optim.head_lr_multiplier": 1.0,
-        "steps": 60 + 80 * 10490 // 8,
-        "evaluate_every": 10490 // 8,
-        "checkpoint_every": 10490 // 8,
+        **trained(steps=60 + 80 * 10490 // 8, every=10490 // 8),
     },
     meaning="PS-MT on the list of 92: 5 passes over it, then 80 epochs; that list's unsupervised_weight is 0.06",
 )
@@ -65,17 +61,13 @@ UNIMATCH = {
     "data.pool": "train_aug",
     "optim.lr": 1e-3,
     "optim.head_lr_multiplier": 10.0,
-    "steps": 80 * (10490 // 8),
-    "evaluate_every": 10490 // 8,
-    "checkpoint_every": 10490 // 8,
+    **trained(steps=80 * (10490 // 8), every=10490 // 8),
 }
 V2 = {
     "data.pool": "train_aug",
     "batch.labelled": 16,
     "batch.unlabelled": lambda c: 16 if c.batch.unlabelled else 0,
-    "steps": 60 * (10490 // 16),
-    "evaluate_every": 10490 // 16,
-    "checkpoint_every": 10490 // 16,
+    **trained(steps=60 * (10490 // 16), every=10490 // 16),
 }
 CPS_PAPER = OTHERS["cps_paper"].but(
     {
@@ -90,9 +82,7 @@ CPS_PAPER = OTHERS["cps_paper"].but(
         "optim.weight_decay": 4e-4,
         "optim.decay_batch_norm": False,
         "optim.head_lr_multiplier": 1.0,
-        "steps": 34 * 9259 // 8,
-        "evaluate_every": 9259 // 8,
-        "checkpoint_every": 9259 // 8,
+        **trained(steps=34 * 9259 // 8, every=9259 // 8),
     },
     meaning="CPS with CutMix, ResNet-50, 8 + 8 images, 34 epochs of the 9,259 images that an eighth leaves over",
 )
@@ -103,9 +93,7 @@ U2PL_PAPER = OTHERS["u2pl_paper"].but(
         "data.scale": (0.5, 2.0),
         "data.pool": "train_aug",
         "method.start": 1 / 80,
-        "steps": 80 * 10490 // 16,
-        "evaluate_every": 10490 // 16,
-        "checkpoint_every": 10490 // 16,
+        **trained(steps=80 * 10490 // 16, every=10490 // 16),
         "batch.labelled": 16,
         "batch.unlabelled": lambda c: 16 if c.batch.unlabelled else 0,
     },
@@ -158,9 +146,7 @@ GCT_PAPER = OTHERS["gct_paper"].but(
         "optim.lr": 1e-3,
         "optim.head_lr_multiplier": 10.0,
         "optim.weight_decay": 5e-4,
-        "steps": 45 * 9259 // 8,
-        "evaluate_every": 9259 // 8,
-        "checkpoint_every": 9259 // 8,
+        **trained(steps=45 * 9259 // 8, every=9259 // 8),
     },
     meaning="GCT with PSPNet: 8 + 8 images, 45 epochs of the 9,259 images that an eighth leaves over",
 )
@@ -176,9 +162,7 @@ CCT_PAPER = OTHERS["cct_paper"].but(
         "optim.lr": 1e-3,
         "optim.head_lr_multiplier": 10.0,
         "optim.weight_decay": 1e-4,
-        "steps": 80 * 9118 // 10,
-        "evaluate_every": 9118 // 10,
-        "checkpoint_every": 9118 // 10,
+        **trained(steps=80 * 9118 // 10, every=9118 // 10),
     },
     meaning="CCT on the list of 1464: ResNet-50 with PSPNet, crop 320, 10 + 10 images, 80 epochs of the 9,118 others",
 )
@@ -190,9 +174,7 @@ CAC_PAPER = OTHERS["cac_paper"].but(
         "optim.lr": 1e-3,
         "optim.head_lr_multiplier": 10.0,
         "optim.weight_decay": 1e-4,
-        "steps": 80 * 1157,
-        "evaluate_every": 1157,
-        "checkpoint_every": 1157,
+        **trained(steps=80 * 1157, every=1157),
     },
     meaning="CAC with DeepLabV3+, ResNet-50: 8 + 8 images, two crops of 320 out of 480, 80 x 1157 steps",
 )

@@ -56,6 +56,11 @@ def batch_of(rows: int) -> dict[str, Any]:
     }
 
 
+def trained(steps: int, every: int) -> dict[str, Any]:
+    """A training's length, evaluated and stored after each so many steps."""
+    return {"steps": steps, "evaluate_every": every, "checkpoint_every": every}
+
+
 _UNIMATCH = {
     "model.encoder": "resnet101",
     "model.resnet.stem": "deep",

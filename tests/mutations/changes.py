@@ -340,6 +340,10 @@ CHANGES = [
         ),
         ("extent_out=_extent(like, valid)", "extent_out=_extent(like, None)"),
         ("levels = [keep_valid(x, valid)]", "levels = [jnp.zeros_like(x)]"),
+    ),
+    *_of(
+        "models/decoders/classifier.py",
+        "models/test_pspnet.py",
         ("own(x, valid)", "own(x)"),
         ("broadcast_dims=(1, 2), ", ""),
     ),
