@@ -34,6 +34,7 @@ from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
 from forec_jax.methods.parts.views import (
     apart,
+    both_parts,
     interleave,
     labelled_rows,
     self_labelled,
@@ -102,12 +103,11 @@ class Cac(SemiSupervised, Contrast):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or batch.unlabelled is None:
-            raise ValueError("cac needs both: set batch.labelled and batch.unlabelled above 0")
+        labelled, unlabelled = both_parts(batch, "cac")
         label_key, crop_key, pass_key, second_key, push_key, task_key = jax.random.split(key, 6)
-        rows = self.labelled(batch.labelled, label_key)
+        rows = self.labelled(labelled, label_key)
         image, views = student_input(rows, None)
-        crops, (one, other), grid = self.crops(batch.unlabelled, crop_key)
+        crops, (one, other), grid = self.crops(unlabelled, crop_key)
 
         student, heads = Variables(params[STUDENT], state.batch_stats[STUDENT]), head_names(self.auxiliary)
         outputs, stats = run_heads(self.network, student, image, heads, train=True, rng=pass_key)

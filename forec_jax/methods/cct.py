@@ -29,7 +29,7 @@ from forec_jax.methods.parts.ramp import exponential_rise
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms, unsupervised_terms
 from forec_jax.methods.parts.vat import adversarial_perturbation
-from forec_jax.methods.parts.views import self_labelled
+from forec_jax.methods.parts.views import labelled_and_others, self_labelled
 from forec_jax.models.network import named_key
 from forec_jax.options import OptionError, at_least, option
 
@@ -80,20 +80,19 @@ class Cct(SemiSupervised, Options):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
-            raise ValueError("cct needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
+        labelled, unlabelled = labelled_and_others(batch, "cct", self.partial_labels)
         view_key, dropout_key, decoder_key, task_key = jax.random.split(key, 4)
-        image, views = self.untaught(batch.labelled, batch.unlabelled, view_key)
+        image, views = self.untaught(labelled, unlabelled, view_key)
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
         forward = functools.partial(self.main_pass, student)
-        (outputs, fused), stats = self.in_passes(forward, student.batch_stats, image, batch.labelled, dropout_key)
+        (outputs, fused), stats = self.in_passes(forward, student.batch_stats, image, labelled, dropout_key)
         logits = outputs[SEGMENTATION].output
         target = jax.lax.stop_gradient(jax.nn.softmax(logits, axis=-1))
         views = self_labelled(views, target)
 
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         asked = functools.partial(self.squares, student, decoder_key)
-        squares = self.of_unlabelled(asked, Seen(fused, target, views), batch.labelled)
+        squares = self.of_unlabelled(asked, Seen(fused, target, views), labelled)
         consistency, metrics = unsupervised_terms(
             logits,
             views,

@@ -27,7 +27,7 @@ from forec_jax.methods.parts.heads import SEGMENTATION, run_heads
 from forec_jax.methods.parts.students import STUDENTS, StudentsOptions, TwoStudents, of_student
 from forec_jax.methods.parts.teacher import TEACHER_HEADS, teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
-from forec_jax.methods.parts.views import self_labelled
+from forec_jax.methods.parts.views import labelled_and_others, self_labelled
 from forec_jax.options import OptionError, option
 
 
@@ -58,17 +58,16 @@ class Cps(TwoStudents, Options):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
-            raise ValueError("cps needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
+        labelled, unlabelled = labelled_and_others(batch, "cps", self.partial_labels)
         view_key, task_key, *own_keys = jax.random.split(key, 2 + len(STUDENTS))
         keys = dict(zip(STUDENTS, own_keys, strict=True))
         students = {name: Variables(params[name], state.batch_stats[name]) for name in STUDENTS}
-        image, views, students = self.views(students, batch.labelled, batch.unlabelled, view_key, keys)
+        image, views, students = self.views(students, labelled, unlabelled, view_key, keys)
 
         outputs: dict[str, dict[str, HeadOutput]] = {}
         stats, teacher_stats = {}, {}
         for name, student in students.items():
-            outputs[name], stats[name] = self.run_student(student, image, batch.labelled, keys[name])
+            outputs[name], stats[name] = self.run_student(student, image, labelled, keys[name])
             teacher = state.teacher[name]
             teacher_stats[name] = teacher_statistics(self.network, teacher, image, keys[name], self.bn_mode)
         terms: Terms = {}

@@ -14,6 +14,7 @@ from forec_jax.methods.parts.heads import (
 )
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
+from forec_jax.methods.parts.views import labelled_and_others
 from forec_jax.methods.parts.weak_to_strong import WEAK_TO_STRONG
 from forec_jax.options import NoOptions
 
@@ -28,18 +29,17 @@ class FixMatch(SemiSupervised):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
-            raise ValueError("fixmatch needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
+        labelled, unlabelled = labelled_and_others(batch, "fixmatch", self.partial_labels)
         view_key, dropout_key, task_key = jax.random.split(key, 3)
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
         labelling = jax.lax.stop_gradient(student)
         image, views = self.taught(
             lambda image: class_probabilities(self.network, labelling, image),
-            batch.labelled,
-            batch.unlabelled,
+            labelled,
+            unlabelled,
             view_key,
         )
-        outputs, stats = self.run_student(student, image, batch.labelled, dropout_key)
+        outputs, stats = self.run_student(student, image, labelled, dropout_key)
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         unsupervised, metrics = self.unsupervised(logits, views, state.step)

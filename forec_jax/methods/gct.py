@@ -38,7 +38,7 @@ from forec_jax.methods.parts.ramp import exponential_rise
 from forec_jax.methods.parts.students import STUDENTS, StudentsOptions, TwoStudents, of_student
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, labelled_pixels, supervised_terms
-from forec_jax.methods.parts.views import self_labelled
+from forec_jax.methods.parts.views import both_parts, self_labelled
 from forec_jax.models import flaw_detector
 from forec_jax.models.critic import SCORE
 from forec_jax.options import at_least, option
@@ -99,15 +99,14 @@ class Gct(TwoStudents, _Guidance):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or batch.unlabelled is None:
-            raise ValueError("gct needs both: set batch.labelled and batch.unlabelled above 0")
+        labelled, unlabelled = both_parts(batch, "gct")
         view_key, task_key, *own_keys = jax.random.split(key, 2 + len(STUDENTS))
-        image, unsaid = self.untaught(batch.labelled, batch.unlabelled, view_key)
+        image, unsaid = self.untaught(labelled, unlabelled, view_key)
         detector = Variables(params[FLAW_DETECTOR], state.batch_stats[FLAW_DETECTOR])
         outputs, said, stats, teacher_stats = {}, {}, {}, {}
         for name, own_key in zip(STUDENTS, own_keys, strict=True):
             student = Variables(params[name], state.batch_stats[name])
-            outputs[name], stats[name] = self.run_student(student, image, batch.labelled, own_key)
+            outputs[name], stats[name] = self.run_student(student, image, labelled, own_key)
             teacher_stats[name] = teacher_statistics(self.network, state.teacher[name], image, own_key, self.bn_mode)
             probabilities = jax.nn.softmax(outputs[name][SEGMENTATION].output, axis=-1)
             said[name], detector = self.said(detector, image, probabilities, unsaid)

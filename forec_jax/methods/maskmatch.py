@@ -30,6 +30,7 @@ from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
 from forec_jax.methods.parts.two_views import joined, two_view_terms
 from forec_jax.methods.parts.views import (
+    both_parts,
     interleave,
     labelled_rows,
     student_input,
@@ -76,13 +77,12 @@ class MaskMatch(SemiSupervised, Options):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or batch.unlabelled is None:
-            raise ValueError("maskmatch needs both: set batch.labelled and batch.unlabelled above 0")
+        labelled, unlabelled = both_parts(batch, "maskmatch")
         colour_key, mixing_key, view_key, first_key, second_key, task_key = jax.random.split(key, 6)
         teacher, heads = state.teacher[STUDENT], head_names(self.auxiliary)
-        rows = labelled_rows(colour_key, batch.labelled, self.labelled_colour)
+        rows = labelled_rows(colour_key, labelled, self.labelled_colour)
         image, views = student_input(self.labelled_mixing(mixing_key, rows), None)
-        seen = self.two_views(weak_rows(batch.unlabelled, self.taught_at_scales(teacher, batch.unlabelled)), view_key)
+        seen = self.two_views(weak_rows(unlabelled, self.taught_at_scales(teacher, unlabelled)), view_key)
         seen_views = unlabelled_views(seen)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])

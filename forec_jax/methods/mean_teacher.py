@@ -14,6 +14,7 @@ from forec_jax.methods.parts.heads import (
 )
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
+from forec_jax.methods.parts.views import labelled_and_others
 from forec_jax.options import NoOptions
 
 
@@ -32,16 +33,13 @@ class MeanTeacher(SemiSupervised):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
-            raise ValueError(
-                "mean_teacher needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)"
-            )
+        labelled, unlabelled = labelled_and_others(batch, "mean_teacher", self.partial_labels)
         view_key, dropout_key, task_key = jax.random.split(key, 3)
         teacher = state.teacher[STUDENT]
-        image, views = self.views(teacher, batch.labelled, batch.unlabelled, view_key)
+        image, views = self.views(teacher, labelled, unlabelled, view_key)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
-        outputs, stats = self.run_student(student, image, batch.labelled, dropout_key)
+        outputs, stats = self.run_student(student, image, labelled, dropout_key)
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         unsupervised, metrics = self.unsupervised(logits, views, state.step)

@@ -19,7 +19,7 @@ from forec_jax.methods.parts.snapshots import (
     with_snapshot,
 )
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, under_name
-from forec_jax.methods.parts.views import unit_image, weak_rows
+from forec_jax.methods.parts.views import both_parts, unit_image, weak_rows
 from forec_jax.methods.parts.weak_to_strong import WEAK_TO_STRONG
 from forec_jax.methods.unimatch import Seen, UniMatch, consistency
 from forec_jax.options import SHARE, STEPS, OptionError, at_least, option
@@ -65,15 +65,14 @@ class PrevMatch(UniMatch, Options):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.unlabelled is None:
-            raise ValueError("prevmatch needs both: set batch.labelled and batch.unlabelled above 0")
+        _, unlabelled = both_parts(batch, "prevmatch")
         key, draw_key = jax.random.split(key)
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
         snapshots = with_snapshot(state.memory[SNAPSHOTS], student, state.step, int(self.every), self.network.frozen)
         state = state._replace(memory={**state.memory, SNAPSHOTS: snapshots})
         drawn = draw_snapshots(draw_key, snapshots, self.drawn)
-        image = unit_image(batch.unlabelled.image)
-        guided = weak_rows(batch.unlabelled, snapshot_probabilities(self.network, snapshots, drawn, student, image))
+        image = unit_image(unlabelled.image)
+        guided = weak_rows(unlabelled, snapshot_probabilities(self.network, snapshots, drawn, student, image))
         seen = self.passes(params, state, batch, key, extra=(guided.label, guided.confidence))
 
         terms, metrics = consistency(seen, functools.partial(self.unsupervised, step=state.step))

@@ -44,6 +44,7 @@ from forec_jax.methods.parts.vat import (
     published_perturbation,
     run_changed,
 )
+from forec_jax.methods.parts.views import labelled_and_others
 from forec_jax.options import STEPS, at_least, option
 
 TEACHERS = ("teacher_1", "teacher_2")
@@ -98,17 +99,16 @@ class PsMt(SemiSupervised, Options):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
-            raise ValueError("ps_mt needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
+        labelled, unlabelled = labelled_and_others(batch, "ps_mt", self.partial_labels)
         view_key, dropout_key, task_key, vat_key = jax.random.split(key, 4)
-        image, views, teachers = self.views(state, batch.labelled, batch.unlabelled, view_key, dropout_key)
+        image, views, teachers = self.views(state, labelled, unlabelled, view_key, dropout_key)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
         outputs, stats = self.in_passes(
             functools.partial(self.perturbed_pass, student, state),
             student.batch_stats,
             (image, views),
-            batch.labelled,
+            labelled,
             (dropout_key, vat_key),
         )
         logits = outputs[SEGMENTATION].output

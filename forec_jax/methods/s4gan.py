@@ -41,7 +41,7 @@ from forec_jax.methods.parts.terms import (
     labelled_pixels,
     supervised_terms,
 )
-from forec_jax.methods.parts.views import interleave, self_labelled
+from forec_jax.methods.parts.views import interleave, labelled_and_others, self_labelled
 from forec_jax.models import discriminator_network
 from forec_jax.models.critic import SCORE
 from forec_jax.options import BELOW_1, at_least, option
@@ -87,13 +87,12 @@ class S4Gan(WithDiscriminator, _Game):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
-            raise ValueError("s4gan needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
+        labelled, unlabelled = labelled_and_others(batch, "s4gan", self.partial_labels)
         view_key, dropout_key, critic_key, task_key = jax.random.split(key, 4)
-        image, views = self.untaught(batch.labelled, batch.unlabelled, view_key)
+        image, views = self.untaught(labelled, unlabelled, view_key)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
-        outputs, stats = self.run_student(student, image, batch.labelled, dropout_key)
+        outputs, stats = self.run_student(student, image, labelled, dropout_key)
         logits = outputs[SEGMENTATION].output
         probabilities = jax.nn.softmax(logits, axis=-1)
         views = self_labelled(views, probabilities)

@@ -43,6 +43,7 @@ from forec_jax.methods.parts.terms import (
     pseudo_labelled_pixels,
     supervised_terms,
 )
+from forec_jax.methods.parts.views import labelled_and_others
 from forec_jax.options import ABOVE_0, SHARE, at_least, from_to, one_of, option
 
 EMBEDDING = "embedding"
@@ -109,16 +110,15 @@ class U2pl(SemiSupervised, Contrast):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
-            raise ValueError("u2pl needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
+        labelled, unlabelled = labelled_and_others(batch, "u2pl", self.partial_labels)
         view_key, dropout_key, teacher_key, task_key, contrast_key = jax.random.split(key, 5)
         teacher = jax.lax.stop_gradient(state.teacher[STUDENT])
         image, views = self.taught(
-            lambda weak: class_probabilities(self.network, teacher, weak), batch.labelled, batch.unlabelled, view_key
+            lambda weak: class_probabilities(self.network, teacher, weak), labelled, unlabelled, view_key
         )
         student, heads = Variables(params[STUDENT], state.batch_stats[STUDENT]), head_names(self.auxiliary)
-        outputs, stats = self.run(student, image, batch.labelled, dropout_key, (*heads, EMBEDDING))
-        guide, teacher_stats = self.run(teacher, image, batch.labelled, teacher_key, self.teacher_heads)
+        outputs, stats = self.run(student, image, labelled, dropout_key, (*heads, EMBEDDING))
+        guide, teacher_stats = self.run(teacher, image, labelled, teacher_key, self.teacher_heads)
         logits, probability = outputs[SEGMENTATION].output, jax.nn.softmax(guide[SEGMENTATION].output, axis=-1)
 
         unsure = entropy(probability)

@@ -30,7 +30,14 @@ from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, head_names, mean_logits, run_heads
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms, under_name
-from forec_jax.methods.parts.views import interleave, labelled_rows, pseudo_labelled_rows, student_input, unit_image
+from forec_jax.methods.parts.views import (
+    both_parts,
+    interleave,
+    labelled_rows,
+    pseudo_labelled_rows,
+    student_input,
+    unit_image,
+)
 from forec_jax.options import option
 
 SECOND = "segmentation_2"
@@ -71,13 +78,12 @@ class Ucc(SemiSupervised, Options):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or batch.unlabelled is None:
-            raise ValueError("ucc needs both: set batch.labelled and batch.unlabelled above 0")
+        labelled, unlabelled = both_parts(batch, "ucc")
         view_key, dropout_key, task_key = jax.random.split(key, 3)
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
-        image, said, weak = self.views(student, batch.labelled, batch.unlabelled, view_key)
+        image, said, weak = self.views(student, labelled, unlabelled, view_key)
         heads = *head_names(self.auxiliary), SECOND
-        outputs, stats = self.run(student, image, batch.labelled, dropout_key, heads)
+        outputs, stats = self.run(student, image, labelled, dropout_key, heads)
         terms: Terms = {}
         metrics: Metrics = {}
         for head, labeller in OTHER.items():

@@ -16,6 +16,7 @@ from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
 from forec_jax.methods.parts.two_views import PseudoLabelLoss, joined, two_view_terms
 from forec_jax.methods.parts.views import (
+    both_parts,
     labelled_rows,
     strong_rows,
     student_input,
@@ -78,16 +79,15 @@ class UniMatch(SemiSupervised, Options):
         self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array, extra: PyTree = ()
     ) -> Seen:
         """The student's two passes. `extra` are arrays [b,H,W,...] of the weak rows, which are mixed as their labels are."""
-        if batch.labelled is None or batch.unlabelled is None:
-            raise ValueError("unimatch needs both: set batch.labelled and batch.unlabelled above 0")
+        labelled, unlabelled = both_parts(batch, "unimatch")
         colour_key, mixing_key, strong_key, pass_key, second_key, _ = _keys(key)
-        rows = labelled_rows(colour_key, batch.labelled, self.labelled_colour)
+        rows = labelled_rows(colour_key, labelled, self.labelled_colour)
         image, views = student_input(self.labelled_mixing(mixing_key, rows), None)
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
-        first, stats = self.first_pass(student, image, unit_image(batch.unlabelled.image), pass_key)
+        first, stats = self.first_pass(student, image, unit_image(unlabelled.image), pass_key)
 
         probabilities = jax.lax.stop_gradient(jax.nn.softmax(first.weak, axis=-1))
-        weak = weak_rows(batch.unlabelled, probabilities)._replace(extra=extra)
+        weak = weak_rows(unlabelled, probabilities)._replace(extra=extra)
         strong = strong_rows(strong_key, weak, self.colour, self.mixing)
         outputs, stats = run_heads(
             self.network,

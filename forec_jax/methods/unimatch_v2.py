@@ -22,6 +22,7 @@ from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
 from forec_jax.methods.parts.two_views import joined, two_view_terms
 from forec_jax.methods.parts.views import (
+    both_parts,
     labelled_rows,
     strong_rows,
     student_input,
@@ -54,14 +55,13 @@ class UniMatchV2(SemiSupervised, Options):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: jax.Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or batch.unlabelled is None:
-            raise ValueError("unimatch_v2 needs both: set batch.labelled and batch.unlabelled above 0")
+        labelled, unlabelled = both_parts(batch, "unimatch_v2")
         colour_key, mixing_key, strong_key, drop_key, dropout_key, task_key = jax.random.split(key, 6)
         teacher, heads = state.teacher[STUDENT], head_names(self.auxiliary)
-        rows = labelled_rows(colour_key, batch.labelled, self.labelled_colour)
+        rows = labelled_rows(colour_key, labelled, self.labelled_colour)
         image, views = student_input(self.labelled_mixing(mixing_key, rows), None)
-        probabilities = class_probabilities(self.network, teacher, unit_image(batch.unlabelled.image))
-        weak = weak_rows(batch.unlabelled, probabilities)
+        probabilities = class_probabilities(self.network, teacher, unit_image(unlabelled.image))
+        weak = weak_rows(unlabelled, probabilities)
         pairs = strong_rows(strong_key, weak, self.colour, self.mixing)
         strong, strong_views = pairs.strong, unlabelled_views(pairs)
 

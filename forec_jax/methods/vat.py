@@ -23,7 +23,7 @@ from forec_jax.methods.parts.vat import (
     logits_from,
     run_changed,
 )
-from forec_jax.methods.parts.views import self_labelled
+from forec_jax.methods.parts.views import labelled_and_others, self_labelled
 from forec_jax.models.layers import channelwise
 from forec_jax.options import at_least, option
 
@@ -57,18 +57,17 @@ class Vat(SemiSupervised, Options):
 
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
-        if batch.labelled is None or (batch.unlabelled is None and not self.partial_labels):
-            raise ValueError("vat needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
+        labelled, unlabelled = labelled_and_others(batch, "vat", self.partial_labels)
         view_key, dropout_key, vat_key, task_key = jax.random.split(key, 4)
-        image, views = self.untaught(batch.labelled, batch.unlabelled, view_key)
+        image, views = self.untaught(labelled, unlabelled, view_key)
         teacher = jax.lax.stop_gradient(state.teacher[STUDENT])
         said = functools.partial(class_probabilities, self.network, teacher)
-        target = self.of_unlabelled(said, views.image, batch.labelled)
+        target = self.of_unlabelled(said, views.image, labelled)
         views = self_labelled(views, target)
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
         judge = teacher if self.direction == "teacher" else jax.lax.stop_gradient(student)
-        outputs, stats = self.perturbed_student(student, judge, (image, views), batch.labelled, (dropout_key, vat_key))
+        outputs, stats = self.perturbed_student(student, judge, (image, views), labelled, (dropout_key, vat_key))
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
         consistency, metrics = self.unsupervised(

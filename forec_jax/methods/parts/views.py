@@ -7,12 +7,26 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from forec_jax.augment import Mixing, Rows
-from forec_jax.contracts import IGNORE, UNLABELLED, Array, Labelled, Pseudo, Unlabelled, Views
+from forec_jax.contracts import IGNORE, UNLABELLED, Array, Batch, Labelled, Pseudo, Unlabelled, Views
 
 PSEUDO_LABELS = "pseudo_labels"
 """Name of the values that are worth keeping where a forward pass is recomputed: they took one of the teacher's."""
 
 Colour = Callable[[Array, Array, Array], Array]  # (key, image f32[B,H,W,3] in [0,1], valid) -> the same shape and range
+
+
+def both_parts(batch: Batch, method: str) -> tuple[Labelled, Unlabelled | Labelled]:
+    """The labelled and the unlabelled rows of a batch; raises ValueError where a method has not been given both."""
+    if batch.labelled is None or batch.unlabelled is None:
+        raise ValueError(f"{method} needs both: set batch.labelled and batch.unlabelled above 0")
+    return batch.labelled, batch.unlabelled
+
+
+def labelled_and_others(batch: Batch, method: str, partial: bool) -> tuple[Labelled, Unlabelled | Labelled | None]:
+    """The same of a method that with `partial` labels needs no unlabelled rows."""
+    if batch.labelled is None or (batch.unlabelled is None and not partial):
+        raise ValueError(f"{method} needs both: set batch.labelled and batch.unlabelled above 0 (or data.partial)")
+    return batch.labelled, batch.unlabelled
 
 
 def unit_image(image: Array) -> Array:
