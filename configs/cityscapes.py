@@ -20,7 +20,7 @@ and evaluation goes by sliding windows of the crop's size.
 from ml_collections import ConfigDict
 
 from forec_jax.config import Variant, apply_variant, defaults
-from forec_jax.variants import OTHERS, batch_of, trained
+from forec_jax.variants import OF_VATS_AUTHORS, OTHERS, batch_of, trained
 
 OHEM = {"method.supervised_loss": "ohem", "method.ohem_min_kept": 100_000}  # 200,000 of two rows
 UNIMATCH = {
@@ -161,20 +161,11 @@ PARTS = {
     "vat_paper": OTHERS["vat_paper"].but(
         {
             **batch_of(4),
-            "model.encoder": "resnet101",
-            "model.resnet.output_stride": 8,
-            "model.decoder": "deeplab_v2",
-            "model.encoder_statistics": "weights",
+            **OF_VATS_AUTHORS,
             "data.longest_side": 1024,
             "data.crop": 361,
             "data.scale": (1.0, 1.0),
             "eval.mode": "whole",
-            "optim.name": "adamw",  # Adam, as nothing decays
-            "optim.lr": 3e-6,
-            "optim.head_lr_multiplier": 10.0,
-            "optim.weight_decay": 0.0,
-            "optim.poly_power": 0.0,
-            "steps": 40_000,
         },
         meaning="VAT, not published here, as its authors ran CutMix: half size, DeepLabV2, 4 + 4 images, 40,000 steps",
     ),

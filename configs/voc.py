@@ -16,7 +16,7 @@ The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one
 from ml_collections import ConfigDict
 
 from forec_jax.config import Variant, apply_variant, defaults
-from forec_jax.variants import OTHERS, batch_of, trained
+from forec_jax.variants import OF_VATS_AUTHORS, OTHERS, batch_of, trained
 
 PAPER = Variant(
     {
@@ -102,19 +102,10 @@ U2PL_PAPER = OTHERS["u2pl_paper"].but(
 VAT_PAPER = OTHERS["vat_paper"].but(
     {
         **batch_of(10),
-        "model.encoder": "resnet101",
-        "model.resnet.output_stride": 8,
-        "model.decoder": "deeplab_v2",
-        "model.encoder_statistics": "weights",
+        **OF_VATS_AUTHORS,
         "data.crop": 321,
         "data.scale": (0.5, 1.5),
         "data.pool": "train_aug",
-        "optim.name": "adamw",  # Adam, as nothing decays
-        "optim.lr": 3e-6,
-        "optim.head_lr_multiplier": 10.0,
-        "optim.weight_decay": 0.0,
-        "optim.poly_power": 0.0,
-        "steps": 40_000,
     },
     meaning="VAT with DeepLabV2: 10 + 10 images, Adam at a constant 3e-5 (encoder 3e-6), 40,000 steps",
 )

@@ -71,6 +71,20 @@ _FIXMATCH_EMA = {**WEAK_TO_STRONG, "ema.decay": 0.996}
 _V2_BATCH: dict[str, Any] = {"batch.labelled": 8, "batch.unlabelled": lambda c: 8 if c.batch.unlabelled else 0}
 _V2_MEANING = "{} on DINOv2-B, 8 + 8 images (ADE20K's); steps: 60 passes over the unlabelled images"
 
+OF_VATS_AUTHORS: Mapping[str, Any] = {
+    "model.encoder": "resnet101",
+    "model.resnet.output_stride": 8,
+    "model.decoder": "deeplab_v2",
+    "model.encoder_statistics": "weights",
+    "optim.name": "adamw",  # Adam, as nothing decays
+    "optim.lr": 3e-6,
+    "optim.head_lr_multiplier": 10.0,
+    "optim.weight_decay": 0.0,
+    "optim.poly_power": 0.0,
+    "steps": 40_000,
+}
+"""The network and the optimiser of VAT's authors (French et al., 2020), on each of their data sets."""
+
 OTHERS: Mapping[str, Variant] = {
     **ENCODER_VARIANTS,
     "cutout": _half_mixing("cutout_half"),
