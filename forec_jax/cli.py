@@ -37,6 +37,7 @@ COMMANDS = {
     "predict": Command("use", "segment images with a trained model"),
     "table": Command("use", "compare trained models"),
     "visualize": Command("figures", "show predictions, latent images and class relations"),
+    "report": Command("figures", "show runs on one page: scores, curves, confusion, examples, options"),
     "labels": Command("figures", "show the masks that a training learns from"),
     "prepare": Command("data", "pack a data set ahead of its first use"),
     "convert": Command("data", "arrange PyTorch's weights as this library's"),

@@ -244,6 +244,24 @@ def test_visualize_draws_a_sheet_an_image_and_measures_a_split(trained, tmp_path
     assert size_of(tmp_path / "own" / "own.png")[1] == 18 + 2 * (192 + 18 + 4) + 20
 
 
+def test_a_report_shows_a_run_on_one_page(trained, tmp_path, capsys):
+    pytest.importorskip("jinja2")
+    out = tmp_path / "pages" / "report.html"
+    assert cli.run(["report", str(trained), f"--out={out}", "--examples=2"]) == 0
+    html, best = out.read_text(encoding="utf-8"), json.loads((trained / "summary.json").read_text())["best"]
+    assert f"{100 * best['miou']:.1f} at step {best['step']}" in html
+    assert html.count('class="stack"') == 2
+    assert "forec paints" in html
+    assert 'class="matrix"' in html
+    again = ["report", f"--workdir={trained}", f"--out={out}", "--examples=0", "--noscore"]
+    assert cli.run(again) == 0
+    html = out.read_text(encoding="utf-8")
+    assert f"{100 * best['miou']:.1f} at step {best['step']}" in html
+    assert 'class="matrix"' not in html
+    assert "holds no run" in error_of(capsys, cli.run(["report", str(tmp_path), f"--out={out}"]))
+    assert "--out is missing" in error_of(capsys, cli.run(["report", str(trained)]))
+
+
 def test_visualize_draws_how_the_classes_relate(trained, tmp_path, capsys):
     """A run without regional contrast has the encoder's relations, and probabilities but no queries."""
     arguments = ["visualize", "--what=classes", f"--workdir={trained}", f"--out={tmp_path}"]

@@ -1,5 +1,6 @@
-"""Commands that draw: visualize, labels."""
+"""Commands that draw: visualize, report, labels."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,34 @@ def visualize_classes(values: flags.FlagValues) -> int:
                 shown = "none: fewer than two classes occur" if mean is None else f"{mean:.3f}"
                 print(f"{name}, {embedding}: mean similarity of two classes {shown}")
     print(f"matrix and dendrogram in {out / 'classes.png'}, figures in {out / 'classes.json'}")
+    return 0
+
+
+def report(argv: Sequence[str]) -> int:
+    """Writes one page that shows runs: scores, curves, confusion, examples, options. A browser opens it without network.
+
+    forec-jax report runs/supervised runs/forec --out=report.html
+    """
+    folders_given = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv[1:]))
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_list("workdir", folders_given, "work directories of the runs", flag_values=values)
+        flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "which network", flag_values=values)
+        flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
+        root_flag(values)
+        flags.DEFINE_string("out", None, "the page, an HTML file", flag_values=values)
+        flags.DEFINE_integer("examples", 6, "images that are shown", lower_bound=0, flag_values=values)
+        scored = "score the runs anew, for the confusion matrix; without it: the scores that their trainings logged"
+        flags.DEFINE_bool("score", True, scored, flag_values=values)
+
+    values = parse([argv[0], *argv[1 + len(folders_given) :]], define, report.__doc__)
+    required(values, "workdir", "out")
+    from forec_jax.experiment.report import write_report
+
+    out = Path(values.out).expanduser()
+    which = {"network": values.network, "checkpoint": values.checkpoint, "root": values.data_root}
+    write_report(folders(values.workdir), out, **which, examples=values.examples, score=values.score)
+    print(f"{out}: open it in a browser")
     return 0
 
 

@@ -46,8 +46,8 @@ def visualize_runs(
 ) -> int:
     """Writes a sheet for each image that `images` names to `out`, a row a run; returns their number (docs/visualize.md)."""
     first, *_ = runs.values()
-    labels, class_index = _shared_labels(runs), _class_index_of(runs, class_name)
-    models = [_shown_model(run, name, network) for name, run in runs.items()]
+    labels, class_index = shared_labels(runs), _class_index_of(runs, class_name)
+    models = [shown_model(run, name, network) for name, run in runs.items()]
     sheets = compare(models, _chosen_examples(images, first), labels, class_index=class_index, count=count)
     return _write_sheets(sheets, out) + _write_decompositions(runs, images, out)
 
@@ -89,7 +89,7 @@ def _correlations_of(run: Run, name: str, split: str) -> dict[str, Any]:
     """One run's part of latents.json: by class, and the mean over the classes that are not background."""
     examples = evaluation_examples(run.dataset().scored(split))
     # The student's head whatever the network that is evaluated: no teacher keeps one.
-    best = mean_correlations(_shown_model(run, name, "student"), examples)
+    best = mean_correlations(shown_model(run, name, "student"), examples)
     foreground = [found.correlation for k, found in best.items() if k not in run.labels.background_classes]
     return {
         "step": int(run.state.step),
@@ -102,9 +102,9 @@ def _correlations_of(run: Run, name: str, split: str) -> dict[str, Any]:
 def query_runs(runs: Mapping[str, Run], images: str, out: Path, class_name: str | None) -> int:
     """Writes a sheet of easy and hard queries for each image to `out`/queries, a row a run; returns their number."""
     first, *_ = runs.values()
-    models = [_shown_model(run, name, "student") for name, run in runs.items()]
+    models = [shown_model(run, name, "student") for name, run in runs.items()]
     examples = _chosen_examples(images, first)
-    sheets = query_sheets(models, examples, _shared_labels(runs), class_index=_class_index_of(runs, class_name))
+    sheets = query_sheets(models, examples, shared_labels(runs), class_index=_class_index_of(runs, class_name))
     return _write_sheets(sheets, out / "queries")
 
 
@@ -164,7 +164,7 @@ def show_labels(data: sources.TrainingData, shares: Sequence[str], out: Path, co
     return _write_sheets(label_sheets(data.labelled, parts, data.dataset.labels, count), out)
 
 
-def _shared_labels(runs: Mapping[str, Run]) -> Labels:
+def shared_labels(runs: Mapping[str, Run]) -> Labels:
     """The labels of runs of one data set, the first one's; raises WorkdirError where their classes differ."""
     first, *_ = runs.values()
     _shared_classes(runs)
@@ -180,7 +180,7 @@ def _class_index_of(runs: Mapping[str, Run], class_name: str | None) -> int | No
     return classes.index(class_name)
 
 
-def _shown_model(run: Run, name: str, network: str) -> Model:
+def shown_model(run: Run, name: str, network: str) -> Model:
     """A run as `visualize` takes it; the student stands in where there is no teacher."""
     student = build.network_variables(run.state, "student")
     network = network if run.state.teacher else "student"

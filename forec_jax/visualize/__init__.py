@@ -1,6 +1,6 @@
 """Pictures of labels, predictions, confidence and latent images, made with NumPy and Pillow."""
 
-from forec_jax.visualize.compare import Model, compare, mean_correlations
+from forec_jax.visualize.compare import Examiner, Finding, Model, compare, mean_correlations, sheets_class, truth_of
 from forec_jax.visualize.decomposition import decompositions
 from forec_jax.visualize.labels import label_sheets, shown_labels
 from forec_jax.visualize.latents import (
@@ -21,6 +21,8 @@ from forec_jax.visualize.sheets import captioned, fit, heatmap, sheet
 __all__ = [
     "IGNORE_COLOUR",
     "BestChannel",
+    "Examiner",
+    "Finding",
     "Model",
     "Painted",
     "Painter",
@@ -46,7 +48,9 @@ __all__ = [
     "save_index_png",
     "segmenting_network",
     "sheet",
+    "sheets_class",
     "shown_labels",
     "top_channels",
+    "truth_of",
     "with_legend",
 ]

@@ -56,7 +56,7 @@ def compare(
     images that follow it most, each with its correlation. The class is `class_index`, or `sheets_class`; its mask is the
     truth's, or else the prediction's. Where it is not in the image, its mask and the latent images are left out.
     """
-    examiners = [_Examiner(model) for model in models]
+    examiners = [Examiner(model) for model in models]
     latents = [f"latent image {rank}" for rank in range(1, count + 1)]
     titles = ["input", "overlay", "truth", "prediction", "confidence", "reconstruction", "class", *latents]
     for example in examples:
@@ -94,7 +94,7 @@ def painting_variables(model: Model, painter: Painter) -> tuple[dict[str, Variab
     return model.student, "student"
 
 
-class _Examiner:
+class Examiner:
     """Finds what a model makes of one image after the other."""
 
     def __init__(self, model: Model) -> None:
@@ -103,6 +103,7 @@ class _Examiner:
         self._painter = painter_of(model.method, model.bucket, model.space)
 
     def __call__(self, example: Example) -> Finding:
+        """What the model makes of an example."""
         prediction = next(self._predictor(self.model.variables, [example]))
         if self._painter is None:
             return Finding(prediction, None, "")
