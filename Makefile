@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # As the commands do themselves (forec_jax/cli.py); for pytest and its processes.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: setup quickstart test slow parity notebooks store-notebooks bench lint format clean
+.PHONY: setup quickstart test slow parity notebooks store-notebooks docs bench lint format clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,11 @@ notebooks: $(STAMP)
 store-notebooks: $(STAMP)
 	$(BIN)/python notebooks/store.py
 
+# The pages of docs/ as a site, in site/: open site/index.html. A warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs site
+
 # What fits a CPU and takes some minutes; docs/performance.md has the commands for more, and for a GPU.
 # Input is measured on the embedded shapes data unless VOC names the folder that holds VOC2012/.
 VOC ?=
@@ -73,4 +78,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -60,7 +60,7 @@ def percent(miou: float | None) -> str:
 def process_flags(values: flags.FlagValues) -> None:
     """The flags that join processes to one run; Slurm, Open MPI and TPU pods need none of them."""
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
-    bind = "address on which process 0 listens for the others (launch/README.md); by default loopback where it can"
+    bind = "address on which process 0 listens for the others (docs/launch.md); by default loopback where it can"
     flags.DEFINE_string("bind", None, bind, flag_values=values)
     flags.DEFINE_integer("processes", None, "how many processes", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("process", None, "which one this is, from 0", lower_bound=0, flag_values=values)
