@@ -24,7 +24,7 @@ SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_pod.sh")
 def test_scripts_are_clean_and_have_a_section(name):
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     subprocess.run([shellcheck, LAUNCH / name], check=True)
-    assert f"## {name}:" in (LAUNCH / "README.md").read_text()
+    assert f"## {name}:" in (LAUNCH.parent / "docs" / "launch.md").read_text()
 
 
 def local(tmp_path, processes, body, grace=60):
