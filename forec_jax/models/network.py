@@ -174,7 +174,7 @@ def assemble(encoder: Encoder, decoder: Decoder, heads: tuple[HeadSpec, ...]) ->
 
     Returns:
       The network. `encode` has the defaults valid=None, train=False, rng=None; `fuse`, `classify` and `decode` train=False,
-      rng=None (needed in train mode if the decoder has dropout). Fused features are `Features`. `valid` is for inference:
+      rng=None (needed in train mode if a part has dropout). Fused features are `Features`. `valid` is for inference:
       in train mode it also bounds what convolutions see, but BatchNorm's statistics still cover the padding.
 
     Raises:
@@ -220,9 +220,10 @@ class _Parts:
         _check_patch(image, self.encoder.patch)
         _check_valid(image, valid, self.encoder.multiple)
         mean, std = (channelwise(jnp.asarray(colour, image.dtype)) for colour in (self.encoder.mean, self.encoder.std))
-        maps, stats = _apply(self.encoder.module(train), variables, ENCODER, ((image - mean) / std, valid), train, None)
+        key = None if rng is None else named_key(rng, ENCODER)
+        maps, stats = _apply(self.encoder.module(train), variables, ENCODER, ((image - mean) / std, valid), train, key)
         if self.shared is not None:
-            key = None if rng is None else named_key(rng, PYRAMID)  # the encoders draw nothing, its dropout does
+            key = None if rng is None else named_key(rng, PYRAMID)
             variables = variables._replace(batch_stats=stats)
             last, stats = _apply(self.shared(train), variables, PYRAMID, (maps[-1], valid), train, key)
             maps = (*maps[:-1], last)

@@ -70,6 +70,44 @@ def test_a_padded_image_gives_the_scores_of_the_image_alone():
     assert not found[:, :, 101:].any()
 
 
+def test_a_block_leaves_its_branches_out_for_some_images_and_doubles_them_for_the_others():
+    """With a share of a half, an image keeps neither branch, one, or both."""
+    block = mit._Block(mit.STAGES[3], 1e-6, 0.5, jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(48, 2, 3, 16)), jnp.float32)
+    params = unsettled(block.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, x, None, None))
+    found = block.apply(params, x, None, None, rngs={"dropout": jax.random.key(2)})
+
+    def branch(name, x):
+        """What the block adds where its other branch adds nothing."""
+        muted = {k: jax.tree.map(jnp.zeros_like, v) if k == name else v for k, v in params["params"].items()}
+        return mit._Block(mit.STAGES[3], 1e-6, 0.0, jnp.float32).apply({"params": muted}, x, None, None) - x
+
+    seen = []
+    for attention in (0.0, 2.0):
+        middle = x + attention * branch("output", x)
+        for perceptron in (0.0, 2.0):
+            expected = middle + perceptron * branch("attended", middle)
+            seen.append(np.isclose(found, expected, atol=1e-4).all((1, 2, 3)))
+    counts = np.sum(seen, axis=1)
+    assert counts.sum() == len(x)
+    assert counts.min() >= 4
+
+
+def test_blocks_are_left_out_more_often_the_later_they_come_and_never_out_of_training():
+    dropped = MitOptions(width=1 / 8, depth=1, drop_path=0.6)
+    network = network_of(dropped)
+    variables = unsettled(network.init(jax.random.key(0)))
+    image = np.random.default_rng(0).random((6, 32, 32, 3), np.float32)
+
+    def encode(train, seed):
+        return network.encode(variables, image, train=train, rng=jax.random.key(seed))[0].maps
+
+    (first, *_, last), (other_first, *_, other_last) = encode(True, 0), encode(True, 1)
+    np.testing.assert_array_equal(first, other_first)  # the first block has the share 0
+    assert not np.allclose(last, other_last)
+    jax.tree.map(np.testing.assert_array_equal, encode(False, 0), encode(False, 1))
+
+
 def test_stages_are_joined_at_stride_4():
     network = network_of()
     variables = jax.eval_shape(network.init, jax.random.key(0))

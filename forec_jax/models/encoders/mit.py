@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from forec_jax.contracts import IMAGENET_MEAN, IMAGENET_STD, Variables
 from forec_jax.models.encoders.transformer import Dense, embedded, norm
 from forec_jax.models.layers import Conv, keep_valid, valid_extent, within
 from forec_jax.models.network import Encoder, EncoderEntry, Form
-from forec_jax.options import ABOVE_0, at_least, one_of, option
+from forec_jax.options import ABOVE_0, BELOW_1, at_least, one_of, option
 
 Array = jax.Array
 
@@ -51,6 +52,9 @@ class MitOptions:
     )
     width: float = option(1.0, "multiplies the channels; 1 is the published network", ABOVE_0)
     depth: int = option(0, "blocks of every stage; 0: as published", at_least(0))
+    drop_path: float = option(
+        0.1, "share of images that the last block is left out for in training; from 0 at the first block on", BELOW_1
+    )
     remat: bool = option(False, "keep less for the backward pass and compute it again (docs/scaling.md)")
 
 
@@ -70,6 +74,7 @@ class Mit(nn.Module):
     depths: tuple[int, ...]
     head_size: int
     epsilon: float
+    drop_path: float = 0.0  # stochastic depth (Huang et al., ECCV 2016) of the last block; 0 out of training
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -77,6 +82,7 @@ class Mit(nn.Module):
     def __call__(self, x: Array, valid: Array | None = None) -> tuple[Array, ...]:
         """f32[B,H,W,3] -> [B,ceil(H/s),ceil(W/s),C] for s = 4, 8, 16, 32 and C = 1, 2, 5, 8 heads."""
         block = nn.remat(_Block) if self.remat else _Block
+        dropped = iter(np.linspace(0.0, self.drop_path, sum(self.depths)).tolist())
         maps, stride = [], 1
         for index, (stage, depth) in enumerate(zip(STAGES, self.depths, strict=True)):
             stride *= stage.strides
@@ -85,7 +91,9 @@ class Mit(nn.Module):
             convolution = Conv(channels, stage.size, stage.strides, last=True, dtype=self.dtype, name=f"patch{index}")
             x = norm(f"patch{index}_norm", _EPSILON)(convolution(x, valid)).astype(self.dtype)
             for number in range(depth):
-                x = block(stage, self.epsilon, self.dtype, name=f"stage{index}_block{number}")(x, valid, extent)
+                x = block(stage, self.epsilon, next(dropped), self.dtype, name=f"stage{index}_block{number}")(
+                    x, valid, extent
+                )
             x = norm(f"norm{index}", self.epsilon)(x).astype(self.dtype)
             maps.append(x)
         return tuple(maps)
@@ -96,13 +104,18 @@ class _Block(nn.Module):
 
     stage: Stage
     epsilon: float
+    dropped: float  # share of images that each of the two is left out for
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Array, valid: Array | None, extent: Array | None) -> Array:
         """[B,h,w,C], the image's bool[B,H,W], and i32[B,2], what of [h,w] is valid -> [B,h,w,C]."""
-        x = x + self._attention(norm("norm1", self.epsilon)(x).astype(self.dtype), valid, extent)
-        return x + self._perceptron(norm("norm2", self.epsilon)(x).astype(self.dtype), valid)
+        x = x + self._kept(self._attention(norm("norm1", self.epsilon)(x).astype(self.dtype), valid, extent))
+        return x + self._kept(self._perceptron(norm("norm2", self.epsilon)(x).astype(self.dtype), valid))
+
+    def _kept(self, branch: Array) -> Array:
+        """The branch [B,h,w,C] by 1 / (1 - dropped) for the images that keep it, 0 for the others."""
+        return nn.Dropout(self.dropped, broadcast_dims=(1, 2, 3), deterministic=self.dropped == 0)(branch)
 
     def _attention(self, x: Array, valid: Array | None, extent: Array | None) -> Array:
         rows, height, width, channels = x.shape
@@ -144,8 +157,8 @@ def build(variant: str, o: MitOptions, form: Form) -> Encoder:
     """A MiT as an encoder."""
 
     def module(train: bool) -> nn.Module:
-        del train  # the published training drops whole blocks at random (0.1), which is not done here
-        return Mit(depths_of(variant, o), head_size_of(variant, o), o.epsilon, o.remat, form.dtype)
+        dropped = o.drop_path if train else 0.0
+        return Mit(depths_of(variant, o), head_size_of(variant, o), o.epsilon, dropped, o.remat, form.dtype)
 
     return Encoder(module, IMAGENET_MEAN, IMAGENET_STD, gives="stages")
 
