@@ -1,13 +1,15 @@
 """classes.toml: what the masks of a folder mean."""
 
+import json
 import tomllib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import ImageColor
 
+from forec_jax.contracts import IGNORE
 from forec_jax.data.datasets.voc import voc_palette
 from forec_jax.data.decode import ColourRule, MaskRule
 from forec_jax.data.listing import annotations_below
@@ -47,6 +49,14 @@ def read_classes(file: Path) -> ClassFile:
         raise DataError(f"{file}: first is for masks of indices, colours for masks of colours; leave one out")
     palette = _colours(file, colours, len(names))
     return ClassFile(names, palette, background, _colour_rule(file, palette, background, void, unlabelled))
+
+
+def class_file(names: Sequence[str], background: str | None) -> str:
+    """The text of a class file for masks of indices, in which 255 is void."""
+    lines = [f"names = {json.dumps(names, ensure_ascii=False)}", f"void = {IGNORE}"]
+    if background is not None:
+        lines.insert(1, f"background = {json.dumps(background, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"
 
 
 def _parsed(file: Path) -> dict[str, Any]:

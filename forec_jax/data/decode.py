@@ -48,7 +48,7 @@ def decode_mask(data: bytes, file: str, shape: tuple[int, ...], rule: MaskRule |
     Raises DataError, naming `file`, where it is broken, is not of `shape` (the image's) or holds what `rule` does not
     allow.
     """
-    mask = _open_mask(data, file)
+    mask = open_mask(data, file)
     return _checked(rule.label(mask.image, file), file, shape)
 
 
@@ -59,7 +59,7 @@ def decode_mask_of(
 
     Raises DataError as `decode_mask` does, and where the size shows that `follow` is wrong.
     """
-    mask = _open_mask(data, file)
+    mask = open_mask(data, file)
     image, orientation = mask.image, photo.orientation
     if orientation > 1:
         if (_size(image) == photo.size) != (_size(turn(image, orientation)) == photo.size):
@@ -88,7 +88,8 @@ def _check_turn(mask: Image.Image, file: str, photo: Photo, follow: Follow) -> N
         )
 
 
-def _open_mask(data: bytes, file: str) -> ImageFile:
+def open_mask(data: bytes, file: str) -> ImageFile:
+    """The image in `data`. Raises DataError, naming `file`, where it is broken, or its format changes values."""
     mask = open_image(data, file)
     if mask.lossy:
         raise DataError(

@@ -1,6 +1,7 @@
 """Image files as Pillow holds them: known by their content, of few formats, upright, and no larger than is needed."""
 
 import io
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,14 @@ class ImageFile(NamedTuple):
     orientation: int  # the tag by which it was turned, 1 to 8; 1: not at all
     lossy: bool  # its format changes pixels a little
     pages: bool  # it holds more images than the first, which is this one
+
+
+def read_file(file: str | Path) -> bytes:
+    """The bytes of a file. Raises DataError, naming it, where it cannot be read."""
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); repair or remove it") from error
 
 
 def open_image(data: bytes, file: str, longest_side: int = 0) -> ImageFile:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forec_jax.data.decode import ColourRule, Follow, MaskRule, decode_mask_of, decode_photo
+from forec_jax.data.imagefile import read_file
 from forec_jax.data.listing import image_files, match_masks, relative_id
 from forec_jax.data.prepared import Entry, index_by_id
 from forec_jax.data.remarks import Remarks
@@ -56,19 +57,12 @@ class PairSource:
 
     def __getitem__(self, index: int) -> Example:
         entry = self.entries[index]
-        photo = decode_photo(_read(entry.image), entry.image, self.longest_side, self.remarks)
+        photo = decode_photo(read_file(entry.image), entry.image, self.longest_side, self.remarks)
         if not self.labels or entry.mask is None:
             return Example(entry.id, photo.pixels)
-        label = decode_mask_of(photo, _read(entry.mask), entry.mask, self.rule, self.follow, self.remarks)
+        label = decode_mask_of(photo, read_file(entry.mask), entry.mask, self.rule, self.follow, self.remarks)
         return Example(entry.id, photo.pixels, shrunk_label(label, (photo.pixels.shape[0], photo.pixels.shape[1])))
 
     def without_labels(self) -> "PairSource":
         """The same images, masks unopened."""
         return replace(self, labels=False)
-
-
-def _read(file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}); repair or remove it") from error

@@ -5,7 +5,6 @@ Both sources have masks of some images. VOC's own wins: it has a void border and
 
 import hashlib
 import multiprocessing
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
@@ -20,7 +19,8 @@ from tqdm import tqdm
 from forec_jax.contracts import IGNORE
 from forec_jax.data.datasets.voc import CLASSES, voc_palette
 from forec_jax.data.decode import MaskRule, decode_mask
-from forec_jax.data.imagefile import open_image
+from forec_jax.data.imagefile import open_image, read_file
+from forec_jax.data.newfolder import new_folder
 from forec_jax.data.source import DataError
 
 _PALETTE = voc_palette(256)
@@ -56,7 +56,7 @@ def read_voc_mask(file: Path) -> np.ndarray:
 
     Raises DataError, naming the file, where it cannot be read or has other colours or values.
     """
-    data = _read(file)
+    data = read_file(file)
     image = open_image(data, str(file)).image
     if image.mode == "L":
         return decode_mask(data, str(file), (image.height, image.width), MaskRule(len(CLASSES)))
@@ -101,21 +101,12 @@ def write_voc_masks(voc: Path, sbd: Path, out: Path) -> Written:
     """
     own = _files(voc / "VOC2012" / "SegmentationClass", "*.png", "--source is the folder that holds VOC2012/")
     others = _files(sbd / "cls", "*.mat", "--sbd is the folder that holds cls/, usually benchmark_RELEASE/dataset")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is not an empty folder; choose another --out, or move it away")
     digest = hashlib.sha256()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-            unfinished = Path(temporary) / out.name
-            unfinished.mkdir()
-            for name in tqdm(sorted(own.keys() | others.keys()), unit="mask", mininterval=1):
-                mask = read_voc_mask(own[name]) if name in own else read_sbd_mask(others[name])
-                digest.update(f"{name} {mask.shape}\n".encode() + mask.tobytes())
-                _save(mask, unfinished / f"{name}.png")
-            unfinished.rename(out)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error}); set --out to a folder with room") from error
+    with new_folder(out) as folder:
+        for name in tqdm(sorted(own.keys() | others.keys()), unit="mask", mininterval=1):
+            mask = read_voc_mask(own[name]) if name in own else read_sbd_mask(others[name])
+            digest.update(f"{name} {mask.shape}\n".encode() + mask.tobytes())
+            _save(mask, folder / f"{name}.png")
     return Written(len(own), len(others.keys() - own.keys()), digest.hexdigest())
 
 
@@ -130,10 +121,3 @@ def _save(mask: np.ndarray, file: Path) -> None:
     image = Image.fromarray(mask)
     image.putpalette(np.asarray(_PALETTE, np.uint8).tobytes())  # turns the mode from L to P, pixel values unchanged
     image.save(file)
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}); restore it") from error

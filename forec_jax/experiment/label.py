@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,6 @@ from PIL import Image
 
 from forec_jax.contracts import IGNORE, Array, Thresholded, Variables
 from forec_jax.data import (
-    DataError,
     Example,
     Labels,
     Source,
@@ -28,6 +25,8 @@ from forec_jax.data import (
     resolve_split,
     select,
 )
+from forec_jax.data.classfile import CLASS_FILE, class_file
+from forec_jax.data.newfolder import check_new, new_folder
 from forec_jax.data.pseudo import CONFIDENCE, MASKS
 from forec_jax.evaluation import mean_iou
 from forec_jax.experiment import build, sources
@@ -93,18 +92,10 @@ def write_labels(run: Run, out: Path, how: Labelling) -> Written:
     folder appears complete or not at all. Raises WorkdirError where nothing is left to label, or milestones are asked for
     and missing; DataError where `out` is there already, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is not an empty folder; choose another --out, or move it away")
+    check_new(out)  # before the work begins
     images, rank = _images_of(run, how), _rank_of(run, how)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-            unfinished = Path(temporary) / out.name
-            written = _write_folder(run, unfinished, images, how, rank)
-            unfinished.rename(out)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error}); set --out to a folder with room") from error
-    return written
+    with new_folder(out) as folder:
+        return _write_folder(run, folder, images, how, rank)
 
 
 def _write_folder(run: Run, folder: Path, images: _Images, how: Labelling, rank: Rank) -> Written:
@@ -355,8 +346,7 @@ def _save_mask(folder: Path, name: str, label: np.ndarray, labels: Labels) -> No
 
 def _write_lists(folder: Path, labels: Labels, splits: Mapping[str, Source]) -> None:
     """Writes the class file and the splits' lists."""
-    background = labels.classes[labels.background_classes[0]]
-    lines = (f"names = {json.dumps(labels.classes)}", f"background = {json.dumps(background)}", f"void = {IGNORE}")
-    (folder / "classes.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = class_file(labels.classes, labels.classes[labels.background_classes[0]])
+    (folder / CLASS_FILE).write_text(text, encoding="utf-8")
     for split, source in splits.items():
         (folder / f"{split}.txt").write_text("\n".join(source.ids) + "\n", encoding="utf-8")
