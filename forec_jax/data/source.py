@@ -31,7 +31,9 @@ class Labels(NamedTuple):
 class DatasetOptions:
     """Which data set, and how its images are seen."""
 
-    name: str = option("", "the data set: shapes, voc, camvid, cityscapes, sunrgbd, or folder (your own images)")
+    name: str = option(
+        "", "the data set: shapes, voc, camvid, cityscapes, sunrgbd, huggingface, tfds, or folder (your own images)"
+    )
     root: str = option("", "voc: the folder that holds VOC2012/; otherwise the data set's own folder (docs/data.md)")
     prepared: str = option("", "where prepared records go; empty: the user's cache folder")
     background: str = option("", '"class,class": what FOrec takes as background; empty: the data set\'s own choice')
