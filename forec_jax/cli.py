@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import io
+import keyword
 import logging
 import os
 import sys
@@ -40,6 +41,7 @@ COMMANDS = {
     "report": Command("figures", "show runs on one page: scores, curves, confusion, examples, options"),
     "labels": Command("figures", "show the masks that a training learns from"),
     "prepare": Command("data", "pack a data set ahead of its first use"),
+    "import": Command("importing", "make a data set of COCO's, Labelme's, CVAT's and other annotations"),
     "convert": Command("data", "arrange PyTorch's weights as this library's"),
     "voc-masks": Command("data", "make VOC-Aug's masks from VOC's and SBD's own files"),
     "label": Command("data", "write the masks that a run predicts for its unlabelled images as a data set"),
@@ -95,7 +97,8 @@ def explained(argv: Sequence[str]) -> int:
     """Runs a subcommand; what it raises becomes a message and an exit code."""
     try:
         module = importlib.import_module(f"forec_jax.commands.{COMMANDS[argv[0]].module}")
-        code: int = getattr(module, argv[0].replace("-", "_"))(argv)
+        function = argv[0].replace("-", "_") + "_" * keyword.iskeyword(argv[0])
+        code: int = getattr(module, function)(argv)
         return code
     except BaseException as error:
         wanted = bool(os.environ.get("FOREC_JAX_TRACEBACK"))

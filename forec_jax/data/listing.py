@@ -1,6 +1,5 @@
 """The files of a folder: which are images, and which mask belongs to which image."""
 
-import json
 import logging
 import os
 import re
@@ -17,6 +16,9 @@ log = logging.getLogger(__name__)
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 
 _OF_TOOLS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini"})
+_WORDS = {'"shapes"': "labelme", '"annotations"': "coco", '"imgHeight"': "cityscapes", "<annotations>": "cvat"}
+"""What a file of annotations holds, and who writes it so."""
+
 _MASK_ENDING = re.compile(r"[_\-. ](masks?|labels?|gt|seg|segmentation)$", re.IGNORECASE)
 
 
@@ -108,23 +110,21 @@ def _masks(base: Path) -> dict[str, str]:
 
 
 def annotations_below(base: Path) -> str:
-    """A half-sentence where annotations lie in a folder in a form that is not read; "" where none do."""
-    for file in sorted(base.rglob("*.json"))[:20]:
-        if kind := _kind_of_json(file):
-            return f"{file.relative_to(base)} holds {kind} annotations, which must be converted to masks first; "
+    """A half-sentence where annotations lie in a folder in a form that `forec-jax import` reads; "" where none do."""
+    for file in sorted([*base.rglob("*.json"), *base.rglob("*.xml")])[:20]:
+        if kind := _kind_of(file):
+            return f"{file.relative_to(base)} holds annotations: make a data set of them by forec-jax import --from={kind}; "
     return ""
 
 
-def _kind_of_json(file: Path) -> str:
+def _kind_of(file: Path) -> str:
+    """Whose annotations a file holds, as --from names it; "" for another file."""
     try:
         with file.open(encoding="utf-8", errors="replace") as opened:
             start = opened.read(1 << 20)
     except OSError:
         return ""
-    for kind, key in {"Labelme's": "shapes", "COCO's": "annotations"}.items():
-        if json.dumps(key) in start:
-            return kind
-    return ""
+    return next((kind for text, kind in _WORDS.items() if text in start), "")
 
 
 def match_masks(masks: Mapping[str, str], images: Collection[str], base: Path) -> dict[str, str]:

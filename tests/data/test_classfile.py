@@ -112,7 +112,8 @@ def test_another_tools_class_list_is_named(tmp_path):
 def test_annotations_instead_of_masks_are_named(tmp_path):
     (tmp_path / "coco.json").write_text('{"annotations": []}')
     with pytest.raises(
-        DataError, match=r"missing; coco\.json holds COCO's annotations, which must be converted to masks"
+        DataError,
+        match=r"missing; coco\.json holds annotations: make a data set of them by forec-jax import --from=coco",
     ):
         read_classes(tmp_path / "classes.toml")
 

@@ -89,14 +89,21 @@ def test_names_that_look_alike_are_alike(tmp_path, touch):
 
 
 @pytest.mark.parametrize(
-    ("content", "kind"), [('{"shapes": []}', "Labelme's"), ('{"images": [], "annotations": []}', "COCO's")]
+    ("name", "content", "kind"),
+    [
+        ("a.json", '{"shapes": []}', "labelme"),
+        ("a.json", '{"images": [], "annotations": []}', "coco"),
+        ("day/a.json", '{"imgHeight": 9, "objects": []}', "cityscapes"),
+        ("a.xml", "<annotations><version>1.1</version>", "cvat"),
+    ],
 )
-def test_annotations_that_are_no_masks_are_named(tmp_path, touch, content, kind):
-    touch("images/a.png")
-    (tmp_path / "a.json").write_text(content)
-    with pytest.raises(
-        DataError, match=rf"masks: holds no mask; a\.json holds {kind} annotations, which must be converted"
-    ):
+def test_annotations_that_are_no_masks_are_named(tmp_path, touch, name, content, kind):
+    touch("images/a.png", name)
+    (tmp_path / name).write_text(content)
+    says = (
+        rf"masks: holds no mask; {name} holds annotations: make a data set of them by forec-jax import --from={kind}; "
+    )
+    with pytest.raises(DataError, match=says):
         masks_of(tmp_path)
 
 
