@@ -28,11 +28,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")  # a broadcast that nobody wrote is mostly a mistake
 
 LONGEST = (
+    "test_every_method.py",
     "test_killed.py",
     "test_cli.py",
     "test_golden.py",
     "test_network.py",
-    "test_every_method.py",
     "test_devices.py",
 )
 
@@ -91,7 +91,7 @@ def toy_network(heads=(HeadSpec("segmentation", 3),), normalise=True, channels=T
     return Network(init, encode, classify, heads)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_toy_network():
     return toy_network
 

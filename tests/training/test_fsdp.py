@@ -31,7 +31,7 @@ def no_colour(key, image, valid):
     return image
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def method(make_toy_network):
     return MeanTeacher(make_toy_network(channels=512), no_colour, NoMixing(), (), threshold=THRESHOLD)
 
@@ -46,12 +46,14 @@ def batch_of(step):
     )
 
 
-def trained(method, devices, fsdp, steps=3, tx=TX, accumulate=1):
+@functools.cache
+def trained(method, devices, fsdp, tx=TX, accumulate=1):
+    """The state after three steps, and their losses."""
     mesh = make_mesh(fsdp, jax.devices()[:devices])
     state = create_state(method, tx, 0, state_sharding(method, tx, 0, mesh))
     step = compile_step(method, tx, seed=0, accumulate=accumulate, mesh=mesh)
     losses = []
-    for number in range(steps):
+    for number in range(3):
         state, metrics = step(state, shard_batch(mesh, batch_of(number)))
         losses.append(float(metrics["loss"]))
     assert step._cache_size() == 1
@@ -81,7 +83,7 @@ def test_a_frozen_encoder_stays_as_it_is_where_it_is_split_and_the_batch_taken_i
 
 
 def test_a_device_holds_its_part_of_weights_teacher_and_moments(method):
-    state, _ = trained(method, 8, 8, steps=1)
+    state, _ = trained(method, 8, 8)
     moments = state.opt_state[0].mu["student"]
     for tree in (state.params["student"], state.teacher["student"].params, moments):
         assert tree["encoder"]["w"].addressable_shards[0].data.shape == (3, 64)
@@ -89,11 +91,11 @@ def test_a_device_holds_its_part_of_weights_teacher_and_moments(method):
     assert state.step.sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize(("written", "read"), [((8, 8), (2, 1)), ((2, 1), (8, 4))])
+@pytest.mark.parametrize(("written", "read"), [((8, 8), (2, 1)), ((1, 1), (8, 4))])
 def test_a_checkpoint_is_read_on_another_mesh(method, tmp_path, written, read):
-    state, _ = trained(method, *written, steps=1)
+    state, _ = trained(method, *written)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save_last(state, 1)
+    checkpoints.save_last(state, int(state.step))
     checkpoints.wait()
     lies = state_sharding(method, TX, 0, make_mesh(read[1], jax.devices()[: read[0]]))
     restored = checkpoints.restore_last(abstract_state(method, TX, 0, lies))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -92,13 +93,29 @@ def noisy_colour(key, image, valid):
     return jnp.clip(image + 0.1 * jax.random.normal(key, image.shape), 0, 1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def method(make_toy_network):
     return Supervised(network=make_toy_network(), colour=noisy_colour, mixing=NoMixing())
 
 
 def unchanged(step):
     return step
+
+
+def one_device():
+    return make_mesh(devices=jax.devices()[:1])
+
+
+@functools.cache
+def begun(method, tx):
+    """A run's first state. A step is given a copy, for it takes over the memory of what it is given."""
+    return create_state(method, tx, SEED, replicated(one_device()))
+
+
+@functools.cache
+def compiled(method, tx, wrap):
+    """The step, compiled once for all runs of a method."""
+    return compile_step(method, tx, seed=SEED, accumulate=1, mesh=one_device(), wrap=wrap)
 
 
 def run(
@@ -116,10 +133,11 @@ def run(
 ):
     """Trains in `workdir`, resuming; `stop_at` raises as a kill would, `signal_at` and `signal_in` (evaluation) SIGTERM."""
     workdir.mkdir(exist_ok=True)
-    mesh = make_mesh(devices=jax.devices()[:1])
+    mesh = one_device()
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = checkpoints.restore_last(abstract_state(method, tx, SEED, replicated(mesh)))
-    state = create_state(method, tx, SEED, replicated(mesh)) if state is None else state
+    if state is None:
+        state = jax.device_put(begun(method, tx), replicated(mesh), may_alias=False)
     first = int(state.step)
     checkpoints.drop_after(first)
     reporter = Reporter(workdir, steps=steps, first_step=first, images_per_step=4)
@@ -145,7 +163,7 @@ def run(
             return train(
                 state,
                 first_step=first,
-                step=compile_step(method, tx, seed=SEED, accumulate=1, mesh=mesh, wrap=wrap),
+                step=compiled(method, tx, wrap),
                 batches=batches(),
                 batch_ids=lambda step: f"batch {step}",
                 evaluate=evaluate,
@@ -216,8 +234,7 @@ def test_killed_and_resumed_is_bit_equal_with_any_networks(tmp_path, make_toy_ne
         run(tmp_path / "killed", method, stop_at=8, tx=tx, batch_of=both_parts_of)
     resumed, _ = run(tmp_path / "killed", method, tx=tx, batch_of=both_parts_of)
     assert_equal(whole, resumed)
-    start = create_state(method, tx, SEED, replicated(make_mesh(devices=jax.devices()[:1])))
-    for name, first in start.params.items():
+    for name, first in begun(method, tx).params.items():
         assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, first, whole.params[name]))), name
 
 
@@ -489,8 +506,7 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path, method):
     run(tmp_path / "run", method)
     last = tmp_path / "run" / "checkpoints" / "last"
     shutil.copytree(last / "step_12", last / "step_15.orbax-checkpoint-tmp-1")
-    mesh = make_mesh(devices=jax.devices()[:1])
-    state = Checkpoints(last.parent).restore_last(abstract_state(method, TX, SEED, replicated(mesh)))
+    state = Checkpoints(last.parent).restore_last(abstract_state(method, TX, SEED, replicated(one_device())))
     assert int(state.step) == 12
 
 
@@ -625,7 +641,7 @@ def test_the_next_batch_is_queued_before_a_steps_metrics_are_read(tmp_path):
         checkpoints=NoCheckpoints(),
         reporter=reporter,
         interruption=Interruption(),
-        mesh=make_mesh(devices=jax.devices()[:1]),
+        mesh=one_device(),
     )
     reporter.close()
     assert notes[:8] == ["batch 0", "step 0", "batch 1", "step 1", "read 0", "batch 2", "step 2", "read 1"]
