@@ -34,7 +34,7 @@ def get_config(variant="self_training+brightness"):
 
 
 def command(*argv):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
         [sys.executable, "-m", "forec_jax", *argv], env=env, capture_output=True, text=True, check=False
     )
