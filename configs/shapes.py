@@ -28,8 +28,9 @@ def get_config(variant: str = "forec") -> ConfigDict:
     c.model.deeplab.rates = (1, 2, 3)  # of 4x4 features: larger dilations would read the padding only
     c.model.deeplab.channels = 64
     c.model.deeplab.low_level_channels = 48
-    c.method.adv_semseg.halvings = c.method.gct.halvings = 2  # of 64 pixels: maps of 13 and 10 a side
-    c.method.adv_semseg.channels = c.method.gct.channels = 16  # of such maps 64 would be most of a step's work
+    for critic in (c.method.adv_semseg, c.method.gct, c.method.ecs):
+        critic.halvings = 2  # of 64 pixels: maps of 13 and 10 a side
+        critic.channels = 16  # of such maps 64 would be most of a step's work
     c.augment.brightness = c.augment.contrast = c.augment.saturation = 0.25
     c.augment.hue = 0.05  # classes have colours
     c.augment.grayscale_probability = 0.0

@@ -7,9 +7,9 @@ Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `pape
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `ps_mt_paper`,
 `u2pl_paper`, `unimatch_paper` and `prevmatch_paper` (the same stem), `cps_paper` and `cct_paper`
 (hf:timm/resnet50s.gluon_in1k),
-`s4gan_paper`, `adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `cac_paper` (the
-default's weights), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for those of these papers;
-`small` for two CPU cores (docs/results.md has its mIoU).
+`s4gan_paper`, `adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `pseudoseg_paper` (as `paper`),
+`cac_paper` (the default's weights), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for those of these
+papers; `ecs_paper` for what is known of one more; `small` for two CPU cores (docs/results.md has its mIoU).
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one GPU. Not yet measured on a GPU.
 """
 
@@ -169,6 +169,24 @@ CAC_PAPER = OTHERS["cac_paper"].but(
     },
     meaning="CAC with DeepLabV3+, ResNet-50: 8 + 8 images, two crops of 320 out of 480, 80 x 1157 steps",
 )
+PSEUDOSEG_PAPER = OTHERS["pseudoseg_paper"].but(
+    {
+        **batch_of(64),
+        "model.encoder": "resnet101",
+        "model.resnet.stem": "deep",
+        "model.bn_momentum": 0.9997,
+        "data.crop": 513,
+        "data.scale": (0.5, 2.0),
+        "data.pool": "train_aug",
+        "data.unlabelled": "all",
+        "data.overlap": True,
+        "optim.lr": 7e-3,
+        "optim.head_lr_multiplier": 1.0,
+        "optim.weight_decay": 1e-4,
+        "steps": 30_000,
+    },
+    meaning="PseudoSeg with ResNet-101: 64 + 64 images, those of all of train_aug, 30,000 steps",
+)
 PARTS = {
     "paper": PAPER,
     "ps_mt_paper": PS_MT_PAPER,
@@ -188,6 +206,7 @@ PARTS = {
     "adv_semseg_paper": ADV_SEMSEG_PAPER,
     "gct_paper": GCT_PAPER,
     "cac_paper": CAC_PAPER,
+    "pseudoseg_paper": PSEUDOSEG_PAPER,
 }
 
 

@@ -12,7 +12,7 @@ from forec_jax.experiment.label import Labelling, only_from_tags, surest, write_
 from forec_jax.experiment.load import Run, choose_threshold
 from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.methods import WsssRec
-from forec_jax.methods.tag_classifier import tags_head
+from forec_jax.methods.parts.tags import tags_head
 from forec_jax.methods.wsss_rec import wsss_heads
 from forec_jax.parallel import make_mesh
 

@@ -1,22 +1,17 @@
 """Strong augmentation on the device: pure functions of a key and a batch, inside the compiled train step."""
 
+from forec_jax.augment.boxes import AreaBox, BetaBox, Box, ClippedBox, HalfAreaBox, ShareBox, SquareBox
 from forec_jax.augment.geometry import InTurn, Mirror, StudentOptions, Zoom, with_geometry
 from forec_jax.augment.masking import hide_patches, mean_colour
 from forec_jax.augment.mixing import (
-    AreaBox,
-    BetaBox,
-    Box,
     ClassMix,
-    ClippedBox,
     CutMix,
     CutOut,
-    HalfAreaBox,
     Mixing,
     MixingOptions,
     NoMixing,
     Rows,
     SeveralCutMix,
-    ShareBox,
     ShuffledCutMix,
     ToggledCutMix,
     mixing_of,
@@ -53,6 +48,7 @@ __all__ = [
     "SeveralCutMix",
     "ShareBox",
     "ShuffledCutMix",
+    "SquareBox",
     "StudentOptions",
     "ToggledCutMix",
     "Zoom",

@@ -20,12 +20,18 @@ from forec_jax.losses.flaws import flaw_target, handled, keeps_own
 from forec_jax.losses.masks import area_loss, mask_area, size_penalty_loss
 from forec_jax.losses.percentile import entropy, masked_percentile
 from forec_jax.losses.reconstruction import squared_error
-from forec_jax.losses.soft_targets import mean_squared_distance, weighted_divergence
+from forec_jax.losses.soft_targets import (
+    calibrated_fusion,
+    mean_squared_distance,
+    weighted_divergence,
+    weighted_soft_cross_entropy,
+)
 
 __all__ = [
     "Draws",
     "area_loss",
     "by_class",
+    "calibrated_fusion",
     "class_means",
     "class_weights",
     "cross_entropy",
@@ -48,4 +54,5 @@ __all__ = [
     "taken_for_real",
     "weighted_cross_entropy",
     "weighted_divergence",
+    "weighted_soft_cross_entropy",
 ]

@@ -4,14 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from forec_jax.contracts import (
     Array,
     Aux,
     Batch,
-    HeadSpec,
-    Mean,
     Network,
     PyTree,
     Tagged,
@@ -23,12 +20,10 @@ from forec_jax.contracts import (
 from forec_jax.data.source import Labels
 from forec_jax.methods.entry import MethodEntry, Parts
 from forec_jax.methods.parts.heads import STUDENT, run_heads
+from forec_jax.methods.parts.tags import TAGS, activations, pooled, tag_errors, tags_head
 from forec_jax.methods.parts.views import Colour, unit_image
 from forec_jax.models import resize, valid_extent
 from forec_jax.options import SHARE, OptionError, must_be, option, taken
-
-TAGS = "tags"
-"""The head's name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,25 +44,11 @@ class Options:
     tag_threshold: float = option(0.5, "probability above which a class is said to be in an image", SHARE)
 
 
-def tags_head(foreground: tuple[int, ...]) -> HeadSpec:
-    """A score map for each foreground class."""
-    return HeadSpec(TAGS, len(foreground), upsample=False, linear=True)
-
-
 def tagged_part(batch: Batch) -> Tagged:
     """The batch's tagged rows; raises ValueError where it has none."""
     if batch.tagged is None:
         raise ValueError("masks from tags need tagged rows: set batch.tagged above 0")
     return batch.tagged
-
-
-def pooled(scores: Array, valid: Array) -> Array:
-    """f32[B,C]: the mean of score maps f32[B,h,w,C] over the valid pixels of bool[B,H,W]: the classes' logits."""
-    stride = 1
-    while -(-valid.shape[1] // stride) > scores.shape[1]:
-        stride *= 2
-    weight = valid[:, ::stride, ::stride, None].astype(jnp.float32)
-    return jnp.sum(scores * weight, axis=(1, 2)) / jnp.maximum(jnp.sum(weight, axis=(1, 2)), 1.0)
 
 
 def score_maps(network: Network, variables: Variables, image: Array, valid: Array | None) -> Array:
@@ -110,11 +91,8 @@ class TagClassifier(MaskOptions, Options):
         outputs, stats = run_heads(self.network, variables, image, (TAGS,), train=True, rng=dropout_key)
         logits = pooled(outputs[TAGS].output, part.valid)
         target = part.tags[:, jnp.array(self.foreground)]
-        number = jnp.asarray(target.size, jnp.float32)
-        error = optax.sigmoid_binary_cross_entropy(logits, target)
-        right = jnp.sum((logits > 0) == (target > 0), dtype=jnp.float32)
-        terms = {"tags_loss": Term(Mean(jnp.sum(error), number), 1.0)}
-        return terms, Aux({STUDENT: stats}, {}, state.memory, {"tags_right": Mean(right, number)})
+        error, right = tag_errors(logits, target, jnp.ones(len(target), bool))
+        return {"tags_loss": Term(error, 1.0)}, Aux({STUDENT: stats}, {}, state.memory, {"tags_right": right})
 
     def update_teacher(
         self,
@@ -137,9 +115,7 @@ class TagClassifier(MaskOptions, Options):
         inside = jnp.ones(image.shape[:3], bool) if valid is None else valid
         found = jax.nn.sigmoid(pooled(maps, inside)) > self.tag_threshold
         shown = found if present is None else present[:, jnp.array(self.foreground)] > 0
-        large = enlarged(maps, (image.shape[1], image.shape[2]), valid)
-        active = jnp.where(shown[:, None, None] & inside[..., None], jax.nn.relu(large), 0.0)
-        share = active / jnp.maximum(jnp.max(active, axis=(1, 2), keepdims=True), 1e-6)
+        share = activations(enlarged(maps, (image.shape[1], image.shape[2]), valid), shown, inside)
         return jnp.insert(share, self.background, 1.0, axis=-1)
 
     def at_threshold(self, scores: Array, threshold: Array | float) -> Array:

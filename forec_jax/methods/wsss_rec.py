@@ -26,6 +26,7 @@ from forec_jax.losses import area_loss, mask_area, size_penalty_loss, squared_er
 from forec_jax.methods.entry import Guide, MethodEntry, Parts
 from forec_jax.methods.parts.ema import EmaMethod
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, class_probabilities, run_heads
+from forec_jax.methods.parts.tags import pooled
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.views import interleave, unit_image
 from forec_jax.methods.tag_classifier import (
@@ -34,7 +35,6 @@ from forec_jax.methods.tag_classifier import (
     TagClassifier,
     check_no_tasks,
     foreground_classes,
-    pooled,
     score_maps,
     tagged_part,
 )

@@ -1,8 +1,9 @@
 """Networks: dilated encoders, DeepLabV3+ decoders, and the convolution and resizing that they are made of."""
 
+from forec_jax.models.attention import attention_network
 from forec_jax.models.conv import conv2d
 from forec_jax.models.convert import convert
-from forec_jax.models.critic import dense_critic, flaw_detector, pixel_discriminator
+from forec_jax.models.critic import corrector, dense_critic, flaw_detector, pixel_discriminator
 from forec_jax.models.decoders.deeplab import U2PL, DeepLabOptions
 from forec_jax.models.discriminator import discriminator_network
 from forec_jax.models.encoders import ENCODERS
@@ -21,8 +22,10 @@ __all__ = [
     "ImageSize",
     "WeightsError",
     "assemble",
+    "attention_network",
     "conv2d",
     "convert",
+    "corrector",
     "count_parameters",
     "deeplab_network",
     "dense_critic",

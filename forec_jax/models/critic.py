@@ -60,14 +60,15 @@ class _HalfBatchNorm(nn.Module):
 
 
 class _Map(nn.Module):
-    """A last convolution to one channel, resized to the image."""
+    """A last convolution, resized to the image."""
 
+    channels: int
     strides: int
 
     @nn.compact
     def __call__(self, features: Features) -> Array:
-        """f32[B,H,W,1]."""
-        score = _conv(1, self.strides, features.high.astype(jnp.float32), "last", jnp.float32)
+        """f32[B,H,W,channels]."""
+        score = _conv(self.channels, self.strides, features.high.astype(jnp.float32), "last", jnp.float32)
         return resize(score, (features.size.height, features.size.width), align_corners=True)
 
 
@@ -101,9 +102,29 @@ def flaw_detector(classes: int, *, channels: int = 64, halvings: int = 5, comput
       halvings: how many of the five of stride 2, from the first on, keep it.
       compute_dtype: of activations, float32 or bfloat16. Normalisation and flaws are float32.
     """
-    published = (1, 2), (2, 2), (2, 1), (4, 2), (4, 1), (8, 2), (8, 1)
-    layers = _halved([(channels * width, strides) for width, strides in published] + [(1, 2)], halvings)
+    return dense_critic(3 + classes, _of_detector(channels, 1, halvings), normalise=True, compute_dtype=compute_dtype)
+
+
+def corrector(classes: int, *, channels: int = 64, halvings: int = 5, compute_dtype: Any = jnp.float32) -> Network:
+    """Says that a prediction is right, or which class is (ECS: Mendel et al., ECCV 2020). Its form is GCT's detector's.
+
+    `encode` takes what the flaw detector takes. The head "score" gives logits f32[B,H,W,classes+1]: of each class, and last
+    of the prediction being right.
+
+    Args:
+      classes: of the segmentation.
+      channels: as the flaw detector's.
+      halvings: as the flaw detector's.
+      compute_dtype: of activations, float32 or bfloat16. Normalisation and logits are float32.
+    """
+    layers = _of_detector(channels, classes + 1, halvings)
     return dense_critic(3 + classes, layers, normalise=True, compute_dtype=compute_dtype)
+
+
+def _of_detector(channels: int, outputs: int, halvings: int) -> Layers:
+    """GCT's eight convolutions, the last with so many outputs."""
+    published = (1, 2), (2, 2), (2, 1), (4, 2), (4, 1), (8, 2), (8, 1)
+    return _halved([(channels * width, strides) for width, strides in published] + [(outputs, 2)], halvings)
 
 
 def _halved(layers: list[tuple[int, int]], halvings: int) -> Layers:
@@ -114,19 +135,19 @@ def _halved(layers: list[tuple[int, int]], halvings: int) -> Layers:
 
 
 def dense_critic(inputs: int, layers: Layers, *, normalise: bool = False, compute_dtype: Any = jnp.float32) -> Network:
-    """A critic that gives each pixel a score f32[B,H,W,1].
+    """A critic that gives each pixel scores, f32[B,H,W,channels of the last layer].
 
     Where a map is smaller than a kernel there is a margin around it, so that images of any size are judged.
 
     Args:
       inputs: channels of what it judges.
-      layers: of the convolutions; the last, of one channel, makes the score and is resized to the image.
+      layers: of the convolutions; the last makes the scores and is resized to the image.
       normalise: whether the others are normalised, half of their channels by the batch.
       compute_dtype: of activations. Scores are float32.
     """
-    *before, (_, stride) = layers
-    how = {"normalise": normalise, "compute_dtype": compute_dtype}
-    return critic(inputs, tuple(before), _with_size, _Map(stride), **how)
+    *before, (outputs, stride) = layers
+    how = {"outputs": outputs, "normalise": normalise, "compute_dtype": compute_dtype}
+    return critic(inputs, tuple(before), _with_size, _Map(outputs, stride), **how)
 
 
 def _with_size(maps: Array, image: Array) -> Features:
@@ -140,6 +161,7 @@ def critic(
     gather: Callable[[Array, Array], PyTree],
     judge: nn.Module,
     *,
+    outputs: int = 1,
     dropout: float = 0.0,
     normalise: bool = False,
     smallest: int = 1,
@@ -152,6 +174,7 @@ def critic(
       layers: of the convolutions.
       gather: (last map, what was judged) -> the features.
       judge: module that makes the score of the features.
+      outputs: channels of the score.
       dropout: probability to drop a channel between two convolutions, in train mode.
       normalise: whether the convolutions are normalised, half by the batch.
       smallest: side of an image that can be judged.
@@ -197,7 +220,7 @@ def critic(
             {ENCODER: encoder.get("batch_stats", {}), SCORE: {}},
         )
 
-    return Network(init, encode, classify, (HeadSpec(SCORE, 1),))
+    return Network(init, encode, classify, (HeadSpec(SCORE, outputs),))
 
 
 def _conv(channels: int, strides: int, x: Array, name: str, dtype: Any, bias: bool = True) -> Array:

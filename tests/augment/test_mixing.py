@@ -24,6 +24,7 @@ from forec_jax.augment import (
     SeveralCutMix,
     ShareBox,
     ShuffledCutMix,
+    SquareBox,
     ToggledCutMix,
 )
 from forec_jax.contracts import IGNORE
@@ -34,6 +35,7 @@ MIXINGS = [
     NoMixing(),
     CutOut(1.0),
     CutOut.half_area(),
+    CutOut(1.0, SquareBox()),
     CutMix(1.0),
     CutMix.half_area(),
     ClassMix(K),
@@ -246,6 +248,17 @@ def test_clipped_boxes_of_a_batch_have_one_size():
         inside = (left > 0) & (left + wide < width)
         assert len(set(wide[inside])) == 1
         assert len(set(top)) > 4 < len(set(left))
+
+
+def test_a_square_box_is_a_fifth_of_the_sides_cut_off_at_the_borders():
+    """A centre anywhere in 51 x 77 pixels, 5 pixels to either side: a tenth of the centres lie nearer to the border."""
+    top, left, height, width = extents(draw(SquareBox(), 3000, 51, 77))
+    for first, length, size in ((top, height, 51), (left, width, 77)):
+        assert (length.min(), length.max()) == (5, 10)
+        assert (first.min(), (first + length).max()) == (0, size)
+        centres = np.arange(size)
+        expected = np.mean(np.minimum(centres + 5, size) - np.maximum(centres - 5, 0))
+        assert length.mean() == pytest.approx(expected, abs=0.1)
 
 
 def shared(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:

@@ -17,9 +17,9 @@ from forec_jax.config import defaults, method_entry
 from forec_jax.contracts import IGNORE, Batch, Labelled, Pseudo, Tagged, Unlabelled, Variables
 from forec_jax.data.source import Labels
 from forec_jax.experiment import build
-from forec_jax.methods import METHODS, TagClassifier, cct, gct
+from forec_jax.methods import METHODS, TagClassifier, cct, ecs, gct
 from forec_jax.methods.entry import Epoch, Guide
-from forec_jax.methods.tag_classifier import tags_head
+from forec_jax.methods.parts.tags import tags_head
 from forec_jax.methods.tasks import TASKS
 from forec_jax.models import dense_critic
 from forec_jax.models.network import with_frozen_encoder
@@ -53,6 +53,11 @@ OF_THE_WHOLE_BATCH = (
     "contrast1_loss",
     "contrast2_loss",
     "u2pl: unsupervised_loss",
+    "pseudoseg: unsupervised_loss",
+    "attention_loss",
+    "ecs: unsupervised_loss",
+    "corrector_loss",
+    "approval_loss",
     "flaw_loss",
     *(f"{student}{term}_loss" for student in ("", "student_2_") for term in ("consistency", "correction")),
 )
@@ -75,9 +80,14 @@ def same_colour(key, image, valid):
     return image
 
 
-def small_flaw_detector(classes, **_):
+def small_flaw_detector(classes, outputs=1, **_):
     """GCT's critic with two convolutions in place of eight, which take longer to compile than all else."""
-    return dense_critic(3 + classes, ((4, 2), (1, 1)), normalise=True)
+    return dense_critic(3 + classes, ((4, 2), (outputs, 1)), normalise=True)
+
+
+def small_corrector(classes, **_):
+    """ECS's critic, made as small."""
+    return small_flaw_detector(classes, classes + 1)
 
 
 def config_of(variant, mixing):
@@ -99,6 +109,7 @@ def built(toy, variant, normalise=True, mixing=True, devices=1):
         patch.setattr(build, "build_network", lambda c, heads: toy(heads, normalise))
         patch.setattr(build, "build_colour", lambda c: same_colour)
         patch.setattr(gct, "flaw_detector", small_flaw_detector)
+        patch.setattr(ecs, "corrector", small_corrector)
         mesh = make_mesh(devices=jax.devices()[:devices])
         return build.build_method(config_of(variant, mixing), LABELS, guide=lambda role: guide, mesh=mesh)
 

@@ -10,7 +10,7 @@ import pytest
 
 from forec_jax.contracts import Batch, Tagged, TrainState
 from forec_jax.methods import TagClassifier, WsssRec
-from forec_jax.methods.tag_classifier import pooled, tags_head
+from forec_jax.methods.parts.tags import pooled, tags_head
 from forec_jax.methods.wsss_rec import decomposition, wsss_heads
 from forec_jax.models import deeplab_network, unet_network
 from forec_jax.parallel import make_mesh, replicated, shard_batch

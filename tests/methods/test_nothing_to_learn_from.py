@@ -19,9 +19,12 @@ from forec_jax.methods import (
     Supervised,
 )
 from forec_jax.methods.adv_semseg import AdvSemSeg
+from forec_jax.methods.ecs import Ecs
 from forec_jax.methods.gct import Gct
+from forec_jax.methods.parts.tags import tags_head
+from forec_jax.methods.pseudoseg import PseudoSeg
 from forec_jax.methods.vat import Vat
-from forec_jax.models import dense_critic, discriminator_network
+from forec_jax.models import attention_network, dense_critic, discriminator_network
 from forec_jax.training import first_state, objective, with_own_optimizers
 
 CLASSES, SIZE = 3, 16
@@ -81,6 +84,14 @@ def with_tasks(network, name, tasks=TASKS):
         case "gct":
             critic = dense_critic(3 + CLASSES, ((2, 2), (1, 1)), normalise=True)
             return Gct(network, same_colour, NoMixing(), auxiliary, flaw_detector=critic, threshold=1.0)
+        case "ecs":
+            critic = dense_critic(3 + CLASSES, ((2, 2), (CLASSES + 1, 1)), normalise=True)
+            return Ecs(network, same_colour, NoMixing(), auxiliary, corrector=critic, threshold=1.0)
+        case "pseudoseg":
+            attention = attention_network(4, 2, CLASSES, channels=2)
+            return PseudoSeg(
+                network, same_colour, NoMixing(), auxiliary, attention=attention, foreground=(1, 2), threshold=1.0
+            )
     raise AssertionError(name)
 
 
@@ -111,10 +122,13 @@ def gradients(method, batch):
         ("vat", IGNORE),
         ("adv_semseg", IGNORE),
         ("gct", IGNORE),
+        ("ecs", IGNORE),
+        ("pseudoseg", IGNORE),
     ],
 )
 def test_terms_are_zero_and_gradients_finite(make_toy_network, name, label):
-    method = with_tasks(make_toy_network(heads(TASKS)), name)
+    more = (tags_head((1, 2)),) if name == "pseudoseg" else ()
+    method = with_tasks(make_toy_network((*heads(TASKS), *more)), name)
     gradient, terms = gradients(method, make_batch(label, unlabelled=name != "supervised"))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     for term in ("supervised_loss", "reco_loss", "foreground_labelled_loss", "reconstruction_labelled_loss"):

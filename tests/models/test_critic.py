@@ -5,7 +5,7 @@ import pytest
 from numpy_layers import convolved, enlarged, leaky
 
 from forec_jax.contracts import Variables
-from forec_jax.models import flaw_detector, pixel_discriminator
+from forec_jax.models import corrector, flaw_detector, pixel_discriminator
 
 CLASSES = 3
 
@@ -80,14 +80,26 @@ def test_the_flaw_detector_equals_a_numpy_oracle():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (16, 16)])
-@pytest.mark.parametrize("build", [pixel_discriminator, flaw_detector])
+@pytest.mark.parametrize("build", [pixel_discriminator, flaw_detector, corrector])
 def test_images_of_any_size_are_judged(build, size):
     network, channels = build(CLASSES, channels=1), CLASSES if build is pixel_discriminator else 3 + CLASSES
     variables = Variables(*jax.eval_shape(network.init, jax.random.key(0)))
     image = jax.ShapeDtypeStruct((2, *size, channels), jnp.float32)
     features, _ = jax.eval_shape(lambda v, x: network.encode(v, x, train=True), variables, image)
     head, _ = jax.eval_shape(lambda v, f: network.decode(v, "score", f), variables, features)
-    assert head.output.shape == (2, *size, 1)
+    assert head.output.shape == (2, *size, network.heads[0].channels)
+    assert network.heads[0].channels == (CLASSES + 1 if build is corrector else 1)
+
+
+def test_the_corrector_is_a_flaw_detector_with_a_map_for_each_class_and_one_more():
+    """The last kernel's first map alone makes the flaw detector's score."""
+    detector, network = flaw_detector(CLASSES, channels=2), corrector(CLASSES, channels=2)
+    variables, x = drawn(network), images(3 + CLASSES, (40, 48))
+    one = jax.tree.map(lambda leaf: leaf[..., :1], variables.params["score"])
+    found, _ = score(network, variables, x, train=True)
+    first, _ = score(detector, variables._replace(params=variables.params | {"score": one}), x, train=True)
+    np.testing.assert_allclose(found[..., :1], first, rtol=1e-4, atol=1e-5)
+    assert len(np.unique(found[0, 0, 0])) == CLASSES + 1
 
 
 @pytest.mark.parametrize(("halvings", "side"), [(5, 1), (2, 10), (0, 56)])

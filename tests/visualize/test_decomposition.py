@@ -3,7 +3,7 @@ import numpy as np
 
 from forec_jax.data import shapes_dataset
 from forec_jax.methods import WsssRec
-from forec_jax.methods.tag_classifier import tags_head
+from forec_jax.methods.parts.tags import tags_head
 from forec_jax.methods.wsss_rec import wsss_heads
 from forec_jax.visualize import decompositions
 from forec_jax.visualize.compare import CELL_SIDE

@@ -147,7 +147,11 @@ def unlabelled_rows(key: Array, part: Unlabelled | Labelled | Pseudo, colour: Co
 
 def self_labelled(views: Views, probabilities: Array) -> Views:
     """The views with the student's own f32[B,H,W,K] probabilities of them as pseudo-labels where nothing else is said."""
-    label, confidence = _pseudo_labels(probabilities)
+    return pseudo_labelled(views, *_pseudo_labels(probabilities))
+
+
+def pseudo_labelled(views: Views, label: Array, confidence: Array) -> Views:
+    """The views with pseudo-labels i32[B,H,W] and their confidence f32[B,H,W] where nothing else is said."""
     asked = views.valid & ~views.is_ground_truth & (views.label == IGNORE)
     return views._replace(
         label=jnp.where(asked, label, views.label), confidence=jnp.where(asked, confidence, views.confidence)
