@@ -46,7 +46,9 @@ def weighted_cross_entropy(logits: Array, label: Array, weight: Array) -> Array:
     return jnp.where(weight > 0, jax.lax.stop_gradient(weight) * cross_entropy(logits, label), 0.0)
 
 
-def ohem_cross_entropy(logits: Array, label: Array, included: Array, *, threshold: float, min_kept: int) -> Mean:
+def ohem_cross_entropy(
+    logits: Array, label: Array, included: Array, *, threshold: Array | float, min_kept: int
+) -> Mean:
     """The cross-entropy's mean over the hard pixels alone (online hard example mining).
 
     Hard is an included pixel whose true class has at most the probability `threshold`. Where those are fewer than
@@ -57,7 +59,7 @@ def ohem_cross_entropy(logits: Array, label: Array, included: Array, *, threshol
         logits: f32[B,H,W,K].
         label: i32[B,H,W] in [0, K) where included.
         included: bool[B,H,W]; the others have neither value nor gradient.
-        threshold: in [0, 1]. Published for Cityscapes: 0.7.
+        threshold: in [0, 1], a number or f32[]. Published for Cityscapes: 0.7.
         min_kept: pixels for each row with an included pixel. Published as a number for a device's rows: 100,000 (U2PL)
             and 200,000 (UniMatch) for two rows, hence 50,000 and 100,000 here.
 

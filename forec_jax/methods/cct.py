@@ -19,27 +19,37 @@ from forec_jax.contracts import (
     Variables,
     Views,
 )
+from forec_jax.losses import ohem_cross_entropy
 from forec_jax.methods.entry import MethodEntry, Parts, refuse_classmix, semi_supervised
 from forec_jax.methods.parts.background import is_background
 from forec_jax.methods.parts.dropout import channel_dropout
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, decode_heads, head_names
 from forec_jax.methods.parts.perturbations import cut_box, shown_where, weak_pixels, with_noise
-from forec_jax.methods.parts.ramp import exponential_rise
+from forec_jax.methods.parts.ramp import exponential_rise, logarithmic_rise
 from forec_jax.methods.parts.teacher import teacher_statistics
-from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms, unsupervised_terms
+from forec_jax.methods.parts.terms import (
+    PseudoLabelOptions,
+    SupervisedLoss,
+    SupervisedOptions,
+    supervised_terms,
+    unsupervised_terms,
+)
 from forec_jax.methods.parts.vat import adversarial_perturbation
 from forec_jax.methods.parts.views import labelled_and_others, self_labelled
 from forec_jax.models.network import named_key
-from forec_jax.options import OptionError, at_least, option
+from forec_jax.options import STEPS, OptionError, at_least, option
 
 Kind = Literal["dropout", "cutout", "vat", "context", "object", "drop", "noise"]
 """What an auxiliary decoder's map is changed by."""
 
+_SURE = 0.9
+"""The probability of its class from which a pixel is left out of L_s at last, where `annealing` is set."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """How many auxiliary decoders see a map that is changed in which way."""
+    """How many auxiliary decoders see a map that is changed in which way, and L_s. A method has `annealing` in steps."""
 
     dropout_decoders: int = option(6, "whose map lacks half of its channels", at_least(0))
     cutout_decoders: int = option(6, "whose map lacks a box inside the foreground", at_least(0))
@@ -49,6 +59,12 @@ class Options:
     drop_decoders: int = option(6, "whose map lacks its strongest pixels", at_least(0))
     noise_decoders: int = option(6, "whose map is times 1 + noise", at_least(0))
     epsilon: float = option(2.0, "vat: length of the perturbation of an image's map", at_least(0))
+    annealing: float = option(
+        0.0,
+        "L_s of the pixels alone whose class is below a bound (ab-CE), which rises from 1/K to 0.9 over so many steps, or "
+        "below 1 a fraction of all; published: 0.4; 0: of all pixels",
+        STEPS,
+    )
 
     @property
     def decoders(self) -> tuple[tuple[str, Kind], ...]:
@@ -90,7 +106,8 @@ class Cct(SemiSupervised, Options):
         target = jax.lax.stop_gradient(jax.nn.softmax(logits, axis=-1))
         views = self_labelled(views, target)
 
-        terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
+        loss = self.loss_of_labels(state.step, logits.shape[-1])
+        terms = supervised_terms(logits, views, loss=loss, weight=self.supervised_weight)
         asked = functools.partial(self.squares, student, decoder_key)
         squares = self.of_unlabelled(asked, Seen(fused, target, views), labelled)
         consistency, metrics = unsupervised_terms(
@@ -106,6 +123,13 @@ class Cct(SemiSupervised, Options):
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
         aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, memory, metrics | task_metrics)
         return terms | consistency | task_terms, aux
+
+    def loss_of_labels(self, step: Array, classes: int) -> SupervisedLoss:
+        """L_s in a step: of the pixels that are not yet sure, one a row at least, where `annealing` is set."""
+        if not self.annealing:
+            return self.supervised_loss
+        bound = 1 / classes + (_SURE - 1 / classes) * logarithmic_rise(step, self.annealing)
+        return functools.partial(ohem_cross_entropy, threshold=bound, min_kept=1)
 
     def main_pass(
         self, student: Variables, stats: PyTree, image: Array, key: Array
@@ -178,15 +202,18 @@ class Cct(SemiSupervised, Options):
 def build(o: Options, p: Parts) -> Cct:
     """The method with its auxiliary decoders: 1x1 convolutions of the map that the segmentation's decoder fuses.
 
-    Where no class is called background the first one is taken for it. Raises OptionError for no auxiliary decoder, and for
-    ClassMix, which needs labels before there are any.
+    Where no class is called background the first one is taken for it. Raises OptionError for no auxiliary decoder, for
+    two choices of the pixels in L_s, and for ClassMix, which needs labels before there are any.
     """
     refuse_classmix("cct", p)
+    if o.annealing and p.shared(SupervisedOptions).supervised_loss != "cross_entropy":
+        raise OptionError("method.cct.annealing chooses pixels for L_s: set method.supervised_loss=cross_entropy")
     if not o.decoders:
         raise OptionError("method.cct.*_decoders are all 0, and cct learns by its auxiliary decoders: set one above 0")
     classes, background = len(p.labels.classes), p.labels.background_classes or (0,)
     heads = tuple(HeadSpec(name, classes, linear=True, reads=SEGMENTATION) for name, _ in o.decoders)
-    return semi_supervised(Cct, p, o, heads, background=background)
+    own = dataclasses.replace(o, annealing=p.in_steps(o.annealing))
+    return semi_supervised(Cct, p, own, heads, background=background)
 
 
 ENTRY = MethodEntry(

@@ -103,6 +103,31 @@ def test_each_part_learns_from_its_own_term(make_toy_network):
         np.testing.assert_array_equal(supervised[name]["w"], 0)
 
 
+def test_fewer_and_fewer_sure_labels_are_left_out(make_fixed_network):
+    """ab-CE by hand: three classes, probabilities of the truth .3, .5, .7 and .95; the bounds in four steps."""
+    numbers, truth = only(noise=1), np.array([0.3, 0.5, 0.7, 0.95])
+    method = Cct(
+        make_fixed_network(4, heads_of(numbers)), unchanged, NoMixing(), background=(0,), annealing=10, **numbers
+    )
+    logits = jnp.log(jnp.array([[[[p, (1 - p) / 2, (1 - p) / 2] for p in truth]]]))
+    label, known = jnp.zeros((1, 1, 4), jnp.int32), jnp.array([[[True, True, True, True]]])
+    for step, bound, kept in ((0, 0.3333, 1), (2, 0.6915, 2), (10, 0.8962, 3), (99, 0.8962, 3)):
+        rise = 1 - np.exp(-5 * min(step / 10, 1))
+        assert bound == pytest.approx(1 / 3 + (0.9 - 1 / 3) * rise, abs=1e-4)
+        mean = method.loss_of_labels(jnp.asarray(step), 3)(logits, label, known)
+        np.testing.assert_allclose(mean, (-np.log(truth[:kept]).sum(), kept), rtol=1e-5)
+    sure = method.loss_of_labels(jnp.asarray(0), 3)(logits, label, known.at[..., 0].set(False))
+    np.testing.assert_allclose(sure, (-np.log(0.5), 1), rtol=1e-5)  # one of each row at least
+
+
+def test_annealing_is_in_steps_and_chooses_pixels_alone():
+    c = load_config("configs/shapes.py:cct", {"method.cct.annealing": 0.4})
+    assert build.build_method(c, LABELS).annealing == 320
+    c.method.supervised_loss = "ohem"
+    with pytest.raises(OptionError, match=r"method\.cct\.annealing chooses pixels"):
+        build.build_method(c, LABELS)
+
+
 def test_the_consistency_is_of_unlabelled_pixels_alone(make_toy_network):
     method = make_method(make_toy_network, only(object=1))
     state, given = first_state(method, optax.sgd(0.1), seed=0), batch()

@@ -235,6 +235,7 @@ CHANGES = [
         ("aims = seen.views.valid & ~seen", "aims = seen.views.valid | ~seen"),
         ("return shown_where(seen.fused, background)", "return shown_where(seen.fused, ~background)"),
         ("exponential_rise(state.step - int(self.start), self.ramp)", "exponential_rise(state.step, 2 * self.ramp)"),
+        ("(_SURE - 1 / classes)", "_SURE"),
     ),
     *_of(
         "methods/ucc.py",

@@ -1,4 +1,4 @@
-"""The rise of an unsupervised loss's weight at the start of training."""
+"""Rises at the start of training: of an unsupervised loss's weight, or of a bound."""
 
 import jax.numpy as jnp
 
@@ -25,3 +25,8 @@ def exponential_rise(step: Array, length: float) -> Array:
         return (step >= 0).astype(jnp.float32)
     progress = jnp.clip(step.astype(jnp.float32) / length, 0.0, 1.0)
     return jnp.where(step >= 0, jnp.exp(-5.0 * jnp.square(1.0 - progress)), 0.0)
+
+
+def logarithmic_rise(step: Array, length: float) -> Array:
+    """f32 in [0, 1): 1 - exp(-5 t / length), from 0 at step 0 to 0.9933 from t = `length`, above 0, on (CCT)."""
+    return 1.0 - jnp.exp(-5.0 * jnp.clip(step.astype(jnp.float32) / length, 0.0, 1.0))
