@@ -15,6 +15,7 @@ from forec_jax.data.source import Labels
 from forec_jax.experiment import build
 from forec_jax.methods.parts.refined_maps import bias_of_tags, depth_of_tags, refined_maps
 from forec_jax.methods.parts.tags import tags_head
+from forec_jax.methods.parts.views import unit_image
 from forec_jax.methods.pseudoseg import ATTENTION, PseudoSeg
 from forec_jax.models import attention_network
 from forec_jax.models.attention import REFINED
@@ -148,8 +149,8 @@ def test_fused_labels_are_mixed_as_the_images_are(make_toy_network):
     """Where a box of another row is pasted its soft label is, and the label that tasks see is the likeliest class."""
     method = make_method(make_toy_network(HEADS, normalise=False), CutMix(1.0))
     parts = jax.tree.map(jnp.asarray, batch((4, 6, 6)))
-    fused = jax.nn.softmax(30 * parts.unlabelled.image / 255.0)
-    image, views, target = method.views(parts.labelled, parts.unlabelled, fused, KEY)
+    fused = jax.nn.softmax(30 * unit_image(parts.unlabelled.image))
+    image, views, target = jax.jit(method.views)(parts.labelled, parts.unlabelled, fused, KEY)
     rows, valid = np.asarray(views.image)[1::2], np.asarray(views.valid)[1::2]
     assert np.any(rows != parts.unlabelled.image / np.float32(255))
     np.testing.assert_allclose(np.asarray(target)[1::2], softmax(30 * rows), rtol=1e-3, atol=1e-6)
@@ -172,8 +173,9 @@ def test_known_pixels_of_unlabelled_rows_keep_their_labels(make_toy_network):
     state, given = first_state(method, TX, seed=1), jax.tree.map(jnp.asarray, batch())
     student, attention = (Variables(state.params[name], state.batch_stats[name]) for name in ("student", ATTENTION))
     bias = bias_of_tags(method.network, student)
-    fused, _, _ = method.labels(student, attention, given.unlabelled, bias, KEY)
-    known, _, _ = method.labels(student, attention, given.labelled._replace(image=given.unlabelled.image), bias, KEY)
+    labels = jax.jit(method.labels)
+    fused, _, _ = labels(student, attention, given.unlabelled, bias, KEY)
+    known, _, _ = labels(student, attention, given.labelled._replace(image=given.unlabelled.image), bias, KEY)
     labelled = np.asarray(given.labelled.label) != IGNORE
     np.testing.assert_array_equal(known[labelled], np.eye(CLASSES)[np.asarray(given.labelled.label)[labelled]])
     np.testing.assert_array_equal(known[~labelled], fused[~labelled])
@@ -184,7 +186,7 @@ def test_labelling_moves_statistics_in_train_mode_alone(make_toy_network, mode):
     method = make_method(make_toy_network(HEADS), label_mode=mode)
     state, given = first_state(method, TX, seed=1), jax.tree.map(jnp.asarray, batch())
     student, attention = (Variables(state.params[name], state.batch_stats[name]) for name in ("student", ATTENTION))
-    _, *after = method.labels(student, attention, given.unlabelled, jnp.zeros(2), KEY)
+    _, *after = jax.jit(method.labels)(student, attention, given.unlabelled, jnp.zeros(2), KEY)
     for before, now in zip((student, attention), after, strict=True):
         same = jax.tree.map(lambda a, b: bool(np.all(a == b)), before.batch_stats, now.batch_stats)
         assert all(jax.tree.leaves(same)) == (mode == "inference")
@@ -237,7 +239,7 @@ def test_classes_that_are_no_background_have_maps(background, foreground, maps):
     params = jax.eval_shape(method.attention.init, KEY).params[REFINED]
     assert params["logits"]["conv"]["kernel"].shape == (1, 1, maps, 3)
     assert params["query"]["kernel"].shape == (256, 128)  # half of ResNet-18's last map
-    assert set(method.init(KEY)[2]["student"].params) == {"encoder", "segmentation"}
+    assert set(jax.eval_shape(method.init, KEY)[2]["student"].params) == {"encoder", "segmentation"}
 
 
 @pytest.mark.parametrize(
