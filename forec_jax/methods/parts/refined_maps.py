@@ -37,9 +37,9 @@ def refined_maps(
     maps = activations(tags.output - bias[None, None, None], shown, inside)
     features = jnp.where(inside[..., None], tags.latent, jnp.zeros((), tags.latent.dtype))
     seen = jax.lax.stop_gradient(Seen(features, maps, inside))
-    key = jax.random.key(0)  # of no effect: it has no dropout
-    outputs, stats = run_heads(network, attention, seen, (REFINED,), train=train, rng=key)
-    return resize(outputs[REFINED].output, (valid.shape[1], valid.shape[2]), align_corners=True), stats
+    features, _ = network.encode(attention, seen, train=train)
+    head, stats = network.decode(attention, REFINED, features, train=train)
+    return resize(head.output, (valid.shape[1], valid.shape[2]), align_corners=True), stats
 
 
 def bias_of_tags(network: Network, variables: Variables) -> Array:
