@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from forec_jax.encoder_variants import ENCODER_VARIANTS
 from forec_jax.keys import flat
 from forec_jax.methods import METHODS
-from forec_jax.methods.parts.weak_to_strong import WEAK_TO_STRONG
 from forec_jax.methods.tasks import TASKS
 from forec_jax.options import to_config
+from forec_jax.partial_variants import PARTIAL_VARIANTS
+from forec_jax.unimatch_variants import UNIMATCH_VARIANTS
 from forec_jax.variant import Variant
 
 Change = Callable[[ConfigDict], None]
@@ -29,14 +30,6 @@ def _half_mixing(name: str) -> Variant:
             "augment.blur_sigma": (0.15, 1.15),
         },
         meaning=f"ReCo's baseline: {name} of every unlabelled row, with ReCo's colours",
-    )
-
-
-def _partial(share: str, meaning: str) -> Variant:
-    """Partial labels on all images of the pool: the teacher labels the other pixels, and there are no other rows."""
-    return Variant(
-        {"data.partial": share, "data.labelled": "all", "data.unlabelled": "none", "batch.unlabelled": 0},
-        meaning=meaning,
     )
 
 
@@ -61,16 +54,6 @@ def trained(steps: int, every: int) -> dict[str, Any]:
     return {"steps": steps, "evaluate_every": every, "checkpoint_every": every}
 
 
-_UNIMATCH = {
-    "model.encoder": "resnet101",
-    "model.resnet.stem": "deep",
-    "data.scale": (0.5, 2.0),
-    "optim.weight_decay": 1e-4,
-}
-_FIXMATCH_EMA = {**WEAK_TO_STRONG, "ema.decay": 0.996}
-_V2_BATCH: dict[str, Any] = {"batch.labelled": 8, "batch.unlabelled": lambda c: 8 if c.batch.unlabelled else 0}
-_V2_MEANING = "{} on DINOv2-B, 8 + 8 images (ADE20K's); steps: 60 passes over the unlabelled images"
-
 OF_VATS_AUTHORS: Mapping[str, Any] = {
     "model.encoder": "resnet101",
     "model.resnet.output_stride": 8,
@@ -87,6 +70,8 @@ OF_VATS_AUTHORS: Mapping[str, Any] = {
 
 OTHERS: Mapping[str, Variant] = {
     **ENCODER_VARIANTS,
+    **PARTIAL_VARIANTS,
+    **UNIMATCH_VARIANTS,
     "cutout": _half_mixing("cutout_half"),
     "cutmix": _half_mixing("cutmix_half"),
     "classmix": _half_mixing("classmix"),
@@ -149,21 +134,6 @@ OTHERS: Mapping[str, Variant] = {
         },
         of=("s4gan",),
         meaning="S4GAN as its authors ran it: no change of colours, no ramp, void and padding as they are",
-    ),
-    "fixmatch_ema": Variant(
-        _FIXMATCH_EMA,
-        of=("mean_teacher",),
-        meaning="FixMatch whose labels an EMA of the student gives: UniMatch V2's baseline",
-    ),
-    "unimatch_paper": Variant(_UNIMATCH, of=("unimatch",), meaning="UniMatch on ResNet-101, 8 + 8 images"),
-    "prevmatch_paper": Variant(
-        _UNIMATCH, of=("prevmatch",), meaning="PrevMatch on ResNet-101, as UniMatch is published"
-    ),
-    "unimatch_v2_paper": Variant(
-        _V2_BATCH, of=("unimatch_v2", "dinov2_base"), meaning=_V2_MEANING.format("UniMatch V2")
-    ),
-    "fixmatch_paper": Variant(
-        {**_FIXMATCH_EMA, **_V2_BATCH}, of=("mean_teacher", "dinov2_base"), meaning=_V2_MEANING.format("its FixMatch")
     ),
     "cps_unmixed": Variant(
         {"method.unsupervised_weight": 1.5, "method.cps.cross": "all", "augment.mixing": "none"},
@@ -284,21 +254,6 @@ OTHERS: Mapping[str, Variant] = {
         },
         of=("ecs",),
         meaning="ECS with no change of colours and no ramp; reconstructed from its abstract, not verified",
-    ),
-    "partial_1px": _partial("1px", "ReCo's partial labels: a pixel of each class in an image"),
-    "partial_1pc": _partial("1%", "1 % of each class in an image"),
-    "partial_5pc": _partial("5%", "5 % of each class in an image"),
-    "partial_25pc": _partial("25%", "25 % of each class in an image"),
-    "partial_masks": _partial("masks", "scribbles and the like: a folder's own partial masks"),
-    "two_streams": Variant(
-        {
-            "data.labelled": "all",
-            "data.unlabelled": "all",
-            "data.overlap": True,
-            "data.partial_rounding": "down",
-            "batch.unlabelled": lambda c: c.batch.labelled,
-        },
-        meaning="after partial_...: labelled and as many unlabelled rows, both of all images, as ReCo takes partial labels",
     ),
     "other_lambdas": Variant(
         {
