@@ -32,6 +32,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("train", "train by a config; goes on where the work directory holds a checkpoint"),
+    "sweep": Command("sweep", "train methods x seeds x label lists x options, one after another, and compare them"),
     "options": Command("train", "list the options, or those that apply to a config"),
     "plan": Command("train", "say what a training needs: parameters, memory, hours; runs nothing"),
     "evaluate": Command("use", "score a trained model"),

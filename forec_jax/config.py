@@ -205,11 +205,16 @@ def chosen(c: ConfigDict) -> ConfigDict:
 def config_path(value: str) -> str:
     """FILE[:VARIANT] with FILE looked up here, then among the configs that come with the library."""
     file, colon, variant = value.partition(":")
+    if (found := find_config(file)) is None:
+        raise ValueError(f"--config={value}: no file {file}; for example --config=configs/shapes.py:forec")
+    return f"{found}{colon}{variant}"
+
+
+def find_config(file: str) -> Path | None:
+    """A file of configs/, looked up here, then among those that come with the library; None where there is none."""
     package = Path(__file__).parent
-    for candidate in (Path(file), package / file, package.parent / file):
-        if candidate.is_file():
-            return f"{candidate}{colon}{variant}"
-    raise ValueError(f"--config={value}: no file {file}; for example --config=configs/shapes.py:forec")
+    candidates = (Path(file).expanduser(), package / file, package.parent / file)
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def load_config(value: str, options: Mapping[str, Any]) -> ConfigDict:

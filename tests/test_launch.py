@@ -17,7 +17,7 @@ import yaml
 from forec_jax.experiment.load import load_run
 
 LAUNCH = Path(__file__).parents[1] / "launch"
-SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_pod.sh")
+SCRIPTS = ("local.sh", "slurm.sbatch", "sweep.sbatch", "tpu_pod.sh")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -1,5 +1,6 @@
 """What the commands share: flags, and the config with its overrides."""
 
+import glob
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,13 +51,28 @@ def required(values: flags.FlagValues, *names: str) -> None:
 
 
 def folders(names: Sequence[str]) -> list[Path]:
-    """Folders that a flag names."""
-    return [Path(name).expanduser() for name in names]
+    """Folders that a flag names; `*` and `?` stand for parts of names, as in a shell, which looks into no flag."""
+    found: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.exists() or not any(letter in name for letter in "*?["):
+            found.append(path)
+            continue
+        matches = [Path(match) for match in sorted(glob.glob(str(path))) if Path(match).is_dir()]
+        if not matches:
+            raise flags.Error(f"{name}: there is no such folder")
+        found += matches
+    return found
 
 
 def checkpoint_flags(values: flags.FlagValues) -> None:
     """The flags that choose a stored model."""
     flags.DEFINE_string("workdir", None, "work directory of a training run", flag_values=values)
+    model_flags(values)
+
+
+def model_flags(values: flags.FlagValues) -> None:
+    """The flags that choose one of a run's models."""
     flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "which network", flag_values=values)
     flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
 

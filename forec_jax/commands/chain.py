@@ -135,6 +135,8 @@ def _configs(values: flags.FlagValues, stages: Mapping[str, str]) -> dict[str, C
 
 def _print_table(workdir: Path, stages: Sequence[str], split: str, network: str) -> None:
     """The scores of the stages side by side."""
+    from forec_jax.experiment.layout import as_text
     from forec_jax.experiment.table import compare_runs
 
-    print(compare_runs([workdir / stage for stage in stages], [split], network, "last"))
+    table, notes = compare_runs([workdir / stage for stage in stages], [split], network, "last")
+    print(as_text([table._replace(caption="")], notes))

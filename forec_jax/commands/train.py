@@ -17,16 +17,7 @@ def train(argv: Sequence[str]) -> int:
     FILE:VARIANT is a file of configs/ and what to train ("+" joins parts: small+mean_teacher+forec). The options that
     --config.key=value sets are listed by: forec-jax options --config=FILE:VARIANT
     """
-
-    argv = resolve_config(argv)
-
-    def define(values: flags.FlagValues) -> None:
-        config_flag(values, argv)
-        flags.DEFINE_string("workdir", None, "where everything of the run goes", flag_values=values)
-        process_flags(values)
-
-    values = parse(argv, define, train.__doc__)
-    required(values, "workdir", "config")
+    values = training_flags(argv)
     from forec_jax.experiment.run import run_training
     from forec_jax.parallel import is_primary, join
 
@@ -36,6 +27,20 @@ def train(argv: Sequence[str]) -> int:
     if not code and is_primary():
         print(ending(workdir))
     return code
+
+
+def training_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """The flags of a training: its config with all overrides, its work directory, its processes."""
+    argv = resolve_config(argv)
+
+    def define(values: flags.FlagValues) -> None:
+        config_flag(values, argv)
+        flags.DEFINE_string("workdir", None, "where everything of the run goes", flag_values=values)
+        process_flags(values)
+
+    values = parse(argv, define, train.__doc__)
+    required(values, "workdir", "config")
+    return values
 
 
 def ending(workdir: Path) -> str:

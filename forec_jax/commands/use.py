@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from forec_jax.commands.arguments import checkpoint_flags, folders, parse, required, root_flag, seen_flags
+from forec_jax.commands.arguments import (
+    checkpoint_flags,
+    folders,
+    model_flags,
+    parse,
+    required,
+    root_flag,
+    seen_flags,
+)
+from forec_jax.commands.process import tell
 
 if TYPE_CHECKING:
     from forec_jax.experiment.load import Run
@@ -97,23 +106,60 @@ def table(argv: Sequence[str]) -> int:
     """Compares trained models: mIoU, a row a run and a column a split; then what the runs differ in.
 
     forec-jax table --workdirs=runs/supervised,runs/forec --splits=val
+    forec-jax table --workdirs=runs/tiny --format=markdown
+
+    The work directory of a sweep has a row for each of its rows: mean, standard deviation and number of runs, and paired
+    differences to its baseline.
     """
 
     def define(values: flags.FlagValues) -> None:
-        checkpoint_flags(values)
+        model_flags(values)
         root_flag(values)
         seen_flags(values, "whole", "sliding", "center_crop")
-        flags.DEFINE_list("workdirs", None, "work directories of training runs", flag_values=values)
-        flags.DEFINE_list("splits", "val", "splits of the runs' data set", flag_values=values)
+        flags.DEFINE_list("workdirs", None, "work directories of training runs or of sweeps", flag_values=values)
+        splits = "splits of the runs' data set; by default val, or what a sweep names"
+        flags.DEFINE_list("splits", None, splits, flag_values=values)
+        table_flags(values)
 
     values = parse(argv, define, table.__doc__)
     required(values, "workdirs")
+    print_table(values, folders(values.workdirs), values.baseline or "")
+    return 0
+
+
+def table_flags(values: flags.FlagValues) -> None:
+    """The flags that say how runs are compared, and how the table is written."""
+    row = "a row (a run, or a method of a sweep) to which paired differences are shown"
+    flags.DEFINE_string("baseline", None, row, flag_values=values)
+    flags.DEFINE_enum("format", "text", ["text", "markdown", "csv", "latex"], "how it is written", flag_values=values)
+
+
+def print_table(values: flags.FlagValues, workdirs: Sequence[Path], baseline: str) -> None:
+    """Prints runs, or rows of runs, as the flags of `table` say; `baseline` is a row, or "" for a sweep's own."""
+    from forec_jax.experiment.comparison import Columns, compare_rows, records_of
+    from forec_jax.experiment.layout import FORMATS
+    from forec_jax.experiment.sweep_state import RECORD
     from forec_jax.experiment.table import compare_runs
 
-    print(f"\nmIoU (%) of the {values.network}, {values.checkpoint} checkpoint\n")
-    which = values.splits, values.network, values.checkpoint, values.data_root
-    print(compare_runs(folders(values.workdirs), *which, seen(values)))
-    return 0
+    if baseline or any((workdir / RECORD).exists() for workdir in workdirs):
+        records = records_of(workdirs, baseline)
+        splits = values.splits or [split for record in records.values() for split in record.splits]
+        columns = Columns(list(dict.fromkeys(splits)), _given(values, "checkpoint"), _given(values, "network"))
+        tables, notes = compare_rows(records, columns, values.data_root, seen(values))
+    else:
+        which = values.splits or ["val"], values.network, values.checkpoint, values.data_root
+        one, notes = compare_runs(workdirs, *which, seen(values))
+        tables = [one]
+    written = FORMATS[values.format](tables, notes)
+    print(f"\n{written}" if values.format == "text" else written)
+    for note in notes if values.format == "csv" else ():
+        tell(note)
+
+
+def _given(values: flags.FlagValues, name: str) -> list[str]:
+    """What a flag of several choices was given: all of them where it was not."""
+    flag = values[name]
+    return list(flag.parser.enum_values) if flag.using_default_value else [flag.value]
 
 
 def threshold(argv: Sequence[str]) -> int:

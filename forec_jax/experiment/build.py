@@ -203,12 +203,22 @@ def _start(c: ConfigDict, epoch: Epoch) -> dict[str, float]:
 
 def with_epoch(c: ConfigDict, epoch: Epoch) -> ConfigDict:
     """The config with the options that follow from how long an epoch is; often as it is."""
-    changes = {**method_entry(c).of_epoch(method_options(c), epoch), **_start(c, epoch)}
+    changes = _of_epoch(c, epoch)
     if not changes or not epoch.steps:
         return c
     resolved = c.copy_and_resolve_references()
     resolved.update_from_flattened_dict(changes)
     return resolved
+
+
+def keys_of_epoch(c: ConfigDict) -> set[str]:
+    """The options of a config that `with_epoch` works out, by dotted key."""
+    return set(_of_epoch(c, Epoch(1, 1)))
+
+
+def _of_epoch(c: ConfigDict, epoch: Epoch) -> dict[str, Any]:
+    """The options that follow from how long an epoch is."""
+    return {**method_entry(c).of_epoch(method_options(c), epoch), **_start(c, epoch)}
 
 
 def build_optimizer(c: ConfigDict) -> optax.GradientTransformation:

@@ -175,5 +175,10 @@ def describe(plan: Plan, steps: int, rate: float | None, pool: int | None) -> st
     if pool is not None:
         lines["epochs"] = f"{steps * plan.pooled / pool:.1f} of {pool} images, {plan.pooled} of them a step"
     if rate is not None:
-        lines["time"] = f"{steps * plan.images / rate / 3600:.1f} hours at {rate:g} images a second"
+        lines["time"] = f"{hours(steps * plan.images, rate):.1f} hours at {rate:g} images a second"
     return "\n".join(f"{name:<12} {text}" for name, text in lines.items())
+
+
+def hours(images: float, rate: float) -> float:
+    """How long a training on so many images takes, at so many images a second; evaluations come on top."""
+    return images / rate / 3600

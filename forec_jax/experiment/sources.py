@@ -89,12 +89,18 @@ def build_dataset(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> Data
 def build_full_dataset(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> Dataset:
     """The data set that data.name names, with all its classes."""
     entry = _data_entry(c)
-    if entry.holds and not c.data.root:
-        raise OptionError(f"data.root is empty: set it to the folder that holds {entry.holds}")
+    check_root(c)
     prepared = Path(c.data.prepared).expanduser() if c.data.prepared else None
     place = Place(Path(c.data.root).expanduser(), prepared, c.data.longest_side, c.data.on_corrupt, val_ids)
     dataset = entry.load(place, _data_options(c, entry))
     return _with_background(with_longest_side(dataset, c.data.longest_side), c.data.background)
+
+
+def check_root(c: ConfigDict) -> None:
+    """Raises OptionError where the data set needs a folder, and none is named."""
+    entry = _data_entry(c)
+    if entry.holds and not c.data.root:
+        raise OptionError(f"data.root is empty: set it to the folder that holds {entry.holds}")
 
 
 def planned_labels(c: ConfigDict) -> Labels:

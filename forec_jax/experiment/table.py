@@ -1,12 +1,13 @@
 """Runs side by side: their scores, what their configs differ in, and which scores cannot be compared."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from forec_jax.data import Dataset
 from forec_jax.experiment import contents
+from forec_jax.experiment.layout import NOTHING, Cell, Spread, Table, spread_of
 from forec_jax.experiment.load import Stored, load_run, read_stored
 from forec_jax.experiment.results import (
     Question,
@@ -30,8 +31,10 @@ DRAWS = ("seed", "data.labelled", "data.unlabelled", "data.protocol")
 IMAGES = ("labelled", "unlabelled")
 """Parts of a split: the sums of their images stand beside the options that name them."""
 
+REPEATED = (*DRAWS, *(f"({part} images)" for part in IMAGES))
+"""All that repetitions of one experiment may differ in."""
+
 MOST = 12  # options that are named
-NOTHING = "-"
 
 
 class Row(NamedTuple):
@@ -39,7 +42,7 @@ class Row(NamedTuple):
 
     name: str
     stored: Stored
-    results: Mapping[str, Result]  # by split
+    results: Mapping[str, Result]  # by column: a split, and which network and checkpoint where these differ
 
     def options(self) -> dict[str, Any]:
         """What may make its scores others: its options, and which images are labelled."""
@@ -55,24 +58,22 @@ def compare_runs(
     checkpoint: str,
     root: str | None = None,
     seen: Seen | None = None,
-) -> str:
-    """A table of mIoU in percent: a row a run, a column a split; then what to know before these are compared.
+) -> tuple[Table, list[str]]:
+    """A table of mIoU in percent: a row a run, a column a split; and what to know before these are compared.
 
     A score that is on record is taken from there, as long as images, masks and protocol are the same. `root` is where the
     runs' data set lies now, if it moved; `seen` is how images are shown.
     """
-    rows = [
-        Row(name, stored, {split: _result_of(stored, split, network, checkpoint, seen or Seen()) for split in splits})
-        for name, stored in named(workdirs, root).items()
-    ]
-    repeated = list(repetitions(rows))
-    width = max(len(name) for name in (*(row.name for row in rows), *(name for name, _ in repeated)))
-    lines = [" " * width + "".join(f"{split:>20}" for split in splits)]
-    lines += [f"{row.name:<{width}}" + "".join(f"{percent(row, split):>20}" for split in splits) for row in rows]
-    for name, group in repeated:
-        lines.append(f"{name:<{width}}" + "".join(f"{spread(group, split):>20}" for split in splits))
-    more = differences(rows) + warnings(rows, splits, unfinished=checkpoint == "last")
-    return "\n".join([*lines, *more])
+    seen = seen or Seen()
+    rows = []
+    for name, stored in named(workdirs, root).items():
+        dataset = stored.dataset()
+        results = {split: result_of(stored, dataset, split, network, checkpoint, seen) for split in splits}
+        rows.append(Row(name, stored, results))
+    cells: list[tuple[Cell, ...]] = [(row.name, *(percent(row, split) for split in splits)) for row in rows]
+    cells += [(name, *(spread(group, split) for split in splits)) for name, group in repetitions(rows)]
+    table = Table(f"mIoU (%) of the {network}, {checkpoint} checkpoint", ("", *splits), tuple(cells))
+    return table, differences(rows) + warnings(rows, splits, unfinished=checkpoint == "last")
 
 
 def named(workdirs: Sequence[Path], root: str | None) -> dict[str, Stored]:
@@ -82,11 +83,10 @@ def named(workdirs: Sequence[Path], root: str | None) -> dict[str, Stored]:
     return {workdir.name if unique else str(workdir): read_stored(workdir, root) for workdir in different}
 
 
-def _result_of(stored: Stored, split: str, network: str, checkpoint: str, seen: Seen) -> Result:
-    """A run's score on a split: from its records, or found now and kept there."""
+def result_of(stored: Stored, dataset: Dataset, split: str, network: str, checkpoint: str, seen: Seen) -> Result:
+    """A run's score on a split of its data set: from its records, or found now and kept there."""
     stored = stored._replace(config=seen.of(stored.config))
-    dataset = stored.dataset()
-    step, tested = newest_step(stored.workdir / "checkpoints", checkpoint), _network_of(stored.workdir, network)
+    step, tested = newest_step(stored.workdir / "checkpoints", checkpoint), network_of(stored.workdir, network)
     known = dataset.sums or not stored.config.data.root  # without sums of its files their change would not be seen
     if step is not None and tested is not None and known:
         protocol = protocol_of(stored.config, stored.workdir)
@@ -98,7 +98,7 @@ def _result_of(stored: Stored, split: str, network: str, checkpoint: str, seen: 
     return evaluated(run, dataset, split, network, checkpoint)[1]
 
 
-def _network_of(workdir: Path, network: str) -> str | None:
+def network_of(workdir: Path, network: str) -> str | None:
     """The network that stands for `network` in a run: the student where there is no teacher; None if that is unknown."""
     scored = logged_evaluations(workdir)
     if network == "student" or not scored:
@@ -110,28 +110,32 @@ def repetitions(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
     """The groups of two or more runs that differ in seed or labelled images alone, and a name for each."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        began = contents.stored_contents(row.stored.workdir)
-        options = row.options()
-        kept = {key: value for key, value in options.items() if key not in (*DRAWS, *map(_images_of, IMAGES))}
-        # Without a record of how many images are labelled, another list may be of another length.
-        drawn = (began.labelled, len(began.trained)) if began else [options.get(key) for key in DRAWS[1:]]
-        asked = [(result.question.sha256, result.question.protocol) for result in row.results.values()]
-        groups.setdefault(json.dumps([kept, drawn, asked], sort_keys=True, default=str), []).append(row)
+        groups.setdefault(experiment_of(row), []).append(row)
     several = [group for group in groups.values() if len(group) > 1]
     for number, group in enumerate(several, 1):
         yield f"mean of {len(group)}" + (f" ({number})" if len(several) > 1 else ""), group
 
 
-def percent(row: Row, split: str) -> str:
+def experiment_of(row: Row) -> str:
+    """What runs have in common that are repetitions of one experiment, scored alike on the same images."""
+    began = contents.stored_contents(row.stored.workdir)
+    options = row.options()
+    kept = {key: value for key, value in options.items() if key not in REPEATED}
+    # Without a record of how many images are labelled, another list may be of another length.
+    drawn = (began.labelled, len(began.trained)) if began else [options.get(key) for key in DRAWS[1:]]
+    asked = [(result.question.sha256, result.question.protocol) for result in row.results.values()]
+    return json.dumps([kept, drawn, asked], sort_keys=True, default=str)
+
+
+def percent(row: Row, column: str) -> str:
     """A score in a cell."""
-    miou = row.results[split].miou
+    miou = row.results[column].miou
     return NOTHING if miou is None else f"{100 * miou:.2f}"
 
 
-def spread(group: Sequence[Row], split: str) -> str:
+def spread(group: Sequence[Row], column: str) -> Spread | None:
     """Mean and standard deviation (of the sample) of a group's scores in a cell."""
-    scores = [100 * miou for row in group if (miou := row.results[split].miou) is not None]
-    return f"{mean(scores):.2f} +- {stdev(scores):.2f}" if len(scores) > 1 else NOTHING
+    return spread_of([100 * miou for row in group if (miou := row.results[column].miou) is not None])
 
 
 def _labelled_images(workdir: Path) -> dict[str, str]:
@@ -148,10 +152,10 @@ def _images_of(part: str) -> str:
     return f"({part} images)"
 
 
-def differences(rows: Sequence[Row]) -> list[str]:
-    """The options in which the runs differ, a line each, with their values in the order of the rows."""
+def differences(rows: Sequence[Row], leave: Collection[str] = ()) -> list[str]:
+    """The options in which the runs differ, but those of `leave`, a line each, with values in the order of the rows."""
     options = [row.options() for row in rows]
-    keys = {key for of_run in options for key in of_run}
+    keys = {key for of_run in options for key in of_run if key not in leave}
     missing = object()
     different = [key for key in keys if any(o.get(key, missing) != options[0].get(key, missing) for o in options)]
     # What all runs have comes first: the rest is of methods and parts that some do not use.
@@ -172,7 +176,7 @@ def short(value: Any) -> str:
 
 
 def warnings(rows: Sequence[Row], splits: Sequence[str], *, unfinished: bool) -> list[str]:
-    """What makes scores in the table incomparable, a line each; `unfinished` asks for the end of every training."""
+    """What makes scores in these columns incomparable, a line each; `unfinished` asks for the end of every training."""
     first, found = rows[0], []
     for row in rows if unfinished else ():
         step, steps = row.results[splits[0]].question.step, row.stored.config.steps

@@ -83,6 +83,11 @@ class Interruption:
         heard, self._asked = int(self._asked), largest(mesh, self._received)
         return heard
 
+    @property
+    def received(self) -> int:
+        """The signal that this process received, 0 for none."""
+        return self._received
+
     def came(self) -> bool:
         """Whether this process has received a signal."""
         return self._received != 0
