@@ -15,10 +15,15 @@ HEADS = ("", "tune last teacher", "tune last student", "tune best teacher", "tun
 
 def make_sweep(workdir, rows, baseline="supervised"):
     """`rows`: row -> how many runs; the folders are ROW/SEED, some of which a test makes."""
-    runs = {row: [[f"seed={i}", f"{row}/{i}"] for i in range(count)] for row, count in rows.items()}
-    baselines = {row: baseline for row in rows if row != baseline}
-    workdir.mkdir(exist_ok=True)
-    (workdir / "sweep.json").write_text(json.dumps({"rows": runs, "baselines": baselines, "splits": ["tune"]}))
+    listed = [
+        {
+            "row": row,
+            "baseline": baseline if row != baseline else "",
+            "runs": [[f"seed={i}", f"{row}/{i}"] for i in range(count)],
+        }
+        for row, count in rows.items()
+    ]
+    (workdir / "sweep.json").write_text(json.dumps({"rows": listed, "splits": ["tune"]}))
 
 
 def make_row(workdir, row, teachers, **more):
@@ -137,7 +142,8 @@ def test_runs_of_their_own_have_differences_to_one_of_them(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"rows": {"a": [["seed=0", "../../etc"]]}, "baselines": {}, "splits": []}', '{"rows": 3}']
+    "content",
+    ["{", "[]", '{"rows": [{"row": "a", "baseline": "", "runs": [["", "../../etc"]]}], "splits": []}', '{"rows": 3}'],
 )
 def test_a_damaged_record_is_named_and_leaves_no_folder(tmp_path, content, capsys):
     (tmp_path / "sweep.json").write_text(content)

@@ -44,10 +44,13 @@ def test_jobs_at_the_same_time_share_no_core(tmp_path):
     # Each ends when it has seen the other's file: one after the other they would wait for ever.
     program = textwrap.dedent(
         """
-        import os, pathlib, time
+        import os, pathlib, sys, time
         here = pathlib.Path({here!r})
         (here / {name!r}).write_text(" ".join(map(str, os.sched_getaffinity(0))))
-        while len(list(here.glob("cores_*"))) < 2: time.sleep(0.01)
+        for _ in range(2000):
+            time.sleep(0.01)
+            if len(list(here.glob("cores_*"))) == 2: sys.exit()
+        sys.exit(1)
         """
     )
     names = ["cores_a", "cores_b"]
@@ -73,7 +76,7 @@ def note(number, frame):
 signal.signal(signal.SIGINT, note)
 signal.signal(signal.SIGTERM, note)
 (here / "group").write_text(str(os.getpgid(0)))
-while True: time.sleep(0.01)
+for _ in range(2000): time.sleep(0.01)
 """
 
 

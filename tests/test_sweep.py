@@ -198,6 +198,7 @@ def test_a_failed_run_is_named_and_tried_again_and_what_is_done_is_left(tmp_path
     assert names == ["forec, seed=0"]
     assert "4 runs: 3 done, 1 to do" in said.err
     assert "forec - supervised" in said.out
+    assert said.out.index("\nsupervised") < said.out.index("\nforec")  # as they were given
     names.clear()
     assert "4 runs: 4 done, 0 to do" in told(capsys, 0, *argv).err
     assert "4 runs, 4 done; 0.0 hours are left" in told(capsys, 0, *argv, "--dry_run").out

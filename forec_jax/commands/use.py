@@ -144,7 +144,11 @@ def print_table(values: flags.FlagValues, workdirs: Sequence[Path], baseline: st
     if baseline or any((workdir / RECORD).exists() for workdir in workdirs):
         records = records_of(workdirs, baseline)
         splits = values.splits or [split for record in records.values() for split in record.splits]
-        columns = Columns(list(dict.fromkeys(splits)), _given(values, "checkpoint"), _given(values, "network"))
+        columns = Columns(list(dict.fromkeys(splits)))
+        if not values["checkpoint"].using_default_value:
+            columns = columns._replace(checkpoints=(values.checkpoint,))
+        if not values["network"].using_default_value:
+            columns = columns._replace(networks=(values.network,))
         tables, notes = compare_rows(records, columns, values.data_root, seen(values))
     else:
         which = values.splits or ["val"], values.network, values.checkpoint, values.data_root
@@ -154,12 +158,6 @@ def print_table(values: flags.FlagValues, workdirs: Sequence[Path], baseline: st
     print(f"\n{written}" if values.format == "text" else written)
     for note in notes if values.format == "csv" else ():
         tell(note)
-
-
-def _given(values: flags.FlagValues, name: str) -> list[str]:
-    """What a flag of several choices was given: all of them where it was not."""
-    flag = values[name]
-    return list(flag.parser.enum_values) if flag.using_default_value else [flag.value]
 
 
 def threshold(argv: Sequence[str]) -> int:

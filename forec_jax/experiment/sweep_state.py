@@ -44,8 +44,9 @@ def state_of(folder: Path, c: ConfigDict) -> State:
     if not (folder / "config.json").exists() or not holds_any(folder / "checkpoints"):
         return State(0, False)
     stored, given = (flat(json.loads(config.to_json())) for config in (read_config(folder / "config.json"), c))
-    follows = keys_of_epoch(c)  # from the data, which is not read here
-    check_same_config(*({key: of[key] for key in of if key not in follows} for of in (stored, given)), folder)
+    for key in keys_of_epoch(c):  # from the data, which is not read here
+        given[key] = stored.get(key)
+    check_same_config(stored, given, folder)
     done = summary_of(folder).get("config") == stored  # another's may be left from before
     return State(newest_step(folder / "checkpoints", "last") or 0, done)
 
@@ -69,7 +70,7 @@ def rate_of(folders: Iterable[Path]) -> float | None:
 class Record(NamedTuple):
     """What a sweep's work directory says of it."""
 
-    rows: Mapping[str, Sequence[tuple[str, str]]]  # row -> repetition and folder of each run
+    rows: Mapping[str, Sequence[tuple[str, str]]]  # row, in the order of the table -> repetition and folder of each run
     baselines: Mapping[str, str]  # row -> the one that it is compared with
     splits: Sequence[str]
 
@@ -79,9 +80,10 @@ def keep_record(workdir: Path, planned: Sequence[Planned], splits: Sequence[str]
     rows: dict[str, list[tuple[str, str]]] = {}
     for run in planned:
         rows.setdefault(run.row, []).append((run.draw, run.folder))
-    content = Record(rows, {run.row: run.baseline for run in planned if run.baseline}, list(splits))
+    baselines = {run.row: run.baseline for run in planned}
+    listed = [{"row": row, "baseline": baselines[row], "runs": runs} for row, runs in rows.items()]
     with only_one(workdir / f".{RECORD}.lock"):  # the tasks of an array begin at once
-        write_json(workdir / RECORD, content._asdict())
+        write_json(workdir / RECORD, {"rows": listed, "splits": list(splits)})
 
 
 def read_record(workdir: Path) -> Record | None:
@@ -90,8 +92,9 @@ def read_record(workdir: Path) -> Record | None:
         return None
     with damage_named(workdir / RECORD, "the command of the sweep with --dry_run writes it anew"):
         content = json.loads((workdir / RECORD).read_text(encoding="utf-8"))
-        rows = {row: [(str(draw), _inside(folder)) for draw, folder in runs] for row, runs in content["rows"].items()}
-        return Record(rows, dict(content["baselines"]), [str(split) for split in content["splits"]])
+        rows = {of["row"]: [(str(draw), _inside(folder)) for draw, folder in of["runs"]] for of in content["rows"]}
+        baselines = {of["row"]: of["baseline"] for of in content["rows"] if of["baseline"]}
+        return Record(rows, baselines, [str(split) for split in content["splits"]])
 
 
 def _inside(folder: str) -> str:
