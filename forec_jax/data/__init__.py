@@ -1,6 +1,7 @@
 """Data sets, splits, geometry and the training batches."""
 
 from forec_jax.data.balance import classes_in_images
+from forec_jax.data.chosen import chosen_classes, one_against_rest
 from forec_jax.data.datasets import DATASETS
 from forec_jax.data.datasets.camvid import camvid_dataset
 from forec_jax.data.datasets.cityscapes import cityscapes_dataset
@@ -28,7 +29,6 @@ from forec_jax.data.tags import (
     Tags,
     balanced,
     check_tags,
-    one_against_rest,
     read_tags,
     tag_indices,
     tags_of_folders,
@@ -56,6 +56,7 @@ __all__ = [
     "batch_ids",
     "camvid_dataset",
     "check_tags",
+    "chosen_classes",
     "cityscapes_dataset",
     "class_coverage",
     "classes_in_images",

@@ -37,6 +37,7 @@ class DatasetOptions:
     root: str = option("", "voc: the folder that holds VOC2012/; otherwise the data set's own folder (docs/data.md)")
     prepared: str = option("", "where prepared records go; empty: the user's cache folder")
     background: str = option("", '"class,class": what FOrec takes as background; empty: the data set\'s own choice')
+    classes: str = option("", '"class,class": these alone, all others are background; empty: every class')
     longest_side: int = option(
         0, "larger images are scaled down to it first, in predictions too; 0: images as they are", at_least(0)
     )

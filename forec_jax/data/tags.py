@@ -4,14 +4,13 @@ import csv
 import io
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from forec_jax.contracts import UNLABELLED
 from forec_jax.data.pipeline import evaluation_examples
-from forec_jax.data.source import DataError, Dataset, Example, Source, Subset, WithTags
+from forec_jax.data.source import DataError, Source, Subset, WithTags
 from forec_jax.data.textfile import read_text
 from forec_jax.options import option
 
@@ -109,43 +108,6 @@ def check_tags(tags: Tags, classes: Sequence[str], foreground: Sequence[int]) ->
             raise DataError(f"no image has the tag {classes[k]!r}; tag some, or leave the class out")
         if number == len(tags):
             raise DataError(f"every image has the tag {classes[k]!r}; add images without it")
-
-
-@dataclass(frozen=True)
-class _OneClass:
-    """A source whose masks show one class as 1, all others as 0, void as void."""
-
-    source: Source
-    class_index: int
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The examples' names."""
-        return self.source.ids
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Example:
-        example = self.source[index]
-        if example.label is None:
-            return example
-        nothing = example.label >= UNLABELLED  # void, too
-        label = np.where(nothing, example.label, example.label == self.class_index).astype(np.uint8)
-        return example._replace(label=label)
-
-    def without_labels(self) -> Source:
-        """The same images, masks unopened."""
-        return self.source.without_labels()
-
-
-def one_against_rest(dataset: Dataset, class_name: str) -> Dataset:
-    """The data set with two classes: `class_name`, and background, which is everything else."""
-    k = dataset.classes.index(class_name)
-    palette = ((0, 0, 0), dataset.palette[k] if any(dataset.palette[k]) else (255, 255, 255))
-    sources = {split: _OneClass(source, k) for split, source in dataset.sources.items()}
-    classes = ("background", class_name)
-    return replace(dataset, classes=classes, palette=palette, sources=sources, background_classes=(0,))
 
 
 def balanced(source: Source, tags: Tags, class_index: int) -> Subset:

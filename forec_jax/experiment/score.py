@@ -84,7 +84,7 @@ def _paired(run: Run, images: Path, masks: Path, remarks: Remarks) -> Dataset:
     labels = Labels(said.names, said.palette, said.background)
     sums = {entry.id: _sum_of_files(entry) for entry in entries}
     full = dataset_of("--images", labels, {str(images.absolute()): source}, sums=sums)
-    dataset = sources.with_tag(full, c.data.tag)
+    dataset = sources.with_chosen_classes(full, c)
     check_same_classes(run.labels, dataset.labels, f"{run.workdir}: the run")
     return dataset
 
@@ -95,7 +95,7 @@ def _mask_classes(run: Run, masks: Path) -> ClassFile:
     file = next((file for file in (masks.absolute().parent / CLASS_FILE, *own) if file.is_file()), None)
     if file is not None:
         return read_classes(file)
-    if own or run.config.data.tag:
+    if own or run.config.data.tag or run.config.data.classes:
         raise DataError(f"{masks}: nothing says what these masks mean; put the run's {CLASS_FILE} beside that folder")
     return ClassFile(*run.labels, MaskRule(len(run.labels.classes)))
 

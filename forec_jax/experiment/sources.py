@@ -24,6 +24,7 @@ from forec_jax.data import (
     balanced,
     batch_ids,
     check_tags,
+    chosen_classes,
     class_coverage,
     classes_in_images,
     classes_not_shown,
@@ -79,11 +80,11 @@ def _data_options(c: ConfigDict, entry: DataEntry) -> Any:
 
 
 def build_dataset(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> Dataset:
-    """The data set that data.name names, with one class against the rest where data.tag is set.
+    """The data set that data.name names, with the classes that data.classes and data.tag choose.
 
     `val_ids` are the validation images of a run that is there (`workdir.stored_val`): they never move under it.
     """
-    return with_tag(build_full_dataset(c, val_ids), c.data.tag)
+    return with_chosen_classes(build_full_dataset(c, val_ids), c)
 
 
 def build_full_dataset(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> Dataset:
@@ -108,15 +109,22 @@ def planned_labels(c: ConfigDict) -> Labels:
     entry = _data_entry(c)
     labels = entry.labels(Path(c.data.root).expanduser(), _data_options(c, entry))
     without_images = Dataset(entry.name, labels.classes, labels.palette, {}, labels.background_classes)
-    return with_tag(_with_background(without_images, c.data.background), c.data.tag).labels
+    return with_chosen_classes(_with_background(without_images, c.data.background), c).labels
 
 
-def with_tag(dataset: Dataset, tag: str) -> Dataset:
-    """The data set with the class `tag` against the rest; with all its classes where `tag` is empty."""
-    if not tag:
+def with_chosen_classes(dataset: Dataset, c: ConfigDict) -> Dataset:
+    """The data set with the classes of data.classes, then with data.tag against the rest; with all where both are empty.
+
+    Raises OptionError for a class that it does not have.
+    """
+    if c.data.classes:
+        known = tuple(name for name in dataset.classes if name != "background")
+        names = [choose("data.classes", name.strip(), known) for name in c.data.classes.split(",")]
+        dataset = chosen_classes(dataset, names)
+    if not c.data.tag:
         return dataset
-    classes = [name for k, name in enumerate(dataset.classes) if k not in dataset.background_classes]
-    return one_against_rest(dataset, choose("data.tag", tag, tuple(classes)))
+    foreground = [name for k, name in enumerate(dataset.classes) if k not in dataset.background_classes]
+    return one_against_rest(dataset, choose("data.tag", c.data.tag, tuple(foreground)))
 
 
 def _with_background(dataset: Dataset, names: str) -> Dataset:
@@ -197,7 +205,7 @@ def _build_tagged_data(c: ConfigDict, val_ids: tuple[str, ...] | None = None) ->
     With data.tag, images with and without the tag are equally many (the paper draws a batch's halves from either).
     """
     full = build_full_dataset(c, val_ids)
-    dataset = with_tag(full, c.data.tag)
+    dataset = with_chosen_classes(full, c)
     pool = dataset.source(c.data.pool)
     split = tagged_split(pool_ids=pool.ids, validation_ids=_evaluation_ids(dataset, c.data.pool))
     foreground = foreground_classes(dataset.labels)

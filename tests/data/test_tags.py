@@ -15,7 +15,8 @@ from forec_jax.data import (
     shapes_dataset,
     tags_of_masks,
 )
-from forec_jax.data.tags import balanced, check_tags, one_against_rest, tag_indices, tags_of_folders
+from forec_jax.data.chosen import one_against_rest
+from forec_jax.data.tags import balanced, check_tags, tag_indices, tags_of_folders
 from forec_jax.experiment import sources
 from forec_jax.methods.tag_classifier import foreground_classes
 from forec_jax.options import OptionError
