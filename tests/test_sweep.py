@@ -1,5 +1,6 @@
 """Sweeps: files and flags become trainings; those that are done are left, others go on, and a failure stops none."""
 
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -124,6 +125,18 @@ def test_how_far_a_training_is_and_whose_folder_it_is(tmp_path):
     assert state("stopped") == State(30, False)
     shutil.rmtree(tmp_path / "stopped" / "checkpoints")
     assert state("stopped", seed=4) == State(0, False)  # it failed at its start
+
+
+def test_a_run_of_an_earlier_version_is_done_too(tmp_path):
+    make_run(tmp_path, "forec")
+    for file in ("config.json", "summary.json"):
+        content = json.loads((tmp_path / file).read_text())
+        if file == "config.json":
+            del content["data"]["classes"]
+        else:
+            del content["config"]["data.classes"]
+        (tmp_path / file).write_text(json.dumps(content))
+    assert state_of(tmp_path, load_config("configs/shapes.py:forec", {"steps": 60, "eval.split": "tune"})).done
 
 
 def test_what_a_run_works_out_from_its_data_makes_no_other_config(tmp_path):

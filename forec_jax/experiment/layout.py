@@ -51,7 +51,7 @@ def as_text(tables: Sequence[Table], notes: Sequence[str]) -> str:
         lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells]
         left = [f"{row[0]:<{widths[0]}}{line[widths[0] :]}" for row, line in zip(cells, lines, strict=True)]
         parts.append("\n".join([*([table.caption, ""] if table.caption else []), *left]))
-    return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
+    return "\n\n".join([*parts, *(["\n".join(notes).strip("\n")] if notes else [])])
 
 
 def as_markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:

@@ -47,7 +47,8 @@ def state_of(folder: Path, c: ConfigDict) -> State:
     for key in keys_of_epoch(c):  # from the data, which is not read here
         given[key] = stored.get(key)
     check_same_config(stored, given, folder)
-    done = summary_of(folder).get("config") == stored  # another's may be left from before
+    written = flat(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    done = summary_of(folder).get("config") == written  # another run's may be left from before
     return State(newest_step(folder / "checkpoints", "last") or 0, done)
 
 
