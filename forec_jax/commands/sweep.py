@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import ConfigDict
 
-from forec_jax.commands.arguments import model_flags, parse, required, root_flag, seen_flags
+from forec_jax.commands.arguments import exit_code, model_flags, parse, required, root_flag, seen_flags
 from forec_jax.commands.process import EXPLAINED, tell
 from forec_jax.commands.train import percent, train, training_flags
 from forec_jax.commands.use import print_table, table_flags
@@ -55,15 +55,15 @@ def sweep(argv: Sequence[str]) -> int:
     open_runs = [run for run, (state, _) in zip(planned, states, strict=True) if not state.done]
     tell(f"{len(planned)} runs: {len(planned) - len(open_runs)} done, {len(open_runs)} to do")
     failed, stopped_by = _train_all(open_runs, workdir, values.jobs)
-    if stopped_by is not None:
-        tell(f"stopped by signal {stopped_by}; the same command goes on from here")
-        return 128 + stopped_by
-    print_table(values, [workdir], baseline="")
-    for line in failed:
-        tell(line)
+    try:
+        if stopped_by is None:
+            print_table(values, [workdir], baseline="")
+    finally:
+        for line in failed:
+            tell(line)
     if failed:
         tell(f"{len(failed)} of {len(planned)} runs failed; the same command tries them again and leaves the others")
-    return FAILED if failed else 0
+    return exit_code(stopped_by) or (FAILED if failed else 0)
 
 
 def _flags(values: flags.FlagValues) -> None:
