@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import ConfigDict
 
-from forec_jax.commands.arguments import exit_code, model_flags, parse, required, root_flag, seen_flags
+from forec_jax.commands.arguments import exit_code, parse, required
 from forec_jax.commands.process import EXPLAINED, tell
 from forec_jax.commands.train import percent, train, training_flags
-from forec_jax.commands.use import print_table, table_flags
+from forec_jax.commands.use import format_flag, print_sweep
 
 if TYPE_CHECKING:
     from forec_jax.experiment.jobs import Ended, Job
@@ -45,7 +45,7 @@ def sweep(argv: Sequence[str]) -> int:
     planned = trainings(what, given)
     states = _states(planned, workdir, what.source)
     workdir.mkdir(parents=True, exist_ok=True)
-    keep_record(workdir, planned, what.splits)
+    keep_record(workdir, planned, values.splits or what.splits)
     if values.dry_run:
         print(_plan(planned, states, workdir, values.rate))
         print(f"as a Slurm array: {_array_command(argv, given, len(planned))}")
@@ -57,7 +57,7 @@ def sweep(argv: Sequence[str]) -> int:
     failed, stopped_by = _train_all(open_runs, workdir, values.jobs)
     try:
         if stopped_by is None:
-            print_table(values, [workdir], baseline="")
+            print_sweep(workdir, values.format)
     finally:
         for line in failed:
             tell(line)
@@ -88,11 +88,10 @@ def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("dry_run", False, "list runs and hours, and train nothing", flag_values=values)
     rate = "images a second, for the hours of --dry_run; by default what runs of the same row have shown"
     flags.DEFINE_float("rate", None, rate, 1e-9, flag_values=values)
-    model_flags(values)
-    root_flag(values)
-    seen_flags(values, "whole", "sliding", "center_crop")
-    flags.DEFINE_list("splits", None, "splits of the table; by default those of the sweep file", flag_values=values)
-    table_flags(values)
+    baseline = "the method that the others are compared with; stands over the file's"
+    flags.DEFINE_string("baseline", None, baseline, flag_values=values)
+    flags.DEFINE_list("splits", None, "splits that the table shows; stand over the file's", flag_values=values)
+    format_flag(values)
 
 
 def _given(argv: Sequence[str]) -> dict[str, str]:

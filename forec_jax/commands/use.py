@@ -18,6 +18,7 @@ from forec_jax.commands.arguments import (
 from forec_jax.commands.process import tell
 
 if TYPE_CHECKING:
+    from forec_jax.experiment.layout import Table
     from forec_jax.experiment.load import Run
     from forec_jax.experiment.use import Seen
 
@@ -113,50 +114,65 @@ def table(argv: Sequence[str]) -> int:
     """
 
     def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_list("workdirs", None, "work directories of training runs or of sweeps", flag_values=values)
         model_flags(values)
         root_flag(values)
         seen_flags(values, "whole", "sliding", "center_crop")
-        flags.DEFINE_list("workdirs", None, "work directories of training runs or of sweeps", flag_values=values)
         splits = "splits of the runs' data set; by default val, or what a sweep names"
         flags.DEFINE_list("splits", None, splits, flag_values=values)
-        table_flags(values)
+        row = "a row (a run, or a method of a sweep) to which paired differences are shown"
+        flags.DEFINE_string("baseline", None, row, flag_values=values)
+        format_flag(values)
 
     values = parse(argv, define, table.__doc__)
     required(values, "workdirs")
-    print_table(values, folders(values.workdirs), values.baseline or "")
-    return 0
-
-
-def table_flags(values: flags.FlagValues) -> None:
-    """The flags that say how runs are compared, and how the table is written."""
-    row = "a row (a run, or a method of a sweep) to which paired differences are shown"
-    flags.DEFINE_string("baseline", None, row, flag_values=values)
-    flags.DEFINE_enum("format", "text", ["text", "markdown", "csv", "latex"], "how it is written", flag_values=values)
-
-
-def print_table(values: flags.FlagValues, workdirs: Sequence[Path], baseline: str) -> None:
-    """Prints runs, or rows of runs, as the flags of `table` say; `baseline` is a row, or "" for a sweep's own."""
-    from forec_jax.experiment.comparison import Columns, compare_rows, records_of
-    from forec_jax.experiment.layout import FORMATS
     from forec_jax.experiment.sweep_state import RECORD
     from forec_jax.experiment.table import compare_runs
 
-    if baseline or any((workdir / RECORD).exists() for workdir in workdirs):
-        records = records_of(workdirs, baseline)
-        splits = values.splits or [split for record in records.values() for split in record.splits]
-        columns = Columns(list(dict.fromkeys(splits)))
-        if not values["checkpoint"].using_default_value:
-            columns = columns._replace(checkpoints=(values.checkpoint,))
-        if not values["network"].using_default_value:
-            columns = columns._replace(networks=(values.network,))
-        tables, notes = compare_rows(records, columns, values.data_root, seen(values))
-    else:
-        which = values.splits or ["val"], values.network, values.checkpoint, values.data_root
-        one, notes = compare_runs(workdirs, *which, seen(values))
-        tables = [one]
-    written = FORMATS[values.format](tables, notes)
-    print(f"\n{written}" if values.format == "text" else written)
-    for note in notes if values.format == "csv" else ():
+    workdirs = folders(values.workdirs)
+    if values.baseline or any((workdir / RECORD).exists() for workdir in workdirs):
+        _print_rows(workdirs, values)
+        return 0
+    which = values.splits or ["val"], values.network, values.checkpoint, values.data_root
+    found, notes = compare_runs(workdirs, *which, seen(values))
+    _print_tables([found], notes, values.format)
+    return 0
+
+
+def format_flag(values: flags.FlagValues) -> None:
+    """The flag that says how a table is written."""
+    flags.DEFINE_enum("format", "text", ["text", "markdown", "csv", "latex"], "how it is written", flag_values=values)
+
+
+def _print_rows(workdirs: Sequence[Path], values: flags.FlagValues) -> None:
+    """Prints the rows of sweeps, and runs as rows of their own, as the flags of a table say."""
+    from forec_jax.experiment.comparison import Columns, compare_rows, records_of
+
+    records = records_of(workdirs, values.baseline or "")
+    splits = values.splits or [split for record in records.values() for split in record.splits]
+    columns = Columns(list(dict.fromkeys(splits)))
+    if not values["checkpoint"].using_default_value:
+        columns = columns._replace(checkpoints=(values.checkpoint,))
+    if not values["network"].using_default_value:
+        columns = columns._replace(networks=(values.network,))
+    _print_tables(*compare_rows(records, columns, values.data_root, seen(values)), values.format)
+
+
+def print_sweep(workdir: Path, form: str) -> None:
+    """Prints the table of a sweep as it is by default."""
+    from forec_jax.experiment.comparison import Columns, compare_rows, records_of
+
+    records = records_of([workdir], "")
+    _print_tables(*compare_rows(records, Columns(records[workdir].splits)), form)
+
+
+def _print_tables(tables: "Sequence[Table]", notes: Sequence[str], form: str) -> None:
+    """Prints tables; what is to know of them goes to stderr where the format has no place for it."""
+    from forec_jax.experiment.layout import FORMATS
+
+    written = FORMATS[form](tables, notes)
+    print(f"\n{written}" if form == "text" else written)
+    for note in notes if form == "csv" else ():
         tell(note)
 
 
