@@ -324,7 +324,7 @@ def test_runs_of_one_experiment_have_a_mean_and_a_deviation():
     ]
     ((name, group),) = repetitions([*rows, *others])
     assert (name, [r.name for r in group]) == ("mean of 3", ["run0", "run1", "run2"])
-    assert spread(group, "val") == "50.00 +- 10.00"
+    assert spread(group, "val").in_text("+-") == "50.00 +- 10.00 (3)"
 
 
 def test_what_runs_differ_in_is_listed_and_what_cannot_be_compared_is_marked():
