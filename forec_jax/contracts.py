@@ -132,7 +132,8 @@ class Network(NamedTuple):
     )
     frozen: tuple[str, ...] = ()  # parts of the variables that training leaves as they are
     given: tuple[str, ...] = ()  # parts whose first values come from elsewhere, whatever the key
-    std: RGB = (1.0, 1.0, 1.0)  # what it divides the channels of its images by
+    std: RGB = (1.0, 1.0, 1.0)  # what it divides the channels of its images by, after it has taken away
+    mean: RGB = (0.0, 0.0, 0.0)
 
     def decode(
         self, variables: Variables, head: str, features: PyTree, *, train: bool = False, rng: Array | None = None

@@ -160,7 +160,7 @@ def _train_all(runs: Sequence["Planned"], workdir: Path, at_once: int) -> tuple[
     """Trains runs; returns a line for each that failed, and the signal that stopped the sweep, if one did."""
     from forec_jax.experiment.jobs import Job, run_jobs
 
-    ends: list[Ended] = []
+    failed: list[str] = []
     count = 0
 
     def began(job: "Job") -> None:
@@ -169,17 +169,16 @@ def _train_all(runs: Sequence["Planned"], workdir: Path, at_once: int) -> tuple[
         tell(f"[{count}/{len(runs)}] {job.name}: begins (log: {job.log})")
 
     def ended(end: "Ended") -> None:
-        ends.append(end)
-        found = _how(end.code) if end.code else _scores(end.job.log.parent)
-        tell(f"{end.job.name}: {found} ({end.seconds / 60:.1f} min)")
+        minutes = f"{end.seconds / 60:.1f} min"
+        if end.code:
+            failed.append(f"FAILED: {end.job.name}, {_how(end.code)}: {_last_line(end.job.log)} (log: {end.job.log})")
+            tell(f"{end.job.name}: {_how(end.code)} after {minutes}")
+        else:
+            tell(f"{end.job.name}: {_scores(end.job.log.parent)} ({minutes})")
 
     jobs = [Job(run.name, _command(run, workdir), workdir / run.folder / LOG) for run in runs]
     stopped_by = run_jobs(jobs, at_once, began=began, ended=ended)
-    stopped = () if stopped_by is None else (128 + stopped_by, -stopped_by)  # in its own time, or before it could
-    failed = [end for end in ends if end.code and end.code not in stopped]
-    return [
-        f"FAILED: {name}, {_how(code)}: {_last_line(log)} (log: {log})" for (name, _, log), code, _ in failed
-    ], stopped_by
+    return failed, stopped_by
 
 
 def _command(run: "Planned", workdir: Path) -> list[str]:

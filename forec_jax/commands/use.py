@@ -83,22 +83,29 @@ def predict(argv: Sequence[str]) -> int:
     """Predicts images: index/ holds class indices, overlay/ pictures.
 
     forec-jax predict --workdir=runs/forec --images=photos --out=predictions
+    forec-jax predict --workdir=runs/forec --images=aerial.tif --out=predictions --tile=1024 --overlap=128
     """
 
     def define(values: flags.FlagValues) -> None:
         checkpoint_flags(values)
         seen_flags(values, "whole", "sliding")
-        flags.DEFINE_string("images", None, "an image, or a folder of images", flag_values=values)
+        flags.DEFINE_string("images", None, "an image, a folder of images, or a video", flag_values=values)
         flags.DEFINE_string("out", None, "folder for index/ and overlay/", flag_values=values)
         written = "write those of all classes too: float16 [H,W,K] in probabilities/NAME.npz, key probabilities"
         flags.DEFINE_bool("probabilities", False, written, flag_values=values)
+        tile = "side in pixels of the tiles in which an image is seen that is too large for the memory; 0: all at once"
+        flags.DEFINE_integer("tile", 0, tile, lower_bound=0, flag_values=values)
+        overlap = "pixels that neighbouring tiles share; half of them are seen and not used"
+        flags.DEFINE_integer("overlap", 128, overlap, lower_bound=0, flag_values=values)
 
     values = parse(argv, define, predict.__doc__)
     required(values, "workdir", "images", "out")
+    from forec_jax.evaluation.tiles import Tiles
     from forec_jax.experiment.use import predict_run
 
+    tiles = Tiles(values.tile, values.overlap).check()
     places = Path(values.images).expanduser(), Path(values.out).expanduser()
-    count = predict_run(loaded(values), *places, values.network, probabilities=values.probabilities)
+    count = predict_run(loaded(values), *places, values.network, probabilities=values.probabilities, tiles=tiles)
     print(f"{count} predictions in {values.out}: index/ holds class indices, overlay/ pictures")
     return 0
 

@@ -83,7 +83,8 @@ class Buckets:
             if shape[0] * shape[1] > MOST_PIXELS:
                 raise DataError(
                     f"{example.id}: {example.image.shape[1]}x{example.image.shape[0]} pixels are too many to see at once; "
-                    "scale the image down, or train with data.longest_side, which then does it here too"
+                    "scale the image down, or train with data.longest_side, which then does it here too; predict sees it in "
+                    "tiles with --tile=1024"
                 )
             rows = waiting.setdefault(shape, [])
             rows.append(example)

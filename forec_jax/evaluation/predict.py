@@ -17,10 +17,9 @@ from forec_jax.data.listing import files_below
 from forec_jax.data.remarks import Remarks
 from forec_jax.evaluation.evaluate import Buckets
 from forec_jax.evaluation.sliding import Predicts
+from forec_jax.evaluation.video import SUFFIXES as VIDEOS
 
 log = logging.getLogger(__name__)
-
-_VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts")
 
 
 class Prediction(NamedTuple):
@@ -37,7 +36,7 @@ def image_files(path: Path) -> list[Path]:
 
     Raises DataError where there is none.
     """
-    if path.suffix.lower() in _VIDEOS and path.is_file():
+    if path.suffix.lower() in VIDEOS and path.is_file():
         raise DataError(f"{_as_frames(path)}\n{path} is a video, and --images takes an image or a folder of images")
     if path.is_file():
         return [path]
@@ -45,7 +44,7 @@ def image_files(path: Path) -> list[Path]:
         raise DataError(f"{path} does not exist; --images takes an image or a folder of images")
     files = files_below(path)
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
-    videos = [file for file in files if file.suffix.lower() in _VIDEOS]
+    videos = [file for file in files if file.suffix.lower() in VIDEOS]
     if not images and videos:
         raise DataError(f"{_as_frames(videos[0])}\n{path} holds no image, but a video ({videos[0].name})")
     if not images:

@@ -18,6 +18,7 @@ from forec_jax.data import Dataset, Labels
 from forec_jax.evaluation import ThresholdSweep
 from forec_jax.experiment import build, sources
 from forec_jax.experiment.contents import check_same_classes
+from forec_jax.experiment.taken import is_taken, taken_state
 from forec_jax.experiment.workdir import WorkdirError, damage_named, read_config, read_labels, stored_val
 from forec_jax.files import write_json
 from forec_jax.methods.entry import Guide
@@ -82,7 +83,9 @@ def read_stored(workdir: Path, root: str | None = None) -> Stored:
 
 
 def load_run(workdir: Path, checkpoint: str | int, root: str | None = None) -> Run:
-    """The model of a work directory; `checkpoint` is "last", "best", or the step of a milestone.
+    """The model of a work directory, or of a folder that `export` wrote as safetensors.
+
+    `checkpoint` is "last", "best", or the step of a milestone; an exported model is what it is.
 
     `root` is where its data set lies now, if it was moved. Raises WorkdirError where there is no such checkpoint.
     """
@@ -91,6 +94,9 @@ def load_run(workdir: Path, checkpoint: str | int, root: str | None = None) -> R
     _, c, labels, val_ids = read_stored(workdir, root)
     mesh = make_mesh()
     method = with_chosen_threshold(stored_method(c, labels, workdir), workdir)
+    if is_taken(workdir):
+        state = jax.device_put(taken_state(workdir, method), replicated(mesh))
+        return Run(c, labels, method, state, mesh, val_ids, workdir)
     abstract = abstract_state(method, build.build_optimizer(c), c.seed, replicated(mesh))
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     state = restored(checkpoints, checkpoint, abstract)

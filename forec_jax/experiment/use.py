@@ -1,7 +1,7 @@
 """Scores and predictions of stored models."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,9 @@ from PIL import Image
 
 from forec_jax.data import DataError, Example, Source, shrink
 from forec_jax.data.remarks import Remarks
-from forec_jax.evaluation import Evaluation, Predictor, image_files, read_photo
+from forec_jax.evaluation import Evaluation, Prediction, Predictor, image_files, read_photo
+from forec_jax.evaluation.tiles import WHOLE, Tiles
+from forec_jax.evaluation.video import frames, is_video
 from forec_jax.experiment import build
 from forec_jax.experiment.load import Run, palette_of
 from forec_jax.options import OptionError
@@ -63,11 +65,14 @@ class Photo(NamedTuple):
 
 
 def photos(images: Path, longest_side: int, out: Path | None = None) -> Iterator[Photo]:
-    """An image file, or those of a folder, by their paths inside it, read as they are asked for.
+    """An image file, those of a folder, by their paths inside it, or a video's frames, read as they are asked for.
 
     They have at most `longest_side` pixels a side (0: as they are), as training images do. What lies in `out` is no
     input. An image that cannot be used is passed over with a warning. Raises DataError where none is left.
     """
+    if is_video(images):
+        yield from _frames_of(images, longest_side)
+        return
     root, remarks = images if images.is_dir() else images.parent, Remarks()
     found, reason = False, f"{images}: every image lies in {out}, where the results go; choose another --out"
     for file in image_files(images):
@@ -86,10 +91,20 @@ def photos(images: Path, longest_side: int, out: Path | None = None) -> Iterator
         raise DataError(reason)
 
 
-def predict_run(run: Run, images: Path, out: Path, network: str, *, probabilities: bool = False) -> int:
+def _frames_of(video: Path, longest_side: int) -> Iterator[Photo]:
+    """The frames of a video, by their numbers from 1 on, in a folder of the video's name."""
+    for number, pixels in enumerate(frames(video), start=1):
+        whole = Example(f"{video.stem}/{number:06d}.png", pixels)
+        seen = shrink(whole, longest_side) if longest_side else whole
+        yield Photo(seen, (pixels.shape[0], pixels.shape[1]))
+
+
+def predict_run(
+    run: Run, images: Path, out: Path, network: str, *, probabilities: bool = False, tiles: Tiles = WHOLE
+) -> int:
     """Writes index PNGs and overlays of every image to `out`, in the folders they came from; returns their number.
 
-    `probabilities`: of every class, too, as f16[H,W,K] in compressed .npz files.
+    `probabilities`: of every class, too, as f16[H,W,K] in compressed .npz files. `tiles`: how much is seen at once.
     """
     predictor = Predictor(
         build.build_predicts(run.config, run.method),
@@ -99,7 +114,7 @@ def predict_run(run: Run, images: Path, out: Path, network: str, *, probabilitie
     written: set[str] = set()
     variables, palette = build.network_variables(run.state, network), palette_of(run.labels)
     for photo in progress_bar(photos(images, run.config.data.longest_side, out), unit=" images", disable=None):
-        (prediction,) = predictor(variables, [photo.example])
+        prediction = _in_tiles(lambda example: next(predictor(variables, [example])), photo.example, tiles)
         label, image = nearest(prediction.label, photo.size), nearest(photo.example.image, photo.size)
         target = unused_stem(Path(photo.example.id), written)
         for folder in ("index", "overlay", *(["probabilities"] if probabilities else [])):
@@ -111,6 +126,20 @@ def predict_run(run: Run, images: Path, out: Path, network: str, *, probabilitie
             np.savez_compressed(out / "probabilities" / f"{target}.npz", probabilities=shown)
     Image.fromarray(legend(run.labels, width=400)).save(out / "legend.png")
     return len(written)
+
+
+def _in_tiles(predict: Callable[[Example], Prediction], example: Example, tiles: Tiles) -> Prediction:
+    """What is said of an image, tile by tile."""
+    whole: list[np.ndarray | None] = []
+    for tile in tiles.of(*example.image.shape[:2]):
+        _, *parts = predict(example._replace(image=example.image[tile.seen]))
+        if not whole:
+            size = example.image.shape[:2]
+            whole = [None if part is None else np.empty((*size, *part.shape[2:]), part.dtype) for part in parts]
+        for made, part in zip(whole, parts, strict=True):
+            if made is not None and part is not None:
+                made[tile.kept] = part[tile.inside]
+    return Prediction(example, *whole)  # type: ignore[arg-type]
 
 
 def as_trained(run: Run, example: Example) -> Example:

@@ -194,7 +194,7 @@ def assemble(encoder: Encoder, decoder: Decoder, heads: tuple[HeadSpec, ...]) ->
     fused = {head.name: head.reads or head.name for head in fusing}
     parts = _Parts(encoder, {head.name: decoder.head(head) for head in heads}, decoder.fuse, fused, decoder.shared)
     functions = jax.jit(parts.init), parts.encode, parts.classify
-    return Network(*functions, tuple(heads), encoder.multiple, parts.fuse, std=encoder.std)
+    return Network(*functions, tuple(heads), encoder.multiple, parts.fuse, std=encoder.std, mean=encoder.mean)
 
 
 @dataclass(frozen=True)

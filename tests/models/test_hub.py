@@ -1,9 +1,9 @@
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+from hub_server import hub_on_this_machine
 
 from forec_jax.models import WeightsError
 from forec_jax.models.hub import CONFIG, FILE, Reference, check_computes_alike, fetch, parse_reference
@@ -60,23 +60,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A stand-in for the hub on this machine, asked by the hub's own client."""
-    constants = pytest.importorskip("huggingface_hub.constants", reason="pip install 'forec-jax[hub]'")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.requests = []
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    template = "{endpoint}/{repo_id}/resolve/{revision}/{filename}".replace("{endpoint}", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with hub_on_this_machine(Handler, tmp_path, monkeypatch) as server:
+        yield server
 
 
 def test_fetches_once_and_checks_the_sum(hub):

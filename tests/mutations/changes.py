@@ -30,6 +30,18 @@ def _of(file: str, tests: str, *pairs: tuple[str, str]) -> list[Change]:
 
 CHANGES = [
     *_of(
+        "export/operators.py",
+        "export/test_program.py",
+        ("[which, cases[1], cases[0]]", "[which, cases[0], cases[1]]"),
+        ("[*low, *high]", "[*high, *low]"),
+        ('dilations=list(p["rhs_dilation"])', "dilations=[1, 1]"),
+    ),
+    *_of(
+        "evaluation/tiles.py",
+        "evaluation/test_tiles.py",
+        ("(first + side + second) // 2", "first + side"),
+    ),
+    *_of(
         "augment/geometry.py",
         "augment/test_geometry.py",
         ("jnp.maximum(scaled - length, 0) + 1)", "jnp.maximum(scaled - length, 0))"),
