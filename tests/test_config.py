@@ -27,7 +27,14 @@ from forec_jax.data import Labels, shapes_dataset
 from forec_jax.experiment import build, sources
 from forec_jax.experiment.run import check_rows
 from forec_jax.experiment.workdir import WorkdirError, read_config
-from forec_jax.losses import mean_cross_entropy, ohem_cross_entropy
+from forec_jax.losses import (
+    balanced_cross_entropy,
+    dice_cross_entropy,
+    dice_loss,
+    focal_loss,
+    mean_cross_entropy,
+    ohem_cross_entropy,
+)
 from forec_jax.methods import (
     ForegroundReconstruction,
     ImageReconstruction,
@@ -472,7 +479,7 @@ def test_an_unknown_variant_names_the_known_ones():
     [
         ("method.name", "magic"),
         ("method.normaliser", "none"),
-        ("method.supervised_loss", "focal"),
+        ("method.supervised_loss", "hinge"),
         ("ema.bn_mode", "frozen"),
         ("augment.mixing", "mixup"),
         ("compute_dtype", "float16"),
@@ -493,6 +500,40 @@ def test_ohem_is_the_supervised_loss_of_either_method(variant):
     c.method.supervised_loss, c.method.ohem_min_kept = "ohem", 50
     loss = build.build_method(c, LABELS).supervised_loss
     assert (loss.func, loss.keywords) == (ohem_cross_entropy, {"threshold": 0.7, "min_kept": 50})
+
+
+@pytest.mark.parametrize("variant", ["supervised", "mean_teacher"])
+@pytest.mark.parametrize(
+    ("options", "function", "keywords"),
+    [
+        ({"supervised_loss": "focal"}, focal_loss, {"gamma": 2.0, "class_weights": (1.0, 1.0, 1.0)}),
+        ({"supervised_loss": "dice", "class_weights": "1,0,.5"}, dice_loss, {"class_weights": (1.0, 0.0, 0.5)}),
+        ({"supervised_loss": "dice_cross_entropy"}, dice_cross_entropy, {"class_weights": (1.0, 1.0, 1.0)}),
+        ({"class_weights": "median_frequency"}, balanced_cross_entropy, {"class_weights": (3.0, 2.0, 1.0)}),
+    ],
+)
+def test_the_supervised_loss_is_chosen_by_name_and_classes_by_weight(variant, options, function, keywords):
+    c = config(variant)
+    c.method.update(options)
+    loss = build.build_method(c, LABELS, frequency_weights=(3.0, 2.0, 1.0)).supervised_loss
+    assert (loss.func, loss.keywords) == (function, keywords)
+
+
+@pytest.mark.parametrize("weights", ["1,2", "1,2,x", "1,2,-1", "0,0,0", "1,2,nan", "median"])
+def test_class_weights_are_a_number_a_class(weights):
+    c = config()
+    c.method.class_weights = weights
+    with pytest.raises(
+        OptionError, match=rf"method\.class_weights='{weights}' must be 3 numbers .* 'median_frequency'"
+    ):
+        build.build_method(c, LABELS)
+
+
+def test_ohem_takes_no_class_weights():
+    c = config()
+    c.method.supervised_loss, c.method.class_weights = "ohem", "1,2,3"
+    with pytest.raises(OptionError, match="chooses pixels by their loss and takes none"):
+        build.build_method(c, LABELS)
 
 
 @pytest.mark.parametrize(("key", "value"), [("ohem_threshold", 0.0), ("ohem_threshold", 70.0), ("ohem_min_kept", 0)])

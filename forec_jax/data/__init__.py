@@ -9,6 +9,7 @@ from forec_jax.data.datasets.folder import folder_dataset, folder_splits
 from forec_jax.data.datasets.shapes import shapes_dataset
 from forec_jax.data.datasets.sunrgbd import sunrgbd_dataset
 from forec_jax.data.datasets.voc import voc_dataset
+from forec_jax.data.frequencies import class_pixels, median_frequency_weights
 from forec_jax.data.partial import KnownLabels, PartialLabels, parse_partial
 from forec_jax.data.pipeline import batch_ids, evaluation_examples, train_batches
 from forec_jax.data.pseudo import WithPseudoLabels, content_sha256, with_pseudo_labels
@@ -59,12 +60,14 @@ __all__ = [
     "chosen_classes",
     "cityscapes_dataset",
     "class_coverage",
+    "class_pixels",
     "classes_in_images",
     "classes_not_shown",
     "content_sha256",
     "evaluation_examples",
     "folder_dataset",
     "folder_splits",
+    "median_frequency_weights",
     "one_against_rest",
     "parse_partial",
     "read_tags",

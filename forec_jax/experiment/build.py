@@ -60,13 +60,15 @@ def build_method(
     more: tuple[Auxiliary, ...] = (),
     guide: Callable[[str], Guide | None] = _no_guide,
     mesh: Mesh | None = None,
+    frequency_weights: tuple[float, ...] | None = None,
 ) -> Method:
     """The method with its networks and auxiliary tasks: those of the config, and `more`, which no config knows.
 
-    `guide` gives the trained runs that the method learns from, by their roles; `mesh` is the devices of a training.
+    `guide` gives the trained runs that the method learns from, by their roles; `mesh` is the devices of a training, and
+    `frequency_weights` are the classes' by its labelled masks, where it asks for them.
     """
     entry = method_entry(c)
-    parts = _build_parts(c, labels, (*_build_auxiliary(c, labels, mesh), *more), guide)
+    parts = _build_parts(c, labels, (*_build_auxiliary(c, labels, mesh), *more), guide, frequency_weights)
     return entry.build(method_options(c), parts)
 
 
@@ -78,7 +80,11 @@ def method_options(c: ConfigDict) -> Any:
 
 
 def _build_parts(
-    c: ConfigDict, labels: Labels, auxiliary: tuple[Auxiliary, ...], guide: Callable[[str], Guide | None]
+    c: ConfigDict,
+    labels: Labels,
+    auxiliary: tuple[Auxiliary, ...],
+    guide: Callable[[str], Guide | None],
+    frequency_weights: tuple[float, ...] | None,
 ) -> Parts:
     """All that a method may be built from."""
     mixing = from_config(MixingOptions, c.augment, "augment")
@@ -97,6 +103,7 @@ def _build_parts(
         compute_dtype=compute_dtype(c),
         shared=lambda block: from_config(block, c.method, "method"),
         guide=guide,
+        frequency_weights=frequency_weights,
     )
 
 

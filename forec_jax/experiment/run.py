@@ -75,7 +75,8 @@ def build_training(c: ConfigDict, val_ids: tuple[str, ...] | None = None) -> Bui
     mesh = build.build_mesh(c)
     data = sources.build_training_data(c, val_ids)
     c = build.with_epoch(c, sources.epoch_of(c, data))
-    method = build.build_method(c, data.dataset.labels, guide=guide_of(c), mesh=mesh)
+    weights = sources.frequency_weights(c, data)
+    method = build.build_method(c, data.dataset.labels, guide=guide_of(c), mesh=mesh, frequency_weights=weights)
     return Built(c, data, sources.build_streams(c, data), method, mesh)
 
 

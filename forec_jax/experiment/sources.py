@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from forec_jax.config import labels_in_both
+from forec_jax.config import labels_in_both, method_entry
 from forec_jax.contracts import Batch
 from forec_jax.data import (
     Dataset,
@@ -26,9 +26,11 @@ from forec_jax.data import (
     check_tags,
     chosen_classes,
     class_coverage,
+    class_pixels,
     classes_in_images,
     classes_not_shown,
     content_sha256,
+    median_frequency_weights,
     one_against_rest,
     parse_partial,
     read_tags,
@@ -48,6 +50,7 @@ from forec_jax.data.pipeline import ReadingOptions
 from forec_jax.data.published import check_protocol, protocol_names, published_name, published_origins
 from forec_jax.data.source import DataEntry, Place
 from forec_jax.methods.entry import Epoch
+from forec_jax.methods.parts.terms import MEDIAN_FREQUENCY, SupervisedOptions
 from forec_jax.methods.tag_classifier import foreground_classes
 from forec_jax.options import OptionError, choose, from_config
 
@@ -288,6 +291,19 @@ def build_streams(c: ConfigDict, data: TrainingData) -> Streams:
     rows = {part: c.batch[part] for part in Batch._fields}
     reading = from_config(ReadingOptions, c.data, "data")
     return Streams(data, rows, from_config(Geometry, c.data, "data"), reading, c.seed)
+
+
+def frequency_weights(c: ConfigDict, data: TrainingData) -> tuple[float, ...] | None:
+    """The classes' weights by the labelled training masks, where method.class_weights asks for them; the log says them."""
+    if data.labelled is None or SupervisedOptions not in method_entry(c).shared:
+        return None
+    if from_config(SupervisedOptions, c.method, "method").class_weights != MEDIAN_FREQUENCY:
+        return None
+    on_corrupt = from_config(ReadingOptions, c.data, "data").on_corrupt
+    weights = median_frequency_weights(class_pixels(data.labelled, len(data.dataset.classes), on_corrupt))
+    said = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(data.dataset.classes, weights, strict=True))
+    log.info("class weights by median frequency in the %d labelled masks: %s", len(data.labelled), said)
+    return weights
 
 
 def epoch_of(c: ConfigDict, data: TrainingData) -> Epoch:

@@ -11,11 +11,14 @@ from forec_jax.losses.contrast import (
     regional_contrast,
 )
 from forec_jax.losses.cross_entropy import (
+    balanced_cross_entropy,
     cross_entropy,
+    focal_loss,
     mean_cross_entropy,
     ohem_cross_entropy,
     weighted_cross_entropy,
 )
+from forec_jax.losses.dice import dice_cross_entropy, dice_loss
 from forec_jax.losses.flaws import flaw_target, handled, keeps_own
 from forec_jax.losses.masks import area_loss, mask_area, size_penalty_loss
 from forec_jax.losses.percentile import entropy, masked_percentile
@@ -30,17 +33,21 @@ from forec_jax.losses.soft_targets import (
 __all__ = [
     "Draws",
     "area_loss",
+    "balanced_cross_entropy",
     "by_class",
     "calibrated_fusion",
     "class_means",
     "class_weights",
     "cross_entropy",
+    "dice_cross_entropy",
+    "dice_loss",
     "directional_contrast",
     "discrimination",
     "draw",
     "entropy",
     "feature_matching",
     "flaw_target",
+    "focal_loss",
     "handled",
     "keeps_own",
     "mask_area",

@@ -1,9 +1,13 @@
 """Cross-entropy over pixels."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from forec_jax.contracts import Array, Mean
+
+_TINY = 1e-12
 
 
 def cross_entropy(logits: Array, label: Array) -> Array:
@@ -77,3 +81,39 @@ def ohem_cross_entropy(
     bound = jnp.minimum(-jnp.log(threshold), at_least)
     hard = included & (error >= bound)
     return Mean(jnp.sum(jnp.where(hard, error, 0.0)), jnp.sum(hard, dtype=jnp.float32))
+
+
+def balanced_cross_entropy(logits: Array, label: Array, included: Array, *, class_weights: Sequence[float]) -> Mean:
+    """The cross-entropy's mean over the included pixels, each as often as its class weighs: sum w_y CE / sum w_y.
+
+    Args:
+        logits: f32[B,H,W,K].
+        label: i32[B,H,W] in [0, K) where included.
+        included: bool[B,H,W]; the others have neither value nor gradient.
+        class_weights: K numbers, at least 0. With one number for all it is `mean_cross_entropy`.
+    """
+    weight = weight_of_label(label, included, class_weights)
+    return Mean(jnp.sum(weighted_cross_entropy(logits, label, weight)), jnp.sum(weight))
+
+
+def focal_loss(logits: Array, label: Array, included: Array, *, class_weights: Sequence[float], gamma: float) -> Mean:
+    """FL = -w_y (1 - p_y)^gamma log p_y (Lin et al., ICCV 2017, Eq. 5), p_y the softmax's value for the true class.
+
+    The sum is divided by that of the weights w_y, so that gamma = 0 gives `balanced_cross_entropy`.
+
+    Args:
+        logits: f32[B,H,W,K].
+        label: i32[B,H,W] in [0, K) where included.
+        included: bool[B,H,W]; the others have neither value nor gradient.
+        class_weights: K numbers, at least 0; the paper's alpha.
+        gamma: at least 0. Published: 2.
+    """
+    weight, error = weight_of_label(label, included, class_weights), cross_entropy(logits, label)
+    # 1 - p without its rounding near p = 1; above 0, where the power has a derivative for every gamma.
+    unsure = jnp.maximum(-jnp.expm1(-error), _TINY)
+    return Mean(jnp.sum(jnp.where(weight > 0, weight * unsure**gamma * error, 0.0)), jnp.sum(weight))
+
+
+def weight_of_label(label: Array, included: Array, class_weights: Sequence[float]) -> Array:
+    """f32[B,H,W]: what the label i32[B,H,W] of each pixel weighs by K numbers; 0 where it is not included."""
+    return jnp.where(included, jnp.asarray(class_weights, jnp.float32)[jnp.where(included, label, 0)], 0.0)

@@ -13,7 +13,7 @@ from forec_jax.data.source import Labels
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, Auxiliary
 from forec_jax.methods.parts.teacher import EmaOptions
-from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_loss
+from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedLoss, SupervisedOptions, supervised_loss
 from forec_jax.methods.parts.views import Colour
 from forec_jax.options import OptionError, at_least, option, taken
 
@@ -48,6 +48,7 @@ class Parts:
     compute_dtype: Any
     shared: Callable[[type[Any]], Any]  # a block of options under "method"
     guide: Callable[[str], Guide | None]  # the run of a role of `MethodEntry.guides`; None where none is named
+    frequency_weights: tuple[float, ...] | None  # of the classes, by the labelled masks; None where nothing is trained
 
     @property
     def unlabelled_changes(self) -> Mixing:
@@ -66,6 +67,11 @@ class Parts:
         if len({head.name for head in heads}) < len(heads):
             raise OptionError(f"two auxiliary tasks want the same head: {', '.join(head.name for head in heads)}")
         return heads
+
+    @property
+    def supervised_loss(self) -> SupervisedLoss:
+        """L_s. Raises OptionError for class weights that make no sense."""
+        return supervised_loss(self.shared(SupervisedOptions), self.labels.classes, self.frequency_weights)
 
     def in_steps(self, length: float) -> int:
         """A length given in steps, or below 1 as a fraction of all steps (the rule STEPS)."""
@@ -95,9 +101,7 @@ def semi_supervised(kind: type[M], p: Parts, own: Any, heads: tuple[HeadSpec, ..
         **taken(kind, *blocks),
         **more,
     }
-    return kind(
-        p.network((*p.heads, *heads)), p.colour, p.unlabelled_changes, p.auxiliary, supervised_loss(supervised), **given
-    )
+    return kind(p.network((*p.heads, *heads)), p.colour, p.unlabelled_changes, p.auxiliary, p.supervised_loss, **given)
 
 
 def refuse_classmix(method: str, p: Parts) -> None:

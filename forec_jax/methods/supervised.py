@@ -9,7 +9,7 @@ from forec_jax.methods.entry import MethodEntry, Parts
 from forec_jax.methods.parts.ema import WithLabels
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, auxiliary_terms, head_names, run_heads
 from forec_jax.methods.parts.teacher import teacher_statistics
-from forec_jax.methods.parts.terms import SupervisedOptions, supervised_loss, supervised_terms
+from forec_jax.methods.parts.terms import SupervisedOptions, supervised_terms
 from forec_jax.methods.parts.views import labelled_rows, student_input
 from forec_jax.options import NoOptions, taken
 
@@ -43,10 +43,9 @@ class Supervised(WithLabels):
 def build(_: NoOptions, p: Parts) -> Supervised:
     """The method from its parts. Rows with partial labels are mixed where asked alone: no teacher completes them."""
     changes = p.labelled_changes(completed=False)
-    shared = p.shared(SupervisedOptions)
-    options = taken(Supervised, shared, p.ema)
-    loss = supervised_loss(shared)
-    return Supervised(p.network(p.heads), p.colour, changes, p.auxiliary, loss, p.colour_labelled, **options)
+    options = taken(Supervised, p.shared(SupervisedOptions), p.ema)
+    loss, labelled = p.supervised_loss, p.colour_labelled
+    return Supervised(p.network(p.heads), p.colour, changes, p.auxiliary, loss, labelled, **options)
 
 
 ENTRY = MethodEntry(

@@ -2,16 +2,27 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 import jax.numpy as jnp
 
 from forec_jax.contracts import IGNORE, Array, Mean, Metrics, Term, Terms, Views
-from forec_jax.losses import mean_cross_entropy, ohem_cross_entropy, weighted_cross_entropy
-from forec_jax.options import SHARE, STEPS, at_least, must_be, option
+from forec_jax.losses import (
+    balanced_cross_entropy,
+    dice_cross_entropy,
+    dice_loss,
+    focal_loss,
+    mean_cross_entropy,
+    ohem_cross_entropy,
+    weighted_cross_entropy,
+)
+from forec_jax.options import SHARE, STEPS, OptionError, at_least, must_be, option
 
 T = TypeVar("T")
+
+MEDIAN_FREQUENCY = "median_frequency"
 
 Normaliser = Literal["valid", "kept", "eta", "batch"]
 SupervisedLoss = Callable[[Array, Array, Array], Mean]
@@ -31,8 +42,18 @@ class SupervisedWeight:
 class SupervisedOptions(SupervisedWeight):
     """L_s, the loss of the ground truth."""
 
-    supervised_loss: Literal["cross_entropy", "ohem"] = option(
-        "cross_entropy", 'L_s: "cross_entropy", or "ohem": of the hard pixels alone (Cityscapes)'
+    supervised_loss: Literal["cross_entropy", "ohem", "focal", "dice", "dice_cross_entropy"] = option(
+        "cross_entropy",
+        'L_s: "cross_entropy"; "ohem": of the hard pixels alone (Cityscapes); "focal": sure pixels count less; "dice": the '
+        'overlap of regions; "dice_cross_entropy": the sum of both',
+    )
+    class_weights: str = option(
+        "",
+        'what classes weigh in L_s (not "ohem"): numbers in their order, such as "1,2,0.5", or "median_frequency", counted '
+        "on the labelled training masks; empty: all the same",
+    )
+    focal_gamma: float = option(
+        2.0, "focal: the power of 1 - p by which a pixel counts less the surer it is", at_least(0)
     )
     ohem_threshold: float = option(
         0.7,
@@ -78,11 +99,49 @@ class PseudoLabelOptions:
     )
 
 
-def supervised_loss(o: SupervisedOptions) -> SupervisedLoss:
-    """L_s as the options describe it."""
-    if o.supervised_loss == "cross_entropy":
-        return mean_cross_entropy
-    return functools.partial(ohem_cross_entropy, threshold=o.ohem_threshold, min_kept=o.ohem_min_kept)
+def supervised_loss(
+    o: SupervisedOptions, classes: Sequence[str], frequency_weights: Sequence[float] | None = None
+) -> SupervisedLoss:
+    """L_s as the options describe it; `frequency_weights` are those of the labelled masks (`_class_weights`).
+
+    Raises OptionError for weights that are not one number a class, or that the loss cannot take.
+    """
+    weights = _class_weights(o.class_weights, classes, frequency_weights)
+    match o.supervised_loss:
+        case "ohem":
+            if o.class_weights:
+                raise OptionError(
+                    'method.class_weights: "ohem" chooses pixels by their loss and takes none; leave it empty'
+                )
+            return functools.partial(ohem_cross_entropy, threshold=o.ohem_threshold, min_kept=o.ohem_min_kept)
+        case "focal":
+            return functools.partial(focal_loss, class_weights=weights, gamma=o.focal_gamma)
+        case "dice":
+            return functools.partial(dice_loss, class_weights=weights)
+        case "dice_cross_entropy":
+            return functools.partial(dice_cross_entropy, class_weights=weights)
+        case _ if o.class_weights:
+            return functools.partial(balanced_cross_entropy, class_weights=weights)
+        case _:
+            return mean_cross_entropy
+
+
+def _class_weights(given: str, classes: Sequence[str], frequency_weights: Sequence[float] | None) -> tuple[float, ...]:
+    """What classes weigh by method.class_weights. Where nothing is trained, `frequency_weights` are None and count as 1."""
+    if given == MEDIAN_FREQUENCY and frequency_weights is not None:
+        return tuple(frequency_weights)
+    if given in ("", MEDIAN_FREQUENCY):
+        return (1.0,) * len(classes)
+    try:
+        weights = tuple(map(float, given.split(",")))
+    except ValueError:
+        weights = ()
+    if len(weights) != len(classes) or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise OptionError(
+            f"method.class_weights={given!r} must be {len(classes)} numbers from 0 on, one above it, in the order "
+            f"{', '.join(classes)}; or {MEDIAN_FREQUENCY!r}"
+        )
+    return weights
 
 
 def supervised_terms(
