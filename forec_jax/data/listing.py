@@ -19,7 +19,7 @@ _OF_TOOLS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "deskt
 _WORDS = {'"shapes"': "labelme", '"annotations"': "coco", '"imgHeight"': "cityscapes", "<annotations>": "cvat"}
 """What a file of annotations holds, and who writes it so."""
 
-_MASK_ENDING = re.compile(r"[_\-. ](masks?|labels?|gt|seg|segmentation)$", re.IGNORECASE)
+MASK_ENDING = re.compile(r"[_\-. ](masks?|labels?|gt|seg|segmentation)$", re.IGNORECASE)
 
 
 def entries_of(base: Path) -> Iterator[Entry]:
@@ -139,7 +139,7 @@ def match_masks(masks: Mapping[str, str], images: Collection[str], base: Path) -
     matched = {name: path for name, path in masks.items() if name in images}
     renamed = {}
     for name in sorted(masks.keys() - matched.keys()):
-        stem = _MASK_ENDING.sub("", name).casefold()
+        stem = MASK_ENDING.sub("", name).casefold()
         candidates = plain.get(name.casefold()) or plain.get(stem, [])
         image = candidates[0] if len(candidates) == 1 else name
         if image in matched:
