@@ -58,6 +58,10 @@ ASCENDING = must_be(
     "two numbers above 0, the smaller one first, such as (0.5, 2.0)",
     lambda pair: len(pair) == 2 and 0 < pair[0] <= pair[1],
 )
+SCALES = must_be(
+    "one or more numbers above 0, such as (1.0,)",
+    lambda found: len(found) > 0 and all(0 < scale < math.inf for scale in found),
+)
 STEPS = must_be(
     "a whole number of steps, or a fraction of all steps between 0 and 1",
     lambda length: length >= 0 and (length <= 1 or length == int(length)),

@@ -3,7 +3,6 @@
 import json
 from types import SimpleNamespace
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ from forec_jax.config import load_config
 from forec_jax.contracts import IGNORE
 from forec_jax.data import DataError, folder_dataset, select, shapes_dataset
 from forec_jax.experiment import label, sources
-from forec_jax.experiment.label import Labelling, mirrored, pair_counts, surest, write_labels
+from forec_jax.experiment.label import Labelling, pair_counts, surest, write_labels
 from forec_jax.experiment.load import load_run
 from forec_jax.experiment.run import run_training
 from forec_jax.experiment.workdir import WorkdirError
@@ -164,13 +163,6 @@ def test_the_command_says_what_it_wrote(trained, tmp_path, capsys):
 def test_how_often_two_masks_say_what_by_hand():
     one, other = np.array([[0, 1, 1, IGNORE]], np.uint8), np.array([[0, 1, 0, 1]], np.uint8)
     np.testing.assert_array_equal(pair_counts(one, other, 2), [[1, 0], [1, 1]])
-
-
-def test_a_padded_row_is_mirrored_inside_its_own_image():
-    rows = jnp.arange(8.0).reshape(2, 1, 4, 1)
-    valid = jnp.array([[[True, True, True, False]], [[True, True, True, True]]])
-    expected = [[2, 1, 0, 3], [7, 6, 5, 4]]
-    np.testing.assert_array_equal(mirrored(rows, valid)[:, 0, :, 0], expected)
 
 
 def test_the_surest_of_each_kind_are_kept():

@@ -255,7 +255,16 @@ def test_any_images_with_masks_are_scored_by_the_rules_of_a_data_set(here, capsy
     own = told(capsys, 0, "evaluate", f"--workdir={run}").out.splitlines()
     given = [f"--images={other / 'images'}", f"--masks={other / 'masks'}"]
     assert told(capsys, 0, "evaluate", f"--workdir={run}", *given).out.splitlines()[:-1] == own[:-1]
-    as_json = json.loads(told(capsys, 0, "evaluate", f"--workdir={run}", *given, "--json").out)
+    files = [f"--csv={run.parent / 'scores' / 'a.csv'}", f"--confusion={run.parent / 'scores' / 'a.png'}"]
+    as_json = json.loads(
+        told(capsys, 0, "evaluate", f"--workdir={run}", *given, "--json", "--boundary=0.02", *files).out
+    )
+    assert (
+        (run.parent / "scores" / "a.csv").read_text().startswith("class,pixels,iou,precision,recall,f1,boundary_iou,")
+    )
+    assert Image.open(run.parent / "scores" / "a.png").format == "PNG"
+    assert (as_json["boundary"], 0 <= as_json["mean_boundary_iou"] <= 1) == (0.02, True)
+    assert as_json["classes"]["disc"]["iou"] == as_json["iou"]["disc"]
     assert as_json["split"] == str(other / "images")
     assert f"{as_json['miou']:.4f} mIoU" in own[-1]
     mask = other / "masks" / f"{val_of(run)[0]}_mask.png"
@@ -280,6 +289,8 @@ def test_windows_are_chosen_in_pixels_and_make_sense():
     assert (e.mode, e.crop, round(e.crop * e.stride_fraction)) == ("sliding", 60, 40)
     assert (c.eval.mode, c.eval.crop) == ("whole", 100)
     assert Seen().of(c).eval == c.eval
+    e = Seen(scales=(0.5, 1.0), flip=True).of(c).eval
+    assert (tuple(e.scales), e.flip) == ((0.5, 1.0), True)
     for seen, reason in ((Seen(None, 60), "add --mode=sliding"), (Seen("sliding", 60, 61), "leaves gaps")):
         with pytest.raises(OptionError, match=reason):
             seen.of(c)
@@ -300,8 +311,14 @@ def test_a_model_is_asked_window_by_window_and_for_all_probabilities(here, capsy
         best = np.take_along_axis(probabilities, index[..., None].astype(int), -1)[..., 0]
         np.testing.assert_array_equal(best, probabilities.max(-1))
     assert np.abs(found["whole"] - found["tiles"]).max() > 1e-3
-    told(capsys, 0, "evaluate", f"--workdir={run}", "--mode=sliding", "--window=33", "--stride=15")
-    assert kept_results(run)[0].question.protocol == {"mode": "sliding", "crop": 33, "stride": 15, "longest_side": 1024}
+    tiles = ["--mode=sliding", "--window=33", "--stride=15"]
+    told(capsys, 0, "evaluate", f"--workdir={run}", *tiles, "--scales=0.75,1", "--flip")
+    protocol = {"mode": "sliding", "crop": 33, "stride": 15, "longest_side": 1024, "scales": [0.75, 1.0], "flip": True}
+    assert kept_results(run)[0].question.protocol == protocol
+    assert (
+        "must be numbers above 0"
+        in told(capsys, 2, "predict", f"--workdir={run}", images, "--out=x", "--scales=nan").err
+    )
 
 
 # --- side by side

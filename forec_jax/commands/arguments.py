@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 from forec_jax.commands.process import tell
 from forec_jax.config import config_path, load_config
 from forec_jax.keys import new_key
+from forec_jax.options import SCALES, OptionError
 from forec_jax.overrides import check_keys
 from forec_jax.plugins import use_plugin
 
@@ -85,6 +86,28 @@ def seen_flags(values: flags.FlagValues, *modes: str) -> None:
     flags.DEFINE_integer("window", None, window, lower_bound=1, flag_values=values)
     stride = "from one window to the next in pixels; by default the run's eval.stride_fraction of the window"
     flags.DEFINE_integer("stride", None, stride, lower_bound=1, flag_values=values)
+    scale_flag(values, ())
+    flip = "see the mirrored image as well, and take the mean; by default the run's eval.flip"
+    flags.DEFINE_bool("flip", None, flip, flag_values=values)
+
+
+def scale_flag(values: flags.FlagValues, scales: Sequence[float]) -> None:
+    """The flag --scales, with its default; with none the run's own are meant."""
+    about = "of the image, at which it is predicted; the mean counts" + (
+        "" if scales else "; by default the run's eval.scales"
+    )
+    flags.DEFINE_list("scales", [str(scale) for scale in scales] or None, about, flag_values=values)
+
+
+def scales_of(values: flags.FlagValues) -> tuple[float, ...]:
+    """What --scales says. Raises OptionError for what is no list of numbers above 0."""
+    try:
+        scales = tuple(map(float, values.scales))
+    except ValueError:
+        scales = ()
+    if not SCALES.allows(scales):
+        raise OptionError(f"--scales={','.join(values.scales)} must be numbers above 0, such as 0.5,1,2")
+    return scales
 
 
 def root_flag(values: flags.FlagValues) -> None:

@@ -13,9 +13,11 @@ from forec_jax.commands.arguments import (
     renamed,
     required,
     resolve_config,
+    scale_flag,
+    scales_of,
     with_choices,
 )
-from forec_jax.commands.data import mask_flags, mask_options, scale_flag, scales_of
+from forec_jax.commands.data import mask_flags, mask_options
 from forec_jax.config import load_config
 
 

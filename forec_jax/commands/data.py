@@ -6,10 +6,18 @@ from typing import Any
 
 from absl import flags
 
-from forec_jax.commands.arguments import checkpoint_flags, config_flag, parse, required, resolve_config, root_flag
+from forec_jax.commands.arguments import (
+    checkpoint_flags,
+    config_flag,
+    parse,
+    required,
+    resolve_config,
+    root_flag,
+    scale_flag,
+    scales_of,
+)
 from forec_jax.config import defaults
 from forec_jax.data.datasets import DATASETS
-from forec_jax.options import OptionError
 
 
 def mask_flags(values: flags.FlagValues, keep: float) -> None:
@@ -23,23 +31,6 @@ def mask_flags(values: flags.FlagValues, keep: float) -> None:
 def mask_options(values: flags.FlagValues) -> dict[str, Any]:
     """What `mask_flags` said, as a `Labelling` takes it."""
     return {"keep": values.keep, "confidence": values.confidence, "labelled": values.labelled}
-
-
-def scale_flag(values: flags.FlagValues, scales: Sequence[float]) -> None:
-    """The flag --scales, with its default."""
-    about = "of the image, at which it is predicted; the mean counts"
-    flags.DEFINE_list("scales", [str(scale) for scale in scales], about, flag_values=values)
-
-
-def scales_of(values: flags.FlagValues) -> tuple[float, ...]:
-    """What --scales says. Raises OptionError for what is no list of numbers above 0."""
-    try:
-        scales = tuple(map(float, values.scales))
-    except ValueError:
-        scales = ()
-    if not scales or min(scales) <= 0:
-        raise OptionError(f"--scales={','.join(values.scales)} must be numbers above 0, such as 0.5,1,2")
-    return scales
 
 
 def out_flags(values: flags.FlagValues) -> None:

@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 
 from forec_jax.contracts import IGNORE, Array, Stopped, Variables
 from forec_jax.data import DataError, Example, Source, evaluation_examples
+from forec_jax.evaluation.boundary import boundary_confusion
 from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
 from forec_jax.evaluation.sliding import Predicts
-from forec_jax.options import at_least, must_be, option
+from forec_jax.options import SCALES, at_least, must_be, option
 from forec_jax.parallel import batch_sharding, local_mesh, on_local_devices, replicated, summed
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean; the network masks the padding, so the colour has no effect
@@ -38,6 +39,8 @@ class EvaluationOptions:
         "sliding: from one window to the next, as a fraction of eval.crop",
         must_be("above 0 and at most 1; published: 2/3", lambda value: 0 < value <= 1),
     )
+    scales: tuple[float, ...] = option((1.0,), "of the image, at which it is seen: the mean of what is said", SCALES)
+    flip: bool = option(False, "the mirrored image is seen as well, at each of these scales, and the mean is taken")
     batch: int = option(8, "images at a time, over all devices", at_least(1))
     bucket: int = option(
         128, "sides are padded up to multiples of it: fewer shapes to compile, same result", at_least(1)
@@ -51,6 +54,15 @@ class Evaluation(NamedTuple):
     miou: float  # in [0, 1]
     iou: np.ndarray  # f64[K], NaN for a class that neither occurs nor is predicted
     confusion: np.ndarray  # i64[K,K], truth by prediction
+    boundary: np.ndarray | None = (
+        None  # i64[K+1,K+1], of the pixels near contours (boundary_confusion); None: not asked for
+    )
+
+    @property
+    def boundary_iou(self) -> np.ndarray:
+        """f64[K], NaN for a class without pixels near its contours; `boundary` must be there."""
+        assert self.boundary is not None, "the evaluation counted no boundaries"
+        return class_iou(self.boundary)[:-1]
 
 
 class _Padded(NamedTuple):
@@ -70,6 +82,7 @@ class Buckets:
 
     step: int
     batch: int
+    most: float = MOST_PIXELS  # of an image, padded
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
         """The bucket of an image."""
@@ -80,7 +93,7 @@ class Buckets:
         waiting: dict[tuple[int, int], list[Example]] = {}
         for example in examples:
             shape = self.shape(*example.image.shape[:2])
-            if shape[0] * shape[1] > MOST_PIXELS:
+            if shape[0] * shape[1] > self.most:
                 raise DataError(
                     f"{example.id}: {example.image.shape[1]}x{example.image.shape[0]} pixels are too many to see at once; "
                     "scale the image down, or train with data.longest_side, which then does it here too; predict sees it in "
@@ -121,14 +134,25 @@ class Evaluator:
 
     Each process scores every count-th example on its own devices, so that processes need not meet images of one size at
     one time, and the counts are added up. `buckets.batch` is the rows of a process, a multiple of its devices.
+    `boundary` is the distance of the boundary IoU as a share of an image's diagonal; 0: it is not asked for.
     """
 
-    def __init__(self, method: Predicts, classes: int, mesh: Mesh, buckets: Buckets, mode: Mode, crop: int) -> None:
-        self._classes, self._mesh, self._buckets, self._mode, self._crop = classes, mesh, buckets, mode, crop
+    def __init__(
+        self,
+        method: Predicts,
+        classes: int,
+        mesh: Mesh,
+        buckets: Buckets,
+        mode: Mode,
+        crop: int,
+        boundary: float = 0.0,
+    ) -> None:
+        self._mesh, self._buckets, self._mode, self._crop = mesh, buckets, mode, crop
+        self._sides = (classes, classes + 1) if boundary else (classes,)  # of the matrices that are counted
         self._rows, whole = batch_sharding(local_mesh(mesh)), replicated(local_mesh(mesh))
         rows = self._rows
-        self._confusion = jax.jit(
-            _confusion_of(method, classes), in_shardings=(whole, rows, rows, rows), out_shardings=whole
+        self._counts = jax.jit(
+            _counts_of(method, classes, boundary), in_shardings=(whole, rows, rows, rows), out_shardings=whole
         )
 
     def __call__(
@@ -142,26 +166,36 @@ class Evaluator:
         examples = evaluation_examples(source, process_index=jax.process_index(), process_count=jax.process_count())
         if self._mode == "center_crop":
             examples = (center_crop(example, self._crop) for example in examples)
-        total = np.zeros((self._classes, self._classes), np.int64)
-        pending: Array | None = None
+        totals = [np.zeros((side, side), np.int64) for side in self._sides]
+        pending: tuple[Array, ...] = ()
         stopped = False
         for _, padded in self._buckets.batches(examples):
-            counted = self._confusion(variables, *jax.device_put(tuple(padded), self._rows))
+            counted = self._counts(variables, *jax.device_put(tuple(padded), self._rows))
             # Read one batch late, so that the host pads the next one while the device works.
-            total += 0 if pending is None else np.asarray(pending).astype(np.int64)
+            _add(totals, pending)
             pending = counted
             if stopped := stop():
                 break
-        total += 0 if pending is None else np.asarray(pending).astype(np.int64)
+        _add(totals, pending)
         if summed(np.asarray([stopped], np.int64)).any():
             raise Stopped("evaluation")
-        total = summed(total)
-        return Evaluation(mean_iou(total), class_iou(total), total)
+        confusion, *boundary = map(summed, totals)
+        return Evaluation(mean_iou(confusion), class_iou(confusion), confusion, *boundary)
 
 
-def _confusion_of(method: Predicts, classes: int) -> Callable[..., Array]:
-    def confusion(variables: dict[str, Variables], image: Array, label: Array, valid: Array) -> Array:
+def _add(totals: list[np.ndarray], counted: tuple[Array, ...]) -> None:
+    """Adds a batch's counts; there are none before the first batch."""
+    for total, counts in zip(totals, counted, strict=False):
+        total += np.asarray(counts).astype(np.int64)
+
+
+def _counts_of(method: Predicts, classes: int, boundary: float) -> Callable[..., tuple[Array, ...]]:
+    """The confusion matrix of a batch, and that near the contours where `boundary` is a distance."""
+
+    def counts(variables: dict[str, Variables], image: Array, label: Array, valid: Array) -> tuple[Array, ...]:
         probabilities = method.predict(variables, image.astype(np.float32) / 255.0, valid)
-        return confusion_matrix(label, probabilities.argmax(-1), classes)
+        prediction = probabilities.argmax(-1)
+        whole = confusion_matrix(label, prediction, classes)
+        return (whole, boundary_confusion(label, prediction, valid, classes, boundary)) if boundary else (whole,)
 
-    return confusion
+    return counts

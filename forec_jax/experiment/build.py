@@ -16,8 +16,8 @@ from forec_jax.augment import ColourOptions, MixingOptions, Photometric, Student
 from forec_jax.config import RunOptions, decoder_name, labels_in_both, method_entry
 from forec_jax.contracts import Batch, HeadSpec, Method, Network, TrainState, Variables
 from forec_jax.data import Labels
-from forec_jax.evaluation import Buckets, EvaluationOptions, Evaluator, Predicts, SlidingWindow
-from forec_jax.evaluation.evaluate import Mode
+from forec_jax.evaluation import Averaged, Buckets, EvaluationOptions, Evaluator, Predicts, SlidingWindow
+from forec_jax.evaluation.evaluate import MOST_PIXELS, Mode
 from forec_jax.methods import Auxiliary
 from forec_jax.methods.entry import Epoch, Guide, Parts, TaskParts
 from forec_jax.methods.parts.teacher import EmaOptions
@@ -279,12 +279,12 @@ def _nearest(value: int, multiple: int) -> str:
     return f"take {below} or {below + multiple}" if below else f"take {multiple}"
 
 
-def build_evaluator(c: ConfigDict, method: Method, labels: Labels, mesh: Mesh) -> Evaluator:
-    """Scores the method on a source."""
+def build_evaluator(c: ConfigDict, method: Method, labels: Labels, mesh: Mesh, boundary: float = 0.0) -> Evaluator:
+    """Scores the method on a source; by the boundary IoU as well, where its distance `boundary` is above 0."""
     devices = local_mesh(mesh).size
     buckets = build_buckets(c, method, -(-c.eval.batch // mesh.size) * devices)
     seen: Mode = "center_crop" if c.eval.mode == "center_crop" else "whole"
-    return Evaluator(build_predicts(c, method), len(labels.classes), mesh, buckets, seen, c.eval.crop)
+    return Evaluator(build_predicts(c, method), len(labels.classes), mesh, buckets, seen, c.eval.crop, boundary)
 
 
 def build_buckets(c: ConfigDict, method: Method, batch: int) -> Buckets:
@@ -293,11 +293,20 @@ def build_buckets(c: ConfigDict, method: Method, batch: int) -> Buckets:
     if c.eval.bucket % multiple:
         nearest = _nearest(c.eval.bucket, multiple)
         raise OptionError(f"eval.bucket={c.eval.bucket} must be a multiple of {multiple}; {nearest}")
-    return Buckets(c.eval.bucket, batch)
+    largest = max(1.0, *from_config(EvaluationOptions, c.eval, "eval").scales)
+    return Buckets(c.eval.bucket, batch, MOST_PIXELS / largest**2)
 
 
 def build_predicts(c: ConfigDict, method: Method) -> Predicts:
-    """What predicts an image: the method on all of it at once, or, with eval.mode="sliding", window by window."""
+    """What predicts an image: `build_single`, or the mean of what that says at eval.scales, and with eval.flip mirrored."""
+    o, single = from_config(EvaluationOptions, c.eval, "eval"), build_single(c, method)
+    if o.scales == (1.0,) and not o.flip:
+        return single
+    return Averaged(single, o.scales, o.flip, side_multiple(method))
+
+
+def build_single(c: ConfigDict, method: Method) -> Predicts:
+    """What predicts an image as it is: the method on all of it at once, or, with eval.mode="sliding", window by window."""
     o = from_config(EvaluationOptions, c.eval, "eval")
     if o.mode != "sliding":
         return method

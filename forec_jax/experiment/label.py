@@ -34,7 +34,7 @@ from forec_jax.experiment.contents import check_same_classes
 from forec_jax.experiment.load import Run, load_run, palette_of
 from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.files import write_json
-from forec_jax.models.scales import mean_over_scales
+from forec_jax.models.scales import both_ways, mean_over_scales
 from forec_jax.visualize import save_index_png
 
 Rank = Callable[[Path, Source, Mapping[str, float]], Mapping[str, float]]
@@ -249,7 +249,7 @@ def _probabilities_of(run: Run) -> Probabilities:
         return lambda variables, image, valid, tags: method.at_threshold(
             method.scores(variables, image, valid, tags), method.mask_threshold
         )
-    predicts = build.build_predicts(run.config, method)
+    predicts = build.build_single(run.config, method)
     return lambda variables, image, valid, tags: predicts.predict(variables, image, valid)
 
 
@@ -260,14 +260,9 @@ def _found_masks(run: Run, images: Source, how: Labelling) -> Iterator[_Found]:
 
     @jax.jit
     def winner(variables: dict[str, Variables], image: Array, valid: Array, tags: Array) -> tuple[Array, Array]:
-        def said(image: Array) -> Array:
-            at_scale = functools.partial(predict, variables, tags=tags)
-            return mean_over_scales(at_scale, image, valid, how.scales, multiple)
-
+        said = functools.partial(predict, variables, tags=tags)
         unit = image.astype(jnp.float32) / 255.0
-        probabilities = said(unit)
-        if how.flips:
-            probabilities = (probabilities + mirrored(said(mirrored(unit, valid)), valid)) / 2
+        probabilities = mean_over_scales(both_ways(said) if how.flips else said, unit, valid, how.scales, multiple)
         return probabilities.argmax(-1).astype(jnp.uint8), probabilities.max(-1)
 
     buckets = build.build_buckets(run.config, run.method, run.config.eval.batch)
@@ -278,14 +273,6 @@ def _found_masks(run: Run, images: Source, how: Labelling) -> Iterator[_Found]:
         labels, sure = map(np.asarray, winner(variables, padded.image, padded.valid, tags))
         for example, label, certainty in zip(examples, labels, sure, strict=False):
             yield _found_mask(example, label, certainty, how.confidence)
-
-
-def mirrored(rows: Array, valid: Array) -> Array:
-    """[B,H,W,C] with each row's valid top-left rectangle turned left to right; its padding stays."""
-    width = jnp.sum(valid[:, 0], axis=1)[:, None]
-    column = jnp.arange(rows.shape[2])[None]
-    source = jnp.where(column < width, width - 1 - column, column)
-    return jnp.take_along_axis(rows, source[:, None, :, None], axis=2)
 
 
 def _found_mask(example: Example, label: np.ndarray, certainty: np.ndarray, confidence: float) -> _Found:

@@ -53,6 +53,10 @@ def protocol_of(c: ConfigDict, workdir: Path) -> dict[str, Any]:
         found["crop"] = c.eval.crop
     if c.eval.mode == "sliding":
         found["stride"] = max(round(c.eval.crop * c.eval.stride_fraction), 1)
+    if tuple(c.eval.scales) != (1.0,):
+        found["scales"] = list(c.eval.scales)
+    if c.eval.flip:
+        found["flip"] = True
     if (workdir / THRESHOLD).exists():
         with damage_named(workdir / THRESHOLD, "remove it, and have it chosen anew by forec-jax threshold"):
             found["mask_threshold"] = json.loads((workdir / THRESHOLD).read_text(encoding="utf-8"))["threshold"]

@@ -23,11 +23,13 @@ from forec_jax.files import sha256_of
 log = logging.getLogger(__name__)
 
 
-def evaluated(run: Run, dataset: Dataset, split: str, network: str, checkpoint: str) -> tuple[Evaluation, Result]:
-    """Scores a stored model on a split of `dataset`, and keeps the result beside the run."""
+def evaluated(
+    run: Run, dataset: Dataset, split: str, network: str, checkpoint: str, boundary: float = 0.0
+) -> tuple[Evaluation, Result]:
+    """Scores a stored model on a split of `dataset`, and keeps the result beside the run; `boundary` as in `score`."""
     source = dataset.scored(split)
     say_if_changed(run.workdir, dataset, split)
-    evaluation = score(run, source, network)
+    evaluation = score(run, source, network, boundary)
     say_what_is_not_shown(evaluation, run.labels.classes, split)
     network = network if run.state.teacher else "student"
     protocol, total = protocol_of(run.config, run.workdir), sum_of(dataset, source)
@@ -61,12 +63,14 @@ def say_if_changed(workdir: Path, dataset: Dataset, split: str) -> None:
         )  # fmt: skip
 
 
-def evaluated_pairs(run: Run, images: Path, masks: Path, network: str, checkpoint: str) -> tuple[Evaluation, Result]:
+def evaluated_pairs(
+    run: Run, images: Path, masks: Path, network: str, checkpoint: str, boundary: float = 0.0
+) -> tuple[Evaluation, Result]:
     """Scores a stored model on any images with masks, and keeps the result beside the run; raises as `_paired` does."""
     remarks = Remarks()
     dataset = _paired(run, images, masks, remarks)
     (split,) = dataset.sources
-    found = evaluated(run, dataset, split, network, checkpoint)
+    found = evaluated(run, dataset, split, network, checkpoint, boundary)
     remarks.report()
     return found
 

@@ -28,9 +28,9 @@ def evaluate_run(run: Run, split: str, network: str) -> Evaluation:
     return score(run, run.dataset().scored(split), network)
 
 
-def score(run: Run, source: Source, network: str) -> Evaluation:
-    """Scores a stored model on a source."""
-    evaluator = build.build_evaluator(run.config, run.method, run.labels, run.mesh)
+def score(run: Run, source: Source, network: str, boundary: float = 0.0) -> Evaluation:
+    """Scores a stored model on a source; by the boundary IoU as well, where its distance `boundary` is above 0."""
+    evaluator = build.build_evaluator(run.config, run.method, run.labels, run.mesh, boundary)
     return evaluator(build.network_variables(run.state, network), source)
 
 
@@ -40,6 +40,8 @@ class Seen(NamedTuple):
     mode: str | None = None
     window: int | None = None  # pixels, of a side
     stride: int | None = None  # pixels
+    scales: tuple[float, ...] | None = None
+    flip: bool | None = None
 
     def of(self, c: ConfigDict) -> ConfigDict:
         """The config of a run with these in it. Raises OptionError for a stride or window that makes no sense."""
@@ -54,6 +56,8 @@ class Seen(NamedTuple):
                 f"--stride={self.stride} leaves gaps: it must be from 1 to the window's {c.eval.crop} pixels"
             )
         c.eval.stride_fraction = self.stride / c.eval.crop if self.stride else c.eval.stride_fraction
+        c.eval.scales = c.eval.scales if self.scales is None else self.scales
+        c.eval.flip = c.eval.flip if self.flip is None else self.flip
         return c
 
 

@@ -40,7 +40,7 @@ from forec_jax.methods.parts.views import (
 )
 from forec_jax.methods.parts.weak_to_strong import WEAK_TO_STRONG
 from forec_jax.models.scales import mean_over_scales
-from forec_jax.options import SHARE, at_least, must_be, option
+from forec_jax.options import SCALES, SHARE, at_least, must_be, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Options:
     scales: tuple[float, ...] = option(
         (0.75, 1.0, 1.25),
         "at which the teacher sees the weak view; its probabilities are averaged",
-        must_be("one or more numbers above 0, such as (1.0,)", lambda found: len(found) > 0 and min(found) > 0),
+        SCALES,
     )
 
 

@@ -1,4 +1,4 @@
-"""What is said of an image at several scales."""
+"""What is said of an image at several scales, and of its mirror image."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -37,3 +37,22 @@ def mean_over_scales(
         return resize(said, size, align_corners=True, extent_in=scaled, extent_out=extent)
 
     return sum((at(scale) for scale in scales), start=jnp.zeros(())) / len(scales)
+
+
+def both_ways(predict: Predict) -> Predict:
+    """What says the mean of an image's class probabilities and those of its mirror image, turned back."""
+
+    def mean(image: Array, valid: Array | None) -> Array:
+        return (predict(image, valid) + mirrored(predict(mirrored(image, valid), valid), valid)) / 2
+
+    return mean
+
+
+def mirrored(rows: Array, valid: Array | None) -> Array:
+    """[B,H,W,C] with each row's valid top-left rectangle (None: all of it) turned left to right; its padding stays."""
+    if valid is None:
+        return rows[:, :, ::-1]
+    width = jnp.sum(valid[:, 0], axis=1)[:, None]
+    column = jnp.arange(rows.shape[2])[None]
+    source = jnp.where(column < width, width - 1 - column, column)
+    return jnp.take_along_axis(rows, source[:, None, :, None], axis=2)

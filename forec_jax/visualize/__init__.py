@@ -1,6 +1,7 @@
 """Pictures of labels, predictions, confidence and latent images, made with NumPy and Pillow."""
 
 from forec_jax.visualize.compare import Examiner, Finding, Model, compare, mean_correlations, sheets_class, truth_of
+from forec_jax.visualize.confusion import confusion_picture
 from forec_jax.visualize.decomposition import decompositions
 from forec_jax.visualize.labels import label_sheets, shown_labels
 from forec_jax.visualize.latents import (
@@ -33,6 +34,7 @@ __all__ = [
     "class_correlations",
     "colourise",
     "compare",
+    "confusion_picture",
     "decompositions",
     "fit",
     "heatmap",

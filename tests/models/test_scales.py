@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from forec_jax.models.scales import mean_over_scales
+from forec_jax.models.scales import mean_over_scales, mirrored
 
 KEY = jax.random.key(0)
 
@@ -48,3 +48,10 @@ def test_a_padded_image_is_scaled_as_it_would_be_alone():
     np.testing.assert_allclose(found, resized(resized(alone, (8, 9))[..., :2] ** 2, (5, 6)), rtol=1e-4)
     assert seen[0].shape == (1, 12, 12)
     np.testing.assert_array_equal(seen[0][0], np.pad(np.ones((8, 9), bool), ((0, 4), (0, 3))))
+
+
+def test_a_padded_row_is_mirrored_inside_its_own_image():
+    rows = jnp.arange(8.0).reshape(2, 1, 4, 1)
+    valid = jnp.array([[[True, True, True, False]], [[True, True, True, True]]])
+    expected = [[2, 1, 0, 3], [7, 6, 5, 4]]
+    np.testing.assert_array_equal(mirrored(rows, valid)[:, 0, :, 0], expected)

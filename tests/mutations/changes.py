@@ -501,4 +501,30 @@ CHANGES = [
         ("table[: len(self.new)] = self.new", "table[:] = 0"),
         ("if any(dataset.palette[k])", "if True"),
     ),
+    *_of(
+        "losses/dice.py",
+        "losses/test_weighted_losses.py",
+        ("overlap = 2 * both", "overlap = both"),
+        ("jnp.where(included[..., None], jax.nn", "jnp.where(True, jax.nn"),
+        ("jnp.where(pixels > 0, jnp.asarray(class", "jnp.where(pixels >= 0, jnp.asarray(class"),
+        ("jnp.sum(dice + entropy)", "jnp.sum(dice)"),
+    ),
+    *_of(
+        "losses/cross_entropy.py",
+        "losses/test_weighted_losses.py",
+        ("weight * unsure**gamma * error", "weight * jnp.exp(-error) ** gamma * error"),
+        ("jnp.maximum(-jnp.expm1(-error), _TINY)", "-jnp.expm1(-error)"),
+    ),
+    *_of(
+        "evaluation/boundary.py",
+        "evaluation/test_boundary.py",
+        ("constant_values=_OUTSIDE", 'mode="edge"'),
+        ("goes_on = (step < distance)", "goes_on = (step <= distance)"),
+        ("jnp.round(share", "jnp.floor(share"),
+    ),
+    *_of(
+        "models/scales.py",
+        "models/test_scales.py evaluation/test_averaged.py",
+        ("mirrored(predict(mirrored(image, valid), valid), valid)", "predict(mirrored(image, valid), valid)"),
+    ),
 ]
