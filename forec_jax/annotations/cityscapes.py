@@ -62,4 +62,4 @@ def _shape(node: Node) -> Shape:
     label, points = node.get("label").text(), node.get("polygon").points()
     single = label.removesuffix(_GROUP)
     known = single if label not in PALETTE and label not in _VOID and single in PALETTE else label
-    return Shape(known, partial(by_touch, points, node.file, border=False), points=points)
+    return Shape(known, partial(by_touch, points, node.file), points=points)

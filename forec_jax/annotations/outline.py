@@ -42,8 +42,8 @@ def by_centres(parts: Sequence[np.ndarray], file: str, size: Size) -> np.ndarray
     return np.asarray(mask.decode(mask.merge(mask.frPyObjects(flat, *size))), bool)
 
 
-def by_touch(points: np.ndarray, file: str, size: Size, border: bool = True) -> np.ndarray:
-    """bool[H,W]: the pixels in an outline f64[n,2] and, with `border`, all that its line runs through.
+def by_touch(points: np.ndarray, file: str, size: Size) -> np.ndarray:
+    """bool[H,W]: the pixels in an outline f64[n,2], and those that its line runs through.
 
     Raises as `by_centres` does.
     """
@@ -51,7 +51,7 @@ def by_touch(points: np.ndarray, file: str, size: Size, border: bool = True) -> 
         raise NothingDrawn("has no area")
     canvas, near = Image.new("1", size[::-1]), _near(points, file, size)
     if len(near) > 2:
-        ImageDraw.Draw(canvas).polygon([*map(tuple, near.tolist())], fill=1, outline=1 if border else None)
+        ImageDraw.Draw(canvas).polygon([*map(tuple, near.tolist())], fill=1, outline=1)
     return np.asarray(canvas)
 
 

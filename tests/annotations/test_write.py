@@ -83,6 +83,11 @@ def test_the_smaller_or_the_later_is_seen(run, tmp_path):
     assert mask(tmp_path / "OTHER", "b.png")[6, 6] == 2
 
 
+def test_objects_of_one_class_do_not_contest(run, tmp_path):
+    coco(tmp_path / "f.json", ["a.png"], [(1, 1, CAT), (1, 1, DOG)])
+    assert run().contested == 0
+
+
 def test_nothing_drawn_may_mean_background(run, tmp_path):
     summary = run(empty="background")
     assert not mask(tmp_path / "OUT", "c.png").any()
@@ -94,6 +99,9 @@ def test_classes_may_be_chosen_and_the_rest_be_void(run, tmp_path):
     assert summary.gathered.unwanted == {"cat": 2}
     assert set(np.unique(mask(tmp_path / "OUT", "a.png"))) == {0, 255}
     assert (tmp_path / "OUT" / "classes.toml").read_text().startswith('names = ["dog", "background"]\nbackground')
+    run("MORE", classes=("dog",))  # the cat is background, and hides the dog in b
+    assert set(np.unique(mask(tmp_path / "MORE", "a.png"))) == {0, 1}
+    assert mask(tmp_path / "MORE", "b.png")[6, 6] == 0
     with pytest.raises(DataError, match=r"--classes: bird are not there; the annotations have cat, dog"):
         run("OTHER", classes=("bird",))
     with pytest.raises(DataError, match=r"has 1 classes \(dog\); a data set has 2"):

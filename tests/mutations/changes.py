@@ -70,7 +70,6 @@ CHANGES = [
         "annotations/test_outline.py",
         ("(points > np.array(size[::-1]))", "(points >= np.array(size[::-1]))"),
         ("np.stack([crosses, ends], axis=1)]", "np.stack([crosses, starts], axis=1)]"),
-        ("outline=1 if border else None", "outline=None"),
         ("np.array([[cos, sin], [-sin, cos]])", "np.array([[cos, -sin], [sin, cos]])"),
         ("if length > _LONGEST:", "if length > 9 * _LONGEST:"),
     ),
