@@ -67,9 +67,13 @@ def test_jobs_at_the_same_time_share_no_core(tmp_path):
 WAITS = """
 import os, pathlib, signal, sys, time
 here = pathlib.Path({here!r})
+heard = []
 def note(number, frame):
+    heard.append(number)
     with (here / "heard").open("a") as file:
         file.write(f"{{number}} ")
+    if len(heard) > 1:
+        os._exit(9)
     if not {deaf}:
         time.sleep(0.3)  # a checkpoint
         sys.exit(128 + number)
@@ -77,6 +81,7 @@ signal.signal(signal.SIGINT, note)
 signal.signal(signal.SIGTERM, note)
 (here / "group").write_text(str(os.getpgid(0)))
 for _ in range(2000): time.sleep(0.01)
+(here / "ended").touch()
 """
 
 
@@ -110,3 +115,4 @@ def test_a_second_ctrl_c_leaves_no_job_behind(tmp_path):
         run(waiting_jobs(tmp_path, deaf=True))
     with pytest.raises(ProcessLookupError):
         os.killpg(int((tmp_path / "group").read_text()), 0)
+    assert not (tmp_path / "ended").exists()  # it was killed, not waited for
