@@ -70,7 +70,7 @@ SEE_WHOLE_IMAGES = ("feature_matching_loss", "discriminator_real_loss", "discrim
 """Terms of a network that judges an image with its padding."""
 
 START = 4
-"""The step from which they are trained: all terms count."""
+"""The step from which they are trained: all terms count. As int32: for a bare number's weak type all is compiled again."""
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 every_method = pytest.mark.parametrize("variant", VARIANTS)
@@ -140,7 +140,7 @@ def trained(toy, variant, devices):
     method = built(toy, variant, devices=devices)
     step = compile_step(method, TX, seed=SEED, accumulate=1, mesh=mesh)
     state, history = create_state(method, TX, SEED, replicated(mesh)), []
-    state = state._replace(step=jax.device_put(jnp.asarray(START), replicated(mesh)))
+    state = state._replace(step=jax.device_put(jnp.int32(START), replicated(mesh)))
     for _ in range(3 if devices == 1 else 1):
         state, metrics = step(state, shard_batch(mesh, batch_for(variant)))
         history.append(copied((state, metrics)))
@@ -156,7 +156,7 @@ def of_the_whole_batch(variant, term):
 
 
 @functools.cache
-def probe(toy, variant, parts=1):
+def probe(toy, variant, parts):
     """(batch, share, step) -> (terms, gradients by params and by teacher), without BatchNorm and mixing.
 
     `share` is what the terms OF_THE_WHOLE_BATCH count.
@@ -178,7 +178,7 @@ def probe(toy, variant, parts=1):
 
     def probed(batch, share=1.0, step=START):
         batch = jax.tree.map(jnp.asarray, batch)
-        gradients, terms = run((state.params, state.teacher), batch, share, jnp.asarray(step))
+        gradients, terms = run((state.params, state.teacher), batch, share, jnp.int32(step))
         return {name: term.mean for name, term in terms.items()}, gradients
 
     return probed
@@ -199,7 +199,7 @@ def test_the_first_state_is_float32_and_no_two_arrays_share_memory(make_toy_netw
 
 @every_method
 def test_every_network_learns_and_no_teacher_does(make_toy_network, variant):
-    _, (params, teacher) = probe(make_toy_network, variant)(batch_for(variant))
+    _, (params, teacher) = probe(make_toy_network, variant, 1)(batch_for(variant))
     for name, gradient in params.items():
         assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient)), name
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(teacher))
@@ -217,7 +217,7 @@ def test_networks_and_their_optimisers_have_the_names_of_the_params(make_toy_net
 
 @every_method
 def test_terms_are_called_losses(make_toy_network, variant):
-    terms, _ = probe(make_toy_network, variant)(batch_for(variant))
+    terms, _ = probe(make_toy_network, variant, 1)(batch_for(variant))
     assert all(name.endswith("loss") for name in terms)
 
 
@@ -228,7 +228,7 @@ def test_what_lies_in_the_padding_of_an_image_has_no_influence(make_toy_network,
     other = Batch(
         *(part and part._replace(image=np.where(part.valid[..., None], part.image, 255 - part.image)) for part in batch)
     )
-    (terms, _), (changed, _) = (probe(make_toy_network, variant)(b) for b in (batch, other))
+    (terms, _), (changed, _) = (probe(make_toy_network, variant, 1)(b) for b in (batch, other))
     for name in terms.keys() - set(SEE_WHOLE_IMAGES):
         np.testing.assert_array_equal(terms[name], changed[name], err_msg=name)
 
@@ -241,7 +241,7 @@ def test_a_void_pixel_is_a_pixel_left_out_of_the_supervised_loss(make_toy_networ
 
     def with_void(void):
         label = np.where(void, IGNORE, batch.labelled.label)
-        return probe(make_toy_network, variant)(batch._replace(labelled=batch.labelled._replace(label=label)))[0]
+        return probe(make_toy_network, variant, 1)(batch._replace(labelled=batch.labelled._replace(label=label)))[0]
 
     whole, left, right, nothing = (
         with_void(void)["supervised_loss"] for void in (np.zeros(SIZE, bool), half, ~half, np.ones(SIZE, bool))
@@ -297,7 +297,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_so_does_the_teachers(make_toy_netwo
     c.model.freeze, c.optim.name = "encoder", "adamw"
     tx, batch = build.build_optimizer(c), jax.tree.map(jnp.asarray, batch_for(variant))
     step = jax.jit(functools.partial(train_step, method=method, tx=tx, seed=SEED))
-    first = first_state(method, tx, SEED)._replace(step=jnp.asarray(START))
+    first = first_state(method, tx, SEED)._replace(step=jnp.int32(START))
     stored = copied(step(first, batch)[0])
     (last, _), (resumed, _) = (step(jax.tree.map(jnp.asarray, stored), batch) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, last, resumed)
@@ -321,8 +321,9 @@ def test_predictions_are_probabilities(make_toy_network, variant):
     student = {name: Variables(state.params[name], state.batch_stats[name]) for name in state.params}
     part = next(part for part in batch_for(variant) if part is not None)
     image = jnp.asarray(part.image, jnp.float32) / 255
+    predict = jax.jit(method.predict)
     for variables in filter(None, (student, state.teacher)):
-        predicted = np.asarray(jax.jit(method.predict)(variables, image, jnp.asarray(part.valid)))
+        predicted = np.asarray(predict(variables, image, jnp.asarray(part.valid)))
         assert predicted.shape == (ROWS, SIZE, SIZE, len(LABELS.classes))
         assert (predicted >= 0).all()
         np.testing.assert_allclose(predicted.sum(-1), 1, rtol=1e-5)
