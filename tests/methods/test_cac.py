@@ -174,10 +174,10 @@ def toy_method(make):
 def test_from_its_start_on_it_stores_valid_cells_and_teaches_on_any_number_of_devices(make_toy_network):
     method = toy_method(make_toy_network)
     state = first_state(method, optax.sgd(0.1), seed=0)
-    terms, aux, gradient = run(method, state._replace(step=jnp.asarray(4)), make_batch())
+    terms, aux, gradient = run(method, state._replace(step=jnp.int32(4)), make_batch())
     assert not np.any(gradient["student"][PROJECTION]["w"])
     assert aux.memory[PROJECTION].number == 0
-    terms, aux, gradient = run(method, state._replace(step=jnp.asarray(5)), make_batch())
+    terms, aux, gradient = run(method, state._replace(step=jnp.int32(5)), make_batch())
     assert np.any(gradient["student"][PROJECTION]["w"])
     assert sum(float(terms[f"contrast{n}_loss"].mean.number) for n in (1, 2)) > 0
     ring = aux.memory[PROJECTION]
@@ -186,13 +186,13 @@ def test_from_its_start_on_it_stores_valid_cells_and_teaches_on_any_number_of_de
     assert np.all(np.any(stored[:, :-1] != 0, axis=1))
     assert set(stored[:, -1]) <= {0.0, 1.0, 2.0}
     mesh = make_mesh(devices=jax.devices())
-    spread = jax.device_put(state._replace(step=jnp.asarray(5)), replicated(mesh)), shard_batch(mesh, make_batch())
+    spread = jax.device_put(state._replace(step=jnp.int32(5)), replicated(mesh)), shard_batch(mesh, make_batch())
     jax.tree.map(
         lambda one, eight: np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-6),
         (terms, aux, gradient),
         run(method, *spread),
     )
-    _, padded, _ = run(method, state._replace(step=jnp.asarray(5)), make_batch(padding=SIDE))
+    _, padded, _ = run(method, state._replace(step=jnp.int32(5)), make_batch(padding=SIDE))
     assert padded.memory[PROJECTION].number == 0
     assert padded.metrics["overlap"].value() == 0
 

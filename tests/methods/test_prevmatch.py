@@ -126,7 +126,7 @@ def state_with_snapshots(method, step=3):
     others = [method.network.init(jax.random.key(seed)) for seed in (11, 12)]
     room = jax.tree.map(lambda *leaves: jnp.stack([*leaves, jnp.zeros_like(leaves[0])]), *others)
     memory = {SNAPSHOTS: Snapshots(room, jnp.array([0, 1, -1], jnp.int32))}
-    return state._replace(step=jnp.asarray(step), memory=memory), others
+    return state._replace(step=jnp.int32(step), memory=memory), others
 
 
 def test_the_guided_terms_are_the_cross_entropy_against_what_the_snapshots_say(make_toy_network):
@@ -169,7 +169,7 @@ def test_lambda_rises_to_its_peak_half_way_and_falls_again(make_toy_network):
 
 def test_until_there_is_a_snapshot_it_is_unimatch(make_toy_network):
     method = make_method(make_toy_network)
-    terms, _ = method.loss((s := first_state(method, TX, 0)).params, s._replace(step=jnp.asarray(1)), batch(), KEY)
+    terms, _ = method.loss((s := first_state(method, TX, 0)).params, s._replace(step=jnp.int32(1)), batch(), KEY)
     weights = {name: float(term.weight) for name, term in terms.items() if not name.startswith("guided")}
     assert weights == {
         "supervised_loss": 0.5,
@@ -212,7 +212,7 @@ def test_snapshots_get_no_gradient(make_toy_network):
 
 def test_a_snapshot_is_the_student_before_the_step_and_stays_in_the_memory(make_toy_network):
     method = dataclasses.replace(make_method(make_toy_network), mixing=NoMixing())
-    state = first_state(method, TX, 0)._replace(step=jnp.asarray(2))
+    state = first_state(method, TX, 0)._replace(step=jnp.int32(2))
     _, aux = method.loss(state.params, state, batch(), KEY)
     snapshots = aux.memory[SNAPSHOTS]
     np.testing.assert_array_equal(snapshots.step, [-1, 2, -1])

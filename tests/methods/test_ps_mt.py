@@ -51,7 +51,7 @@ def apart(state):
         first: jax.tree.map(lambda x: 1.3 * x, state.teacher[first]),
         second: jax.tree.map(lambda x: 0.5 * x - 0.1, state.teacher[second]),
     }
-    return state._replace(teacher=teacher, step=jnp.asarray(100))
+    return state._replace(teacher=teacher, step=jnp.int32(100))
 
 
 def softmax(x):
@@ -108,7 +108,7 @@ def test_the_turn_says_whose_classes_are_cut(make_toy_network):
 
     # epoch 3, warm-up 2: the first teacher has steps 2 to 4, the second 5 to 7
     for step, mean in ((4, (one + cut(two, one)) / 2), (5, (cut(one, two) + two) / 2)):
-        state = state._replace(step=jnp.asarray(step))
+        state = state._replace(step=jnp.int32(step))
         _, views, _ = method.views(state, batch.labelled, batch.unlabelled, jax.random.key(0), jax.random.key(1))
         rows = ~np.asarray(views.labelled_row)
         np.testing.assert_allclose(np.asarray(views.confidence)[rows], softmax(mean).max(-1), rtol=1e-5)
@@ -117,7 +117,7 @@ def test_the_turn_says_whose_classes_are_cut(make_toy_network):
 
 def test_teachers_in_train_mode_label_by_the_batchs_statistics_and_keep_them(make_toy_network):
     method = make_method(make_toy_network(), teacher_mode="train", decay=0.9, epsilon=0.0)
-    state, batch = apart(first_state(method, TX, seed=0))._replace(step=jnp.asarray(5)), make_batch()
+    state, batch = apart(first_state(method, TX, seed=0))._replace(step=jnp.int32(5)), make_batch()
     image = batch.unlabelled.image / np.float32(255)
 
     def seen(variables):  # NumPy's reading of the toy network in train mode, and the mean that it keeps
@@ -174,7 +174,7 @@ def test_the_teachers_take_turns_after_the_warm_up(make_toy_network):
 @pytest.mark.parametrize("mode", ["ema", "copy", "own"])
 def test_a_teachers_turn_is_an_ema_of_the_student(make_toy_network, mode):
     method = make_method(make_toy_network(), decay=0.9, bn_mode=mode)
-    state = apart(first_state(method, TX, seed=0))._replace(step=jnp.asarray(2 + 3))  # the second's first step
+    state = apart(first_state(method, TX, seed=0))._replace(step=jnp.int32(2 + 3))  # the second's first step
     one = jax.tree.map(jnp.ones_like, state.params), jax.tree.map(jnp.ones_like, state.batch_stats)
     own = {name: jax.tree.map(lambda x: x + 5.0, t.batch_stats) for name, t in state.teacher.items()}
     after = method.update_teacher(state, *one, own)
@@ -191,7 +191,7 @@ def test_a_teachers_turn_is_an_ema_of_the_student(make_toy_network, mode):
 
 def test_in_the_warm_up_the_unlabelled_rows_teach_nothing_and_nothing_is_perturbed(make_toy_network):
     network = make_toy_network(normalise=False)
-    state = first_state(make_method(network), TX, seed=0)._replace(step=jnp.asarray(1))
+    state = first_state(make_method(network), TX, seed=0)._replace(step=jnp.int32(1))
     perturbed, plain = (terms_of(make_method(network, epsilon=e), state.params, state) for e in (2.0, 0.0))
     assert float(perturbed["unsupervised_loss"].weight) == 0
     np.testing.assert_allclose(perturbed["supervised_loss"].mean.total, plain["supervised_loss"].mean.total, rtol=1e-6)
@@ -199,7 +199,7 @@ def test_in_the_warm_up_the_unlabelled_rows_teach_nothing_and_nothing_is_perturb
 
 def test_the_perturbation_reaches_the_segmentation_of_all_rows_and_no_other_head(make_toy_network):
     network = make_toy_network(HEADS, normalise=False)
-    state = first_state(make_method(network, auxiliary=(TASK,)), TX, seed=0)._replace(step=jnp.asarray(9))
+    state = first_state(make_method(network, auxiliary=(TASK,)), TX, seed=0)._replace(step=jnp.int32(9))
     perturbed, plain = (
         terms_of(make_method(network, auxiliary=(TASK,), epsilon=e), state.params, state) for e in (2.0, 0.0)
     )

@@ -35,7 +35,7 @@ def test_they_start_apart_and_each_ema_starts_at_its_student(make_toy_network):
 
 def test_each_ema_follows_its_own_student(make_toy_network):
     method = students(make_toy_network(), decay=0.75)
-    state = first_state(method, TX, seed=0)._replace(step=jnp.asarray(100))
+    state = first_state(method, TX, seed=0)._replace(step=jnp.int32(100))
     params = {name: jax.tree.map(lambda x, n=n: x + n, state.params[name]) for n, name in enumerate(STUDENTS)}
     stats = {name: jax.tree.map(lambda x, n=n: x + 4 * n, state.batch_stats[name]) for n, name in enumerate(STUDENTS)}
     teacher = method.update_teacher(state, params, stats, {name: state.teacher[name].batch_stats for name in STUDENTS})

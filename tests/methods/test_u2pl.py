@@ -89,7 +89,7 @@ def test_the_worked_example_of_the_unsupervised_loss(make_fixed_network):
     terms, aux, _ = run(method, state, given)
     np.testing.assert_allclose(terms["unsupervised_loss"].mean.value(), 0.779312, rtol=1e-5)
     np.testing.assert_allclose(aux.metrics["kept"].value(), 0.75)
-    at_the_end, *_ = run(method, state._replace(step=jnp.asarray(10)), given)
+    at_the_end, *_ = run(method, state._replace(step=jnp.int32(10)), given)
     np.testing.assert_allclose(at_the_end["unsupervised_loss"].mean.number, 3)  # the most unsure one alone is left out
 
 
@@ -103,7 +103,7 @@ def test_the_worked_example_of_the_contrast():
 def test_without_a_pseudo_label_nothing_is_lost_and_everything_is_finite(make_toy_network):
     method, given = toy_method(make_toy_network), three_classes()
     gone = given.unlabelled._replace(valid=np.zeros_like(given.unlabelled.valid))
-    state = first_state(method, TX, seed=0)._replace(step=jnp.asarray(6))
+    state = first_state(method, TX, seed=0)._replace(step=jnp.int32(6))
     terms, aux, gradients = run(method, state, given._replace(unlabelled=gone))
     assert terms["unsupervised_loss"].mean.value() == 0
     for leaf in jax.tree.leaves((terms, aux, gradients)):
@@ -205,7 +205,7 @@ def test_the_contrast_equals_an_oracle_and_only_anchors_have_a_gradient(make_toy
 
 def test_the_teacher_has_no_gradient_and_its_own_statistics(make_toy_network):
     method, given = toy_method(make_toy_network), three_classes()
-    state = first_state(method, TX, seed=0)._replace(step=jnp.asarray(6))
+    state = first_state(method, TX, seed=0)._replace(step=jnp.int32(6))
     _, aux, _ = run(method, state, given)
     moved = {name: jax.tree.map(lambda x: 1.1 * x + 0.05, teacher) for name, teacher in state.teacher.items()}
     state = state._replace(memory=aux.memory, teacher=moved)
@@ -224,7 +224,7 @@ def test_before_its_start_nothing_is_contrasted_or_stored(make_toy_network):
     method, given = toy_method(make_toy_network), three_classes()
     state = first_state(method, TX, seed=0)
     for step, starts in ((4, False), (5, True)):
-        terms, aux, _ = run(method, state._replace(step=jnp.asarray(step)), given)
+        terms, aux, _ = run(method, state._replace(step=jnp.int32(step)), given)
         weights = [float(terms[name].weight) for name in ("contrast_loss", "unsupervised_loss")]
         assert weights == ([0.5, 1.0] if starts else [0.0, 0.0])
         assert bool(np.any(aux.memory[EMBEDDING].number)) == starts
