@@ -109,7 +109,7 @@ def test_self_training_in_trusted_pixels_by_hand(make_toy_network):
 def test_it_waits_for_trust(make_toy_network):
     method = make_method(make_toy_network(normalise=False), trust_start=5, unsupervised_weight=0.1)
     state = first_state(method, SGD, seed=0)
-    found = [loss_of(method, state.params, state._replace(step=jnp.asarray(step))) for step in (4, 5)]
+    found = [loss_of(method, state.params, state._replace(step=jnp.int32(step))) for step in (4, 5)]
     assert [float(terms["unsupervised_loss"].weight) for terms in found] == pytest.approx([0, 0.1])
     assert [float(terms["adversarial_unlabelled_loss"].weight) for terms in found] == pytest.approx([0.001] * 2)
 

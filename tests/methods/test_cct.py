@@ -69,7 +69,7 @@ def test_the_worked_example(make_fixed_network):
     method = Cct(
         network, unchanged, NoMixing(), background=(0,), threshold=0.0, ramp=10, unsupervised_weight=30.0, **numbers
     )
-    state = first_state(method, optax.sgd(0.1), seed=0)._replace(step=jnp.asarray(5))
+    state = first_state(method, optax.sgd(0.1), seed=0)._replace(step=jnp.int32(5))
     says = {
         "segmentation": np.log([[0.8, 0.2], [0.4, 0.6]]),
         "cct_drop_1": [[0.0, 0.0], [0.0, 1.0]],

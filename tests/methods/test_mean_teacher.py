@@ -318,7 +318,7 @@ def test_own_statistics_follow_the_teachers_weights(make_toy_network, mode):
     method, batch = make_method(make_toy_network(HEADS), bn_mode=mode, decay=1.0), make_batch()
     tx = optax.sgd(0.5)
     state = first_state(method, tx, seed=0)
-    state = state._replace(step=jnp.asarray(10), teacher=jax.tree.map(lambda x: x + 0.25, state.teacher))
+    state = state._replace(step=jnp.int32(10), teacher=jax.tree.map(lambda x: x + 0.25, state.teacher))
     before = state.teacher["student"]
     after, _ = train_step(state, batch, method=method, tx=tx, seed=0)
     teacher_mean = np.asarray(after.teacher["student"].batch_stats["encoder"]["mean"])
