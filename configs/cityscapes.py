@@ -7,11 +7,10 @@ Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `pape
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `u2pl_paper`,
 `unimatch_paper` and `prevmatch_paper` (the same), `ps_mt_paper`, `cps_paper` and `gct_paper` (hf:timm/resnet50s.gluon_in1k),
 `s4gan_paper`, `adv_semseg_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and `fixmatch_paper`
-(hf:facebook/dinov2-base), `cac_paper` (the default's) for theirs; `reco_paper` for ReCo's, which sees, and is scored on,
-images at half their size;
-`scenery` for another background of FOrec:
-sky, vegetation and building. The paper does not say which class it took; road is the default, and any other is
---config.data.background=CLASS,CLASS.
+(hf:facebook/dinov2-base), `cac_paper` (the default's) for theirs; `st_paper`,
+`st_plus_plus_paper` and `dmt_paper` by `forec-jax chain`; `reco_paper` for ReCo's, which sees, and is scored on, images at
+half their size; `scenery` for another background of FOrec: sky, vegetation and building. The paper does not say which class
+it took; road is the default, and any other is --config.data.background=CLASS,CLASS.
 The default is ResNet-50 at output stride 16, crop 513, 8 + 8 images a step; one large GPU. Not yet measured.
 Published systems also use a threshold of 0 here: --config.method.threshold=0. As in theirs, the supervised loss is OHEM's
 and evaluation goes by sliding windows of the crop's size.
@@ -19,6 +18,7 @@ and evaluation goes by sliding windows of the crop's size.
 
 from ml_collections import ConfigDict
 
+from forec_jax.chain_variants import OF_DMTS_AUTHORS, OF_STS_AUTHORS
 from forec_jax.config import Variant, apply_variant, defaults
 from forec_jax.variants import OF_VATS_AUTHORS, OTHERS, batch_of, trained
 
@@ -39,7 +39,53 @@ V2 = {
     **trained(steps=180 * (2603 // 8), every=10 * (2603 // 8)),
 }
 
+ST_PAPER = {
+    **OF_STS_AUTHORS,
+    "data.crop": 721,
+    "data.scale": (0.5, 2.0),
+    "eval.mode": "whole",
+    "optim.lr": 4e-3,
+}
+DMT_PAPER = {
+    **OF_DMTS_AUTHORS,
+    "data.longest_side": 1024,
+    "data.crop": 361,
+    "eval.mode": "whole",
+    "optim.lr": 4e-3,
+}
+CHAIN_PAPERS = {
+    # 240 passes in batches of 16; the list of 372 is repeated until it is as long as that of the images with masks.
+    "st_first_paper": OTHERS["st_first_paper"].but(
+        {**ST_PAPER, "batch.labelled": 16, **trained(steps=240 * (372 // 16), every=24 * (372 // 16))},
+        meaning="the first training of ST and ST++ on the list of 372: ResNet-50, crop 721, 240 passes",
+    ),
+    "st_half_paper": OTHERS["st_half_paper"].but(
+        {**ST_PAPER, **trained(steps=240 * ((4 * 372 + 1301) // 16), every=10 * ((4 * 372 + 1301) // 16))},
+        meaning="ST++'s second training on the list of 372: 8 + 8 images, 240 passes over 1,301 masks and labels",
+    ),
+    "st_paper": OTHERS["st_paper"].but(
+        {**ST_PAPER, **trained(steps=240 * ((7 * 372 + 2603) // 16), every=10 * ((7 * 372 + 2603) // 16))},
+        meaning="ST, and ST++'s last training, on the list of 372: 8 + 8 images, 240 passes over 2,603 masks and labels",
+    ),
+    "dmt_first_paper": OTHERS["dmt_first_paper"].but(
+        {**DMT_PAPER, "batch.labelled": 8, **trained(steps=170 * 47, every=10 * 47)},
+        meaning="DMT's first trainings on a list of 372: half size, DeepLabV2, 8 images, 170 epochs",
+    ),
+    "dmt_paper": OTHERS["dmt_paper"].but(
+        {
+            **DMT_PAPER,
+            "method.dmt.agreement_power": 3.0,
+            "method.dmt.difference_power": 3.0,
+            "batch.labelled": 2,
+            "batch.pseudo": 6,
+            **trained(steps=10 * 434, every=434),
+        },
+        meaning="a round of DMT on a list of 372: half size, DeepLabV2, 2 + 6 images, 10 epochs of the 2,603 others",
+    ),
+}
+
 PARTS = {
+    **CHAIN_PAPERS,
     "paper": Variant(
         {
             "model.encoder": "resnet101",

@@ -9,12 +9,14 @@ FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:t
 (hf:timm/resnet50s.gluon_in1k),
 `s4gan_paper`, `adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `pseudoseg_paper` (as `paper`),
 `cac_paper` (the default's weights), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for those of these
-papers; `ecs_paper` for what is known of one more; `small` for two CPU cores (docs/results.md has its mIoU).
+papers, and by `forec-jax chain` `st_paper`, `st_plus_plus_paper` and `dmt_paper`; `ecs_paper` for what is known of one more;
+`small` for two CPU cores (docs/results.md has its mIoU).
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one GPU. Not yet measured on a GPU.
 """
 
 from ml_collections import ConfigDict
 
+from forec_jax.chain_variants import OF_DMTS_AUTHORS, OF_STS_AUTHORS
 from forec_jax.config import Variant, apply_variant, defaults
 from forec_jax.variants import OF_VATS_AUTHORS, OTHERS, batch_of, trained
 
@@ -187,7 +189,46 @@ PSEUDOSEG_PAPER = OTHERS["pseudoseg_paper"].but(
     },
     meaning="PseudoSeg with ResNet-101: 64 + 64 images, those of all of train_aug, 30,000 steps",
 )
+ST_PAPER = {
+    **OF_STS_AUTHORS,
+    "model.encoder": "resnet101",
+    "data.crop": 321,
+    "data.scale": (0.4, 1.6),  # of a side of 500 pixels: 0.5 to 2 times 400
+    "data.pool": "train_aug",
+    "optim.lr": 1e-3,
+}
+DMT_PAPER = {**OF_DMTS_AUTHORS, "data.crop": 321, "data.pool": "train_aug"}
+CHAIN_PAPERS = {
+    # 80 passes in batches of 16; the list of 92 is repeated until it is as long as that of the images with masks.
+    "st_first_paper": OTHERS["st_first_paper"].but(
+        {**ST_PAPER, "batch.labelled": 16, **trained(steps=80 * (2 * 92 // 16), every=8 * (2 * 92 // 16))},
+        meaning="the first training of ST and ST++ on the list of 92: ResNet-101, crop 321, 80 passes over it twice",
+    ),
+    "st_half_paper": OTHERS["st_half_paper"].but(
+        {**ST_PAPER, **trained(steps=80 * ((58 * 92 + 5245) // 16), every=(58 * 92 + 5245) // 16)},
+        meaning="ST++'s second training on the list of 92: 8 + 8 images, 80 passes over 5,245 masks and labels",
+    ),
+    "st_paper": OTHERS["st_paper"].but(
+        {**ST_PAPER, **trained(steps=80 * ((115 * 92 + 10490) // 16), every=(115 * 92 + 10490) // 16)},
+        meaning="ST, and ST++'s last training, on the list of 92: 8 + 8 images, 80 passes over 10,490 masks and labels",
+    ),
+    "dmt_first_paper": OTHERS["dmt_first_paper"].but(
+        {**DMT_PAPER, "batch.labelled": 8, "optim.lr": 2e-3, **trained(steps=134 * 67, every=10 * 67)},
+        meaning="DMT's first trainings on a list of 529 (1/20): DeepLabV2, crop 321, 8 images, 134 epochs",
+    ),
+    "dmt_paper": OTHERS["dmt_paper"].but(
+        {
+            **DMT_PAPER,
+            "batch.labelled": 1,
+            "batch.pseudo": 7,
+            "optim.lr": 1e-3,
+            **trained(steps=4 * 1437, every=1437),
+        },
+        meaning="a round of DMT on a list of 529 (1/20): DeepLabV2, crop 321, 1 + 7 images, 4 epochs of the 10,053 others",
+    ),
+}
 PARTS = {
+    **CHAIN_PAPERS,
     "paper": PAPER,
     "ps_mt_paper": PS_MT_PAPER,
     "s4gan_paper": S4GAN_PAPER,

@@ -15,3 +15,8 @@ class Variant(NamedTuple):
     def but(self, sets: Mapping[str, Any], meaning: str) -> "Variant":
         """The same part with a data set's own settings over it."""
         return self._replace(sets={**self.sets, **sets}, meaning=meaning)
+
+
+def own_colours() -> dict[str, float]:
+    """Images as they are: no change of colours."""
+    return dict.fromkeys((f"augment.{change}_probability" for change in ("jitter", "grayscale", "blur")), 0.0)

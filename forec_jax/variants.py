@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from forec_jax.chain_variants import CHAIN_VARIANTS, CHAINS_ALONE
 from forec_jax.encoder_variants import ENCODER_VARIANTS
 from forec_jax.keys import flat
 from forec_jax.methods import METHODS
@@ -13,7 +14,7 @@ from forec_jax.methods.tasks import TASKS
 from forec_jax.options import to_config
 from forec_jax.partial_variants import PARTIAL_VARIANTS
 from forec_jax.unimatch_variants import UNIMATCH_VARIANTS
-from forec_jax.variant import Variant
+from forec_jax.variant import Variant, own_colours
 
 Change = Callable[[ConfigDict], None]
 
@@ -31,11 +32,6 @@ def _half_mixing(name: str) -> Variant:
         },
         meaning=f"ReCo's baseline: {name} of every unlabelled row, with ReCo's colours",
     )
-
-
-def _own_colours() -> dict[str, float]:
-    """Images as they are: no change of colours."""
-    return dict.fromkeys((f"augment.{change}_probability" for change in ("jitter", "grayscale", "blur")), 0.0)
 
 
 def batch_of(rows: int) -> dict[str, Any]:
@@ -72,6 +68,7 @@ OTHERS: Mapping[str, Variant] = {
     **ENCODER_VARIANTS,
     **PARTIAL_VARIANTS,
     **UNIMATCH_VARIANTS,
+    **CHAIN_VARIANTS,
     "cutout": _half_mixing("cutout_half"),
     "cutmix": _half_mixing("cutmix_half"),
     "classmix": _half_mixing("classmix"),
@@ -130,7 +127,7 @@ OTHERS: Mapping[str, Variant] = {
             "method.start": 0.0,
             "method.ramp": 0.0,
             "method.supervised_loss": "cross_entropy",
-            **_own_colours(),
+            **own_colours(),
         },
         of=("s4gan",),
         meaning="S4GAN as its authors ran it: no change of colours, no ramp, void and padding as they are",
@@ -147,7 +144,7 @@ OTHERS: Mapping[str, Variant] = {
             "method.start": 0.0,
             "method.ramp": 0.0,
             "method.supervised_loss": "cross_entropy",
-            **_own_colours(),
+            **own_colours(),
         },
         of=("cps",),
         meaning="CPS with CutMix as its authors ran it: no change of colours, no ramp, BatchNorm of the batch",
@@ -157,7 +154,7 @@ OTHERS: Mapping[str, Variant] = {
             "method.separate_passes": True,
             "method.start": 0.0,
             "method.supervised_loss": "cross_entropy",
-            **_own_colours(),
+            **own_colours(),
         },
         of=("cct",),
         meaning="CCT as its authors ran it: no change of colours, labelled rows in a pass of their own",
@@ -170,7 +167,7 @@ OTHERS: Mapping[str, Variant] = {
             "method.u2pl.pushed": 4096,
             "method.ramp": 0.0,
             "method.supervised_loss": "cross_entropy",
-            **_own_colours(),
+            **own_colours(),
         },
         of=("u2pl", "u2pl_model"),
         meaning="U2PL as its authors ran it: the released code's contrast, its network, no change of colours",
@@ -182,7 +179,7 @@ OTHERS: Mapping[str, Variant] = {
             "method.start": 0.0,
             "method.ramp": 0.0,
             "method.supervised_loss": "cross_entropy",
-            **_own_colours(),
+            **own_colours(),
         },
         of=("adv_semseg",),
         meaning="AdvSemSeg as its authors ran it: no change of colours, no ramp, void and padding as they are",
@@ -192,7 +189,7 @@ OTHERS: Mapping[str, Variant] = {
             "method.gct.gaps": "shown",
             "method.start": 0.0,
             "method.supervised_loss": "cross_entropy",
-            **_own_colours(),
+            **own_colours(),
             "augment.blur_probability": 0.5,
             "augment.blur_sigma": (0.01, 1.0),
         },
@@ -250,7 +247,7 @@ OTHERS: Mapping[str, Variant] = {
             "method.start": 0.0,
             "method.ramp": 0.0,
             "method.supervised_loss": "cross_entropy",
-            **_own_colours(),
+            **own_colours(),
         },
         of=("ecs",),
         meaning="ECS with no change of colours and no ramp; reconstructed from its abstract, not verified",
@@ -325,20 +322,33 @@ def apply_variant(c: ConfigDict, variant: str, more: Mapping[str, Variant | Chan
     """
     known: dict[str, Variant | Change] = {**variants(), **(more or {})}
     for part in variant.split("+"):
+        if part in CHAINS_ALONE:
+            raise ValueError(f"{part} is several trainings in a row: forec-jax chain --config=FILE:{variant}")
         if part not in known and part not in SUMS:
             names = ", ".join(sorted(known.keys() | SUMS))
             raise ValueError(f"unknown variant {part!r} in {variant!r}; the parts are: {names}")
-    parts = [part for name in variant.split("+") for part in SUMS.get(name, name).split("+")]
-    if len(methods := [part for part in parts if _names_method(known[part], part)]) > 1:
+    parts = parts_of(variant)
+    if len(methods := [part for part in parts if _method_of(known[part], part)]) > 1:
         raise ValueError(f"variant {variant!r} names {len(methods)} methods, {' and '.join(methods)}; choose one")
     for part in sorted(parts, key=lambda part: (part == "other_lambdas") - (part in methods)):
         _apply(c, known[part], known)
     return c
 
 
-def _names_method(part: Variant | Change, name: str) -> bool:
-    """Whether a part chooses the method: it is one, or starts with one."""
-    return name in METHODS or (isinstance(part, Variant) and bool(METHODS.keys() & set(part.of)))
+def parts_of(variant: str) -> list[str]:
+    """The parts of a variant's name, those of sums one by one."""
+    return [part for name in variant.split("+") for part in SUMS.get(name, name).split("+")]
+
+
+def method_of(name: str) -> str:
+    """The method that a part chooses which all data sets share: it is one, or starts with one; "" where it chooses none."""
+    return _method_of(variants().get(name, Variant()), name)
+
+
+def _method_of(part: Variant | Change, name: str) -> str:
+    if name in METHODS:
+        return name
+    return next((other for other in part.of if other in METHODS), "") if isinstance(part, Variant) else ""
 
 
 def _apply(c: ConfigDict, part: Variant | Change, known: Mapping[str, Variant | Change]) -> None:

@@ -8,8 +8,9 @@ from forec_jax.config import load_config
 from forec_jax.contracts import TrainState
 from forec_jax.data import DataError, folder_dataset, shapes_dataset
 from forec_jax.experiment import build, sources
-from forec_jax.experiment.label import Labelling, only_from_tags, surest, write_labels
+from forec_jax.experiment.label import only_from_tags, surest, write_labels
 from forec_jax.experiment.load import Run, choose_threshold
+from forec_jax.experiment.masks import Labelling
 from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.methods import WsssRec
 from forec_jax.methods.parts.tags import tags_head

@@ -5,14 +5,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from forec_jax import cli
 from forec_jax.config import load_config
 from forec_jax.contracts import IGNORE
 from forec_jax.data import DataError, folder_dataset, select, shapes_dataset
 from forec_jax.experiment import label, sources
-from forec_jax.experiment.label import Labelling, pair_counts, surest, write_labels
+from forec_jax.experiment.label import pair_counts, surest, write_labels, write_masks
 from forec_jax.experiment.load import load_run
+from forec_jax.experiment.masks import Labelling
 from forec_jax.experiment.run import run_training
 from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.options import OptionError
@@ -119,6 +121,32 @@ def test_images_with_a_stored_mask_keep_it(trained, tmp_path):
     )
 
 
+def test_masks_alone_are_those_of_the_data_set_and_each_class_keeps_its_share(trained, tmp_path):
+    """Half of each class's pixels, and no image or list; a run whose background has no class writes none."""
+    run = load_run(trained, "last")
+    assert write_labels(run, tmp_path / "all", Labelling(pixel_confidence=True)) == (16, 8, 0)
+    run = run._replace(labels=run.labels._replace(background_classes=()))
+    assert write_masks(run, tmp_path / "half", Labelling(pixel_confidence=True, keep_pixels=0.5)) == (16, 8, 0)
+    assert {path.name for path in (tmp_path / "half").iterdir()} == {
+        "masks",
+        "confidence",
+        "classes.toml",
+        "confidences.json",
+    }
+    assert "background =" not in (tmp_path / "half" / "classes.toml").read_text()
+    names = sorted(path.name for path in (tmp_path / "half" / "masks").iterdir())
+    every, half = (
+        np.stack([np.asarray(Image.open(tmp_path / folder / "masks" / name)) for name in names])
+        for folder in ("all", "half")
+    )
+    assert len(names) == 16
+    np.testing.assert_array_equal(half[half != IGNORE], every[half != IGNORE])
+    for k in np.unique(every):
+        assert np.mean(half[every == k] == k) >= 0.5  # all of those that are as unsure as the last one
+    confidence = [(tmp_path / folder / "confidence" / names[0]).read_bytes() for folder in ("all", "half")]
+    assert confidence[0] == confidence[1]
+
+
 def test_reliability_is_the_mean_agreement_of_the_milestones_with_the_last_state(tmp_path, monkeypatch):
     """ST++: M_1 = 01/11 and M_2 = M_3 = 00/11: (.583333 + 1) / 2; an image on which all agree has 1."""
     last = np.array([[0, 0], [1, 1]], np.uint8)
@@ -131,7 +159,7 @@ def test_reliability_is_the_mean_agreement_of_the_milestones_with_the_last_state
         for name, mask in (("a", said[run.name]), ("b", last)):
             yield SimpleNamespace(example=SimpleNamespace(id=name), label=mask)
 
-    monkeypatch.setattr(label, "_found_masks", found)
+    monkeypatch.setattr(label, "found_masks", found)
     runs = [SimpleNamespace(name=name, labels=SimpleNamespace(classes=("background", "disc"))) for name in said]
     scores = label._by_agreement(runs, Labelling())(tmp_path, (), {"a": 0.5, "b": 0.5})
     assert scores == pytest.approx({"a": 0.791667, "b": 1.0}, abs=1e-6)

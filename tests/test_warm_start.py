@@ -1,16 +1,19 @@
 """What lets a run be gone on with: from its weights, at another place, by an error that says so."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from forec_jax import cli
-from forec_jax.config import load_config
-from forec_jax.experiment import build
+from forec_jax.config import check_options, load_config
+from forec_jax.contracts import Variables
+from forec_jax.experiment import build, load
 from forec_jax.experiment.load import load_run
 from forec_jax.experiment.run import check_rows, warn_of_random_values, with_absolute_paths
+from forec_jax.models.network import ModelOptions
 from forec_jax.options import OptionError
 from forec_jax.training.state import INIT_STREAM
 
@@ -49,6 +52,24 @@ def test_a_training_starts_from_the_teacher_of_another_run(trained):
     for part in ("encoder", "segmentation"):
         jax.tree.map(np.testing.assert_array_equal, params[part], jax.device_get(teacher[part]))
     assert "reconstruction" in params  # new heads start from random values
+
+
+@pytest.mark.parametrize(("network", "checkpoint"), [("student", "last"), ("teacher", "best")])
+def test_which_network_in_which_state_a_training_starts_from(tmp_path, monkeypatch, network, checkpoint):
+    says = {name: Variables({"encoder": name}, {}) for name in ("student", "teacher")}
+    state = SimpleNamespace(teacher={"student": says["teacher"]}, params={"student": {"encoder": "student"}})
+    state.batch_stats = {"student": {}}
+    asked = []
+    monkeypatch.setattr(load, "load_run", lambda *of: asked.append(of) or SimpleNamespace(state=state))
+    m = ModelOptions(weights_network=network, weights_checkpoint=checkpoint)
+    assert build._of_run(tmp_path, m) == says[network]
+    assert asked == [(tmp_path, checkpoint)]
+
+
+def test_a_state_that_no_run_has_is_refused_by_name():
+    c = load_config("configs/shapes.py:supervised", {"model.weights_checkpoint": "newest"})
+    with pytest.raises(OptionError, match=r"model\.weights_checkpoint='newest': choose one of 'last', 'best'"):
+        check_options(c)
 
 
 def test_a_run_of_another_encoder_is_no_start(trained):

@@ -2,8 +2,10 @@
 
 import glob
 import logging
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -11,11 +13,12 @@ from ml_collections import ConfigDict, config_flags
 from forec_jax.commands.process import tell
 from forec_jax.config import config_path, load_config
 from forec_jax.keys import new_key
-from forec_jax.options import SCALES, OptionError
+from forec_jax.options import SCALES, OptionError, options_of
 from forec_jax.overrides import check_keys
 from forec_jax.plugins import use_plugin
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CHOOSERS = ("model.encoder", "model.decoder", "method.name", "data.name")
 """Options that say which others there are."""
@@ -76,6 +79,40 @@ def model_flags(values: flags.FlagValues) -> None:
     """The flags that choose one of a run's models."""
     flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "which network", flag_values=values)
     flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
+
+
+def option_flags(values: flags.FlagValues, block: type) -> None:
+    """A flag for each option of a dataclass: text, a switch, a number, or a list of numbers."""
+    kinds = typing.get_type_hints(block)
+    for name, default, meaning, _ in options_of(block):
+        match default:
+            case bool():
+                flags.DEFINE_bool(name, default, meaning, flag_values=values)
+            case float():
+                flags.DEFINE_float(name, default, meaning, flag_values=values)
+            case tuple():
+                flags.DEFINE_list(name, [f"{number:g}" for number in default], meaning, flag_values=values)
+            case _:
+                flags.DEFINE_enum(name, default, typing.get_args(kinds[name]), meaning, flag_values=values)
+
+
+def given_options(values: flags.FlagValues, block: type[T]) -> T:
+    """The dataclass with what `option_flags` were given. Raises OptionError for what an option's rule does not allow."""
+    given: dict[str, Any] = {}
+    for name, default, _, rule in options_of(block):
+        said: Any = values[name].value
+        given[name] = _numbers(said) if isinstance(default, tuple) else said
+        if rule is not None and not rule.allows(given[name]):
+            raise OptionError(f"--{name}={','.join(said) if isinstance(default, tuple) else said}{rule.words}")
+    return block(**given)
+
+
+def _numbers(texts: Sequence[str]) -> tuple[float, ...]:
+    """The numbers of a list; none where one of them is no number."""
+    try:
+        return tuple(map(float, texts))
+    except ValueError:
+        return ()
 
 
 def seen_flags(values: flags.FlagValues, *modes: str) -> None:

@@ -1,4 +1,4 @@
-"""The command that trains in stages: ST, ST++, or from image tags."""
+"""The command that trains in stages: ST, ST++, DMT, or from image tags."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,68 +8,70 @@ from ml_collections import ConfigDict, config_flags
 
 from forec_jax.commands.arguments import (
     exit_code,
+    given_options,
+    option_flags,
     overridden,
     parse,
     renamed,
     required,
     resolve_config,
-    scale_flag,
-    scales_of,
     with_choices,
 )
 from forec_jax.commands.data import mask_flags, mask_options
 from forec_jax.config import load_config
+from forec_jax.keys import new_key
+from forec_jax.overrides import check_keys
 
 
 def chain(argv: Sequence[str]) -> int:
     """Trains in stages, all in a row; the same command goes on where it was stopped.
 
     forec-jax chain --config=configs/voc.py:st_plus_plus --config.data.root=VOCdevkit --workdir=runs/st --first.steps=4000
+    forec-jax chain --config=configs/voc.py:dmt+forec --config.data.root=VOCdevkit --workdir=runs/dmt --b.model.weights=FILE
     forec-jax chain --config=configs/tags.py:shapes --workdir=runs/tags --wsss.steps=400
 
-    st and st_plus_plus, which other parts of a variant may go with, train from labels, write masks for the other images and
-    train beside these. --config.key=value is an option of all trainings; --first.key, --second.key and (st_plus_plus)
-    --third.key of one. configs/tags.py goes from image tags to a segmenter: --classifier.key, --wsss.key, --segmenter.key.
+    st, st_plus_plus and dmt train from labels, write masks for the other images and train beside these. Other parts of the
+    variant go to all trainings, but for a method, which is that of the first ones in place of supervised.
+    --config.key=value is an option of all trainings; --first.key, --second.key and (st_plus_plus) --third.key of one.
+    dmt: --first.key and --rounds.key of both networks, --a.key and --b.key of one, --first_a.key and so on of one alone.
+    configs/tags.py goes from image tags to a segmenter: --classifier.key, --wsss.key, --segmenter.key.
     """
-    from forec_jax.experiment.self_training import chain_of
+    from forec_jax.experiment.chains import chain_of
 
-    return _self_training(argv) if chain_of(_given(argv).partition(":")[2]) else _from_tags(argv)
+    return _named(argv) if chain_of(_given(argv).partition(":")[2]) else _from_tags(argv)
 
 
-def _self_training(argv: Sequence[str]) -> int:
-    """ST and ST++."""
-    from forec_jax.experiment.self_training import HandOver, chain_of, run_self_training, stage_variants
+def _named(argv: Sequence[str]) -> int:
+    """The chain that a variant names."""
+    from forec_jax.experiment.chains import CHAINS, begin_chain, chain_of, training_variants
+    from forec_jax.experiment.stages import TrainingStage, run_stages
 
     file, _, variant = _given(argv).partition(":")
-    variants = stage_variants(variant)
-    # All options are those of the last training, whose method is st: the first may have fewer.
-    argv = resolve_config([f"--config={file}:{[*variants.values()][-1]}" if _names_config(a) else a for a in argv])
+    variants = training_variants(variant)
+    # All options are those of the last training, whose method learns from stored masks: the first may have fewer.
+    argv = resolve_config([f"--config={file}:{list(variants.values())[-1]}" if _names_config(a) else a for a in argv])
     file = _given(argv).partition(":")[0]
-    files = {stage: f"{file}:{stage_variant}" for stage, stage_variant in variants.items()}
-    argv = _for_stages(_shared(argv, tuple(files)), files)
-    defaults = HandOver()
+    files = {kind: f"{file}:{of_kind}" for kind, of_kind in variants.items()}
+    name = chain_of(variant)
+    groups, options = CHAINS[name].groups, CHAINS[name].options
+    for group, kinds in {**groups, **{kind: (kind,) for kind in files}}.items():
+        _check_keys(argv, group, [files[kind] for kind in kinds])
+    argv = _for_stages(_shared(argv, {"config": tuple(files), **groups}), files)
 
     def define(values: flags.FlagValues) -> None:
         _stage_flags(values, argv, files)
-        network = "which network of a training labels; published: the one that is trained"
-        flags.DEFINE_enum("network", defaults.network, ["student", "teacher"], network, flag_values=values)
-        which = "which of its checkpoints; best: by the score on the validation images"
-        flags.DEFINE_enum("checkpoint", defaults.checkpoint, ["last", "best"], which, flag_values=values)
-        scale_flag(values, defaults.scales)
-        flags.DEFINE_bool(
-            "flips", defaults.flips, "label the mirrored image as well, and take the mean", flag_values=values
-        )
-        reliable = "st_plus_plus: share of the images, those with the most reliable masks, of the second training"
-        flags.DEFINE_float("keep", defaults.keep, reliable, 0, 1, flag_values=values)
+        option_flags(values, options)
 
     values = parse(argv, define, chain.__doc__)
     required(values, "config", "workdir")
-    how = HandOver(values.network, values.checkpoint, scales_of(values), values.flips, values.keep)
-    workdir, configs = Path(values.workdir).expanduser(), _configs(values, files)
-    if code := exit_code(run_self_training(chain_of(variant), configs, workdir, how)):
+    how = given_options(values, options)
+    workdir, configs = Path(values.workdir).expanduser().absolute(), _configs(values, files)
+    stages = begin_chain(name, configs, workdir, how)
+    if code := exit_code(run_stages(stages, workdir)):
         return code
-    print(f"\nmIoU (%) of the {how.network}, last checkpoint; masks by the {how.checkpoint} one\n")
-    _print_table(workdir, tuple(files), configs["first"].eval.split, how.network)
+    print(f"\nmIoU (%) of the {how.network}, last checkpoint; handed over was the {how.checkpoint} one\n")
+    trainings = [stage.name for stage in stages if isinstance(stage, TrainingStage)]
+    _print_table(workdir, trainings, next(iter(configs.values())).eval.split, how.network)
     return 0
 
 
@@ -106,11 +108,31 @@ def _names_config(argument: str) -> bool:
     return argument.startswith("--config=")
 
 
-def _shared(argv: Sequence[str], stages: Sequence[str]) -> list[str]:
-    """The arguments with --config.key=value given to every stage instead, before what is given to one alone."""
-    of_all = [a.removeprefix("--config") for a in argv if a.startswith("--config.")]
-    rest = [a for a in argv if not a.startswith("--config.")]
-    return [rest[0], *(f"--{stage}{option}" for stage in stages for option in of_all), *rest[1:]]
+def _check_keys(argv: Sequence[str], group: str, files: Sequence[str]) -> None:
+    """Raises ValueError for --GROUP.key=value with a key that no stage of the group uses."""
+    given = overridden(argv, group)
+    errors = []
+    for file in files if given else ():
+        c = with_choices(load_config(file, {}), given)
+        try:
+            check_keys(c, [new_key(key, c.model.encoder) for key in given], group)
+        except ValueError as error:
+            errors.append(error)
+    if errors and len(errors) == len(files):
+        raise errors[-1]
+
+
+def _shared(argv: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """The arguments with --GROUP.key=value given to every stage of the group instead, before what is given to one alone.
+
+    Of two groups the later one wins.
+    """
+    rest, shared = list(argv), []
+    for group, stages in groups.items():
+        given = [a.removeprefix(f"--{group}") for a in rest if a.startswith(f"--{group}.")]
+        rest = [a for a in rest if not a.startswith(f"--{group}.")]
+        shared += [f"--{stage}{option}" for stage in stages for option in given]
+    return [rest[0], *shared, *rest[1:]]
 
 
 def _for_stages(argv: Sequence[str], files: Mapping[str, str]) -> list[str]:

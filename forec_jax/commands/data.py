@@ -52,7 +52,8 @@ def bridge(argv: Sequence[str]) -> int:
 
     values = parse(argv, define, bridge.__doc__)
     required(values, "workdir", "out")
-    from forec_jax.experiment.label import Labelling, only_from_tags, write_labels
+    from forec_jax.experiment.label import only_from_tags, write_labels
+    from forec_jax.experiment.masks import Labelling
 
     run = only_from_tags(_run_of(values))
     out = Path(values.out).expanduser()
@@ -80,18 +81,22 @@ def label(argv: Sequence[str]) -> int:
         flags.DEFINE_enum("rank", "confidence", ranks, "by what images are ranked", flag_values=values)
         flags.DEFINE_bool("flips", False, "predict the mirrored image as well, and take the mean", flag_values=values)
         scale_flag(values, (1.0,))
+        pixels = "share of each class's pixels, the surest, that are not void"
+        flags.DEFINE_float("keep_pixels", 1.0, pixels, 0, 1, flag_values=values)
         stored = "write each pixel's confidence as well, which data.pseudo reads"
         flags.DEFINE_bool("pixel_confidence", False, stored, flag_values=values)
 
     values = parse(argv, define, label.__doc__)
     required(values, "workdir", "out")
-    from forec_jax.experiment.label import Labelling, write_labels
+    from forec_jax.experiment.label import write_labels
+    from forec_jax.experiment.masks import Labelling
 
     how = Labelling(
         network=values.network,
         rank=values.rank,
         flips=values.flips,
         scales=scales_of(values),
+        keep_pixels=values.keep_pixels,
         pixel_confidence=values.pixel_confidence,
         **mask_options(values),
     )

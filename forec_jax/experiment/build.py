@@ -168,7 +168,7 @@ def _with_weights(network: Network, m: ModelOptions, encoder: EncoderEntry, opti
             f"model.weights={m.weights!r}: model.encoder={m.encoder!r} starts from random weights; leave it empty"
         )
     try:
-        stored = _of_run(run) if from_run else encoder.weights(m.weights, m.encoder, options)  # type: ignore[misc]
+        stored = _of_run(run, m) if from_run else encoder.weights(m.weights, m.encoder, options)  # type: ignore[misc]
         layout = jax.eval_shape(network.init, jax.random.key(seed))
         weights = fitting_weights(stored, layout)
     except WeightsError as error:
@@ -178,10 +178,10 @@ def _with_weights(network: Network, m: ModelOptions, encoder: EncoderEntry, opti
     return network._replace(init=functools.partial(_pretrained_init, network, weights), given=given)
 
 
-def _of_run(workdir: Path) -> Variables:
+def _of_run(workdir: Path, m: ModelOptions) -> Variables:
     from forec_jax.experiment.load import run_weights  # reading a run builds its network
 
-    return run_weights(workdir)
+    return run_weights(workdir, m.weights_network, m.weights_checkpoint)
 
 
 def _misfit(m: ModelOptions, encoder: EncoderEntry, options: Any, error: WeightsError) -> str:

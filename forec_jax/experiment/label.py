@@ -1,20 +1,16 @@
 """Masks that a run finds, written as a data set: for its unlabelled images, or from image tags."""
 
 import dataclasses
-import functools
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from forec_jax.contracts import IGNORE, Array, Thresholded, Variables
+from forec_jax.contracts import Thresholded
 from forec_jax.data import (
     Example,
     Labels,
@@ -29,19 +25,16 @@ from forec_jax.data.classfile import CLASS_FILE, class_file
 from forec_jax.data.newfolder import check_new, new_folder
 from forec_jax.data.pseudo import CONFIDENCE, MASKS
 from forec_jax.evaluation import mean_iou
-from forec_jax.experiment import build, sources
+from forec_jax.experiment import sources
 from forec_jax.experiment.contents import check_same_classes
 from forec_jax.experiment.load import Run, load_run, palette_of
+from forec_jax.experiment.masks import Labelling, found_masks
 from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.files import write_json
-from forec_jax.models.scales import both_ways, mean_over_scales
 from forec_jax.visualize import save_index_png
 
 Rank = Callable[[Path, Source, Mapping[str, float]], Mapping[str, float]]
 """(folder with the found masks, their images, their mean confidences) -> a score for each image, the larger the better."""
-
-Probabilities = Callable[..., Array]
-"""(variables, unit images f32[B,H,W,3], valid, *, tags f32[B,K]) -> class probabilities f32[B,H,W,K]."""
 
 
 class Written(NamedTuple):
@@ -50,29 +43,6 @@ class Written(NamedTuple):
     found: int
     true: int
     without: int
-
-
-class _Found(NamedTuple):
-    """A mask that a model found."""
-
-    example: Example
-    label: np.ndarray  # u8[H,W], IGNORE where unsure
-    confidence: np.ndarray  # f32[H,W] in [0, 1]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labelling:
-    """How a run labels images."""
-
-    network: str = "teacher"
-    keep: float = 1.0  # the share of the images that get masks, the first by rank
-    confidence: float = 0.0  # less sure pixels are void
-    rank: str = "confidence"  # the mean over an image's pixels, or "agreement" of milestones (see `_by_agreement`)
-    flips: bool = False  # the mean with the mirrored image's prediction
-    scales: tuple[float, ...] = (1.0,)  # of the image: the mean of what is predicted at each
-    stored: str = ""  # a folder that was written before: images with a mask there keep it
-    labelled: str = ""  # from tags: images with their true masks, a list file or "<count>:<seed>"; "" for none
-    pixel_confidence: bool = False  # store each pixel's confidence as well, for data.pseudo
 
 
 class _Images(NamedTuple):
@@ -86,7 +56,7 @@ class _Images(NamedTuple):
 
 def write_labels(run: Run, out: Path, how: Labelling) -> Written:
     """Writes a run's training images as a folder data set: the labelled ones with their true masks, the others with those
-    that the run finds, void where it is less sure than `how.confidence`; and the images that it was scored on.
+    that the run finds, void where it is too unsure; and the images that it was scored on.
 
     A run from tags labels its whole pool but for `how.labelled`; a mask then holds classes of the image's tags only. The
     folder appears complete or not at all. Raises WorkdirError where nothing is left to label, or milestones are asked for
@@ -95,17 +65,38 @@ def write_labels(run: Run, out: Path, how: Labelling) -> Written:
     check_new(out)  # before the work begins
     images, rank = _images_of(run, how), _rank_of(run, how)
     with new_folder(out) as folder:
-        return _write_folder(run, folder, images, how, rank)
+        written = _write_found(run, folder, images, how, rank)
+        for example in evaluation_examples(images.others):
+            _save_image(folder, example)
+        scored = [source for split, source in images.splits.items() if split != "train"]
+        for source in (images.true, *scored):
+            for example in evaluation_examples(source):
+                _save_image(folder, example)
+                if example.label is not None:
+                    _save_mask(folder, example.id, example.label, run.labels)
+        for split, source in images.splits.items():
+            (folder / f"{split}.txt").write_text("\n".join(source.ids) + "\n", encoding="utf-8")
+    return written
 
 
-def _write_folder(run: Run, folder: Path, images: _Images, how: Labelling, rank: Rank) -> Written:
-    """Writes masks, images and lists into a new folder."""
+def write_masks(run: Run, out: Path, how: Labelling) -> Written:
+    """Writes the masks that a run finds, and nothing else: what data.pseudo needs beside the images' own data set.
+
+    Which images these are, and what is raised, is as in `write_labels`.
+    """
+    check_new(out)  # before the work begins
+    images, rank = _images_of(run, how), _rank_of(run, how)
+    with new_folder(out) as folder:
+        return _write_found(run, folder, images, how, rank)
+
+
+def _write_found(run: Run, folder: Path, images: _Images, how: Labelling, rank: Rank) -> Written:
+    """Writes masks that the run finds, and what their classes are, into a new folder."""
     confidences: dict[str, float] = {}
     stored = [name for name in images.others.ids if how.stored and _mask_file(Path(how.stored), name).exists()]
     others = _without(images.others, stored)
-    for found in _found_masks(run, others, how):
+    for found in found_masks(run, others, how):
         name = found.example.id
-        _save_image(folder, found.example)
         _save_mask(folder, name, found.label, run.labels)
         if how.pixel_confidence:
             _save_png(folder / CONFIDENCE / f"{name}.png", np.round(found.confidence * 255).astype(np.uint8))
@@ -114,14 +105,8 @@ def _write_folder(run: Run, folder: Path, images: _Images, how: Labelling, rank:
     kept = surest(rank(folder, others, confidences), images.strata, how.keep)
     for name in confidences.keys() - kept:
         _mask_file(folder, name).unlink()
-    _keep_stored(folder, Path(how.stored), select(images.others, stored))
-    scored = [source for split, source in images.splits.items() if split != "train"]
-    for source in (images.true, *scored):
-        for example in evaluation_examples(source):
-            _save_image(folder, example)
-            if example.label is not None:
-                _save_mask(folder, example.id, example.label, run.labels)
-    _write_lists(folder, run.labels, images.splits)
+    _keep_stored(folder, Path(how.stored), stored)
+    _write_classes(folder, run.labels)
     return Written(len(kept) + len(stored), len(images.true), len(confidences) - len(kept))
 
 
@@ -130,15 +115,14 @@ def _without(source: Source, left_out: Sequence[str]) -> Source:
     return select(source, [name for name in source.ids if name not in frozenset(left_out)]) if left_out else source
 
 
-def _keep_stored(folder: Path, before: Path, images: Source) -> None:
-    """Writes images with the masks, and confidences, that the folder `before` has of them."""
-    for example in evaluation_examples(images):
-        _save_image(folder, example)
+def _keep_stored(folder: Path, before: Path, names: Sequence[str]) -> None:
+    """Copies masks, and confidences, of images that the folder `before` has."""
+    for name in names:
         for kind in (MASKS, CONFIDENCE):
-            name = Path(kind) / f"{example.id}.png"
-            if (before / name).exists():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(before / name, folder / name)
+            file = Path(kind) / f"{name}.png"
+            if (before / file).exists():
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(before / file, folder / file)
 
 
 def _by_confidence(folder: Path, images: Source, confidences: Mapping[str, float]) -> Mapping[str, float]:
@@ -149,12 +133,12 @@ def _by_confidence(folder: Path, images: Source, confidences: Mapping[str, float
 
 def _by_agreement(earlier: Sequence[Run], how: Labelling) -> Rank:
     """Ranks images by how well earlier checkpoints agree with their masks: the mean IoU (ST++, section 3.2)."""
-    sure = dataclasses.replace(how, confidence=0.0)
+    sure = dataclasses.replace(how, confidence=0.0, keep_pixels=1.0)
 
     def rank(folder: Path, images: Source, confidences: Mapping[str, float]) -> Mapping[str, float]:
         scores = dict.fromkeys(confidences, 0.0)
         for run in earlier:
-            for found in _found_masks(run, images, sure):
+            for found in found_masks(run, images, sure):
                 with Image.open(_mask_file(folder, found.example.id)) as mask:
                     matrix = pair_counts(np.asarray(mask), found.label, len(run.labels.classes))
                 scores[found.example.id] += mean_iou(matrix) / len(earlier)
@@ -226,6 +210,7 @@ def _from_labels(run: Run) -> _Images:
     """The images of a run that was trained with masks; of supervised training, too, those beside the labelled."""
     c = run.config.copy_and_resolve_references()
     c.batch.unlabelled = max(c.batch.unlabelled, 1)
+    c.batch.pseudo = 0  # masks that it learned from may be gone
     data = _training_data(run, c)
     labelled, unlabelled = data.labelled, data.unlabelled
     if labelled is None:
@@ -240,47 +225,6 @@ def _from_labels(run: Run) -> _Images:
     train = select(pool, [*labelled.ids, *others])
     same = dict.fromkeys(others, 0)
     return _Images(labelled, select(pool, others).without_labels(), same, {"train": train, "val": data.validation})
-
-
-def _probabilities_of(run: Run) -> Probabilities:
-    """What the run says of images: of the classes among their tags alone, if it finds masks from tags."""
-    method = run.method
-    if isinstance(method, Thresholded):
-        return lambda variables, image, valid, tags: method.at_threshold(
-            method.scores(variables, image, valid, tags), method.mask_threshold
-        )
-    predicts = build.build_single(run.config, method)
-    return lambda variables, image, valid, tags: predicts.predict(variables, image, valid)
-
-
-def _found_masks(run: Run, images: Source, how: Labelling) -> Iterator[_Found]:
-    """The masks that a run finds, in the order in which shape buckets fill; less sure pixels are IGNORE."""
-    predict, multiple = _probabilities_of(run), build.side_multiple(run.method)
-    variables = jax.device_get(build.network_variables(run.state, how.network))
-
-    @jax.jit
-    def winner(variables: dict[str, Variables], image: Array, valid: Array, tags: Array) -> tuple[Array, Array]:
-        said = functools.partial(predict, variables, tags=tags)
-        unit = image.astype(jnp.float32) / 255.0
-        probabilities = mean_over_scales(both_ways(said) if how.flips else said, unit, valid, how.scales, multiple)
-        return probabilities.argmax(-1).astype(jnp.uint8), probabilities.max(-1)
-
-    buckets = build.build_buckets(run.config, run.method, run.config.eval.batch)
-    tags = np.zeros((buckets.batch, len(run.labels.classes)), np.float32)
-    for examples, padded in buckets.batches(evaluation_examples(images)):
-        for row, example in enumerate(examples):
-            tags[row] = 0 if example.tags is None else example.tags
-        labels, sure = map(np.asarray, winner(variables, padded.image, padded.valid, tags))
-        for example, label, certainty in zip(examples, labels, sure, strict=False):
-            yield _found_mask(example, label, certainty, how.confidence)
-
-
-def _found_mask(example: Example, label: np.ndarray, certainty: np.ndarray, confidence: float) -> _Found:
-    """A mask cut to its image, IGNORE where the model is less sure than `confidence`."""
-    height, width = example.image.shape[:2]
-    inside = certainty[:height, :width]
-    mask = np.where(inside >= confidence, label[:height, :width], IGNORE).astype(np.uint8)
-    return _Found(example, mask, inside)
 
 
 def surest(confidences: Mapping[str, float], numbers: Mapping[str, int], keep: float) -> frozenset[str]:
@@ -331,9 +275,7 @@ def _save_mask(folder: Path, name: str, label: np.ndarray, labels: Labels) -> No
     save_index_png(file, label, palette_of(labels))
 
 
-def _write_lists(folder: Path, labels: Labels, splits: Mapping[str, Source]) -> None:
-    """Writes the class file and the splits' lists."""
-    text = class_file(labels.classes, labels.classes[labels.background_classes[0]])
-    (folder / CLASS_FILE).write_text(text, encoding="utf-8")
-    for split, source in splits.items():
-        (folder / f"{split}.txt").write_text("\n".join(source.ids) + "\n", encoding="utf-8")
+def _write_classes(folder: Path, labels: Labels) -> None:
+    """Writes the class file; the first background class, where there is one."""
+    background = next((labels.classes[k] for k in labels.background_classes), None)
+    (folder / CLASS_FILE).write_text(class_file(labels.classes, background), encoding="utf-8")

@@ -22,6 +22,7 @@ from forec_jax.experiment.taken import is_taken, taken_state
 from forec_jax.experiment.workdir import WorkdirError, damage_named, read_config, read_labels, stored_val
 from forec_jax.files import write_json
 from forec_jax.methods.entry import Guide
+from forec_jax.methods.parts.heads import STUDENT
 from forec_jax.options import choose
 from forec_jax.parallel import make_mesh, replicated
 from forec_jax.training import Checkpoints, abstract_state
@@ -115,11 +116,12 @@ def restored(checkpoints: Checkpoints, checkpoint: str | int, abstract: TrainSta
     return checkpoints.restore_best(abstract) if checkpoint == "best" else checkpoints.restore_last(abstract)
 
 
-def run_weights(workdir: Path) -> Variables:
-    """What another training starts from: the teacher of a run's last state, or its student where there is no teacher."""
-    run = load_run(workdir, "last")
-    first: Variables = next(iter(jax.device_get(build.network_variables(run.state, "teacher")).values()))
-    return first
+def run_weights(workdir: Path, network: str, checkpoint: str) -> Variables:
+    """What another training starts from: a run's "teacher" (its student where there is none) or "student", in its "last" or
+    "best" state. Of two students or teachers it is the first; critics are none."""
+    named: dict[str, Variables] = build.network_variables(load_run(workdir, checkpoint).state, network)
+    found: Variables = jax.device_get(named.get(STUDENT, next(iter(named.values()))))
+    return found
 
 
 def stored_method(c: ConfigDict, labels: Labels, workdir: Path) -> Method:

@@ -1,9 +1,11 @@
 """Stages: trainings and labellings in a row, in one work directory, each of which goes on where it was stopped.
 
-`run_chain` is the chain from image tags to a segmenter, `self_training.py` has ST's and ST++'s; another is another list.
+`run_chain` is the chain from image tags to a segmenter; those of `chains.py` are named by a variant. Another is another
+list.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +13,14 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from forec_jax.experiment import build, sources
-from forec_jax.experiment.label import Labelling, true_masks, write_labels
+from forec_jax.experiment.label import true_masks, write_labels
 from forec_jax.experiment.load import THRESHOLD, Run, choose_threshold, load_run
+from forec_jax.experiment.masks import Labelling
 from forec_jax.experiment.run import run_training
 from forec_jax.experiment.workdir import WorkdirError, make_workdir
 from forec_jax.files import write_json
+
+log = logging.getLogger(__name__)
 
 STAGES = ("classifier", "wsss", "segmenter")
 """The trainings, by the variants of configs/tags.py that they are; also their work directories' names."""
@@ -42,16 +47,21 @@ class LabellingStage(NamedTuple):
     checkpoint: str = "last"  # of that stage
 
 
-def run_stages(stages: Sequence[TrainingStage | LabellingStage], workdir: Path) -> int | None:
+Stage = TrainingStage | LabellingStage
+
+
+def run_stages(stages: Sequence[Stage], workdir: Path) -> int | None:
     """Does one stage after another, and leaves what is done as it is; returns the signal that ended one, if any."""
-    for stage in stages:
+    for number, stage in enumerate(stages, start=1):
+        log.info("stage %d of %d: %s", number, len(stages), stage.name)
         folder = workdir / stage.name
         if isinstance(stage, LabellingStage):
             if not folder.exists():
                 stage.write(load_run(workdir / stage.run, stage.checkpoint), folder)
             continue
-        stage.config.update_from_flattened_dict({key: str(workdir / other) for key, other in stage.takes.items()})
-        if (stopped_by := run_training(stage.config, folder)) is not None:
+        c = stage.config.copy_and_resolve_references()  # other stages may have the same
+        c.update_from_flattened_dict({key: str(workdir / other) for key, other in stage.takes.items()})
+        if (stopped_by := run_training(c, folder)) is not None:
             return stopped_by
         stage.finish(folder)
     return None

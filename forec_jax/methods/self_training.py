@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from forec_jax.contracts import Array, Aux, Batch, PyTree, Terms, TrainState, Variables
+from forec_jax.contracts import Array, Aux, Batch, Metrics, PyTree, Terms, TrainState, Variables, Views
 from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT
@@ -24,20 +24,24 @@ class SelfTraining(SemiSupervised):
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
         if batch.labelled is None or batch.pseudo is None:
-            raise ValueError("st needs both: set batch.labelled and batch.pseudo above 0")
+            raise ValueError("stored masks come beside true ones: set batch.labelled and batch.pseudo above 0")
         colour_l, colour_p, mixing_l, mixing_p, dropout_key, task_key = jax.random.split(key, 6)
         labelled = self.labelled_mixing(mixing_l, labelled_rows(colour_l, batch.labelled, self.labelled_colour))
         image, views = student_input(labelled, self.mixing(mixing_p, stored_rows(colour_p, batch.pseudo, self.colour)))
 
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])
         outputs, stats = self.run_student(student, image, batch.labelled, dropout_key)
-        logits = outputs[SEGMENTATION].output
-        terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
-        unsupervised, metrics = self.unsupervised(logits, views, state.step)
+        terms, metrics = self.mask_terms(outputs[SEGMENTATION].output, views, state.step)
         task_terms, task_metrics, memory = self.task_terms(outputs, views, state, task_key)
         teacher_stats = teacher_statistics(self.network, state.teacher[STUDENT], image, dropout_key, self.bn_mode)
         aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, memory, metrics | task_metrics)
-        return terms | unsupervised | task_terms, aux
+        return terms | task_terms, aux
+
+    def mask_terms(self, logits: Array, views: Views, step: Array) -> tuple[Terms, Metrics]:
+        """L_s and L_u of the logits f32[B,H,W,K] in a step, and what is measured beside them."""
+        terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
+        unsupervised, metrics = self.unsupervised(logits, views, step)
+        return terms | unsupervised, metrics
 
 
 def build(o: NoOptions, p: Parts) -> SelfTraining:

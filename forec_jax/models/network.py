@@ -103,6 +103,12 @@ class ModelOptions:
         "a file, the work directory of a run, efficientnet_lite0, 1 or 2 (of an installed package, docs/weights.md), or "
         "hf:OWNER/NAME[@REVISION][#sha256=...]; empty: random",
     )
+    weights_network: Literal["teacher", "student"] = option(
+        "teacher", 'of a run that model.weights names: its "teacher" (the student where it has none), or its "student"'
+    )
+    weights_checkpoint: Literal["last", "best"] = option(
+        "last", 'of a run that model.weights names: its "last" state, or its "best" on the validation images'
+    )
     bn_momentum: float = option(
         0.9, "of BatchNorm's running statistics: new = momentum * old + (1 - momentum) * batch", SHARE
     )

@@ -98,9 +98,9 @@ def convert_file(path: Path, out: Path, source: str, arch: str, network: str | N
 
 
 def fitting_weights(weights: Variables, layout: Variables) -> Variables:
-    """What of `weights` a network takes: the whole encoder, and the segmentation head if its form is the same.
+    """What of `weights` a network takes: the whole encoder, and every other part that has the same form in both.
 
-    A head for another number of classes gives all but its last layer; the log says what was left out.
+    A segmentation head for another number of classes gives all but its last layer; the log says what of it was left out.
 
     Args:
       weights: as `load_weights` returns them.
@@ -114,7 +114,8 @@ def fitting_weights(weights: Variables, layout: Variables) -> Variables:
             "set model.encoder, its stem or form and its width as the weights were trained with, or take other weights\n"
             f"the weights do not fit the encoder: {shortened(list(problems.values()), 3)}"
         )
-    parts = ["encoder"]
+    others = (weights.params.keys() & layout.params.keys()) - {"encoder", SEGMENTATION}
+    parts = ["encoder", *(part for part in sorted(others) if not _misfits(weights, layout, part))]
     if SEGMENTATION in weights.params and SEGMENTATION in layout.params:
         problems = _misfits(weights, layout, SEGMENTATION)
         body = [text for path, text in problems.items() if path[2] != "last"]
@@ -126,7 +127,7 @@ def fitting_weights(weights: Variables, layout: Variables) -> Variables:
             log.warning("the last layer starts from random values: %s", "; ".join(problems.values()))
             head = {name: layer for name, layer in weights.params[SEGMENTATION].items() if name != "last"}
             weights = weights._replace(params={**weights.params, SEGMENTATION: head})
-    return Variables(*({part: tree[part] for part in parts} for tree in weights))
+    return Variables(*({part: tree[part] for part in parts if part in tree} for tree in weights))
 
 
 def filled(variables: Variables, weights: Variables) -> Variables:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from forec_jax.contracts import HeadSpec
+from forec_jax.contracts import HeadSpec, Variables
 from forec_jax.models import (
     DeepLabOptions,
     WeightsError,
@@ -286,6 +286,17 @@ def test_a_head_of_another_form_is_left_out(tmp_path, caplog):
     assert same(result.params["encoder"], variables.params["encoder"])
     assert same(result.params["segmentation"], first.params["segmentation"])
     assert "its form is another" in caplog.text
+
+
+def test_other_parts_are_taken_where_they_have_the_same_form():
+    """A task's head of one form and one of another, in a run's student; no part that the network has not."""
+    encoder = {"encoder": {"kernel": np.zeros((2, 2))}}
+    heads = {name: {"last": {"kernel": np.ones((2, size))}} for name, size in (("same", 3), ("other", 4), ("gone", 3))}
+    wanted = {name: {"last": {"kernel": np.zeros((2, 3))}} for name in ("same", "other")}
+    weights = Variables({**encoder, **heads}, {"encoder": {}})
+    taken = fitting_weights(weights, Variables({**encoder, **wanted}, {"encoder": {}}))
+    assert (taken.params.keys(), taken.batch_stats.keys()) == ({"encoder", "same"}, {"encoder"})
+    assert same(filled(Variables({**encoder, **wanted}, {"encoder": {}}), taken).params["same"], heads["same"])
 
 
 def test_an_encoder_that_does_not_fit_is_an_error(tmp_path):
