@@ -112,7 +112,8 @@ def _write_found(run: Run, folder: Path, images: _Images, how: Labelling, rank: 
 
 def _without(source: Source, left_out: Sequence[str]) -> Source:
     """The source without some of its images."""
-    return select(source, [name for name in source.ids if name not in frozenset(left_out)]) if left_out else source
+    gone = frozenset(left_out)
+    return select(source, [name for name in source.ids if name not in gone]) if gone else source
 
 
 def _keep_stored(folder: Path, before: Path, names: Sequence[str]) -> None:
