@@ -5,14 +5,15 @@ from PIL import Image
 import forec_jax
 
 OPTIONS = {
-    "steps": 2,
-    "evaluate_every": 2,
-    "checkpoint_every": 2,
+    "steps": 6,  # as many, and as large batches, as tiny_run.py, so that what that compiled serves here too
+    "evaluate_every": 6,
+    "checkpoint_every": 6,
     "data.shapes.size": 48,
     "data.crop": 33,
     "data.labelled": "8:0",
     "data.longest_side": 40,
     "eval.split": "tune",
+    "eval.batch": 8,
     "eval.bucket": 64,
     "eval.pictures": 0,
     "model.encoder": "unet",  # compiled in half of a ResNet's time

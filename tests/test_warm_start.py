@@ -25,6 +25,7 @@ TINY = {
     "data.crop": 33,
     "data.labelled": "8:0",
     "eval.split": "tune",
+    "eval.batch": 8,  # as in tiny_run.py, so that a training of one step is compiled once for both
     "eval.bucket": 64,
     "eval.pictures": 0,
     "model.encoder": "unet",  # compiled in half of a ResNet's time

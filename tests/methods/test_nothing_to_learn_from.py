@@ -1,5 +1,7 @@
 """Every method with every task on crops in which nothing is labelled, or nothing is sure: terms of 0, finite gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,8 @@ from forec_jax.methods.vat import Vat
 from forec_jax.models import attention_network, dense_critic, discriminator_network
 from forec_jax.training import first_state, objective, with_own_optimizers
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 CLASSES, SIZE = 3, 16
 RECO = RegionalContrast(CLASSES, channels=4, queries=4, negative_keys=4, pixel_threshold=0.0)
 TASKS = (
@@ -53,8 +57,11 @@ def heads(tasks):
     return HeadSpec("segmentation", CLASSES), *(task.head for task in tasks)
 
 
-def with_tasks(network, name, tasks=TASKS):
+@functools.cache
+def with_tasks(make_toy_network, name, tasks=TASKS):
     """A method beside `tasks`; no pseudo-label is sure enough."""
+    more = (tags_head((1, 2)),) if name == "pseudoseg" else ()
+    network = make_toy_network((*heads(tasks), *more))
     auxiliary = tuple(Auxiliary(1.0, task) for task in tasks)
     match name:
         case "supervised":
@@ -100,14 +107,13 @@ def start_of(method):
     return first_state(method, with_own_optimizers(optax.sgd(0.1), own), seed=0)
 
 
-def gradients(method, batch):
-    state = start_of(method)
-
+@functools.partial(jax.jit, static_argnums=0)
+def gradients(method, state, batch):
     def loss(params):
         terms, _ = method.loss(params, state, batch, jax.random.key(0))
         return objective(terms), terms
 
-    return jax.jit(jax.grad(loss, has_aux=True))(state.params)
+    return jax.grad(loss, has_aux=True)(state.params)
 
 
 @pytest.mark.parametrize(
@@ -127,9 +133,8 @@ def gradients(method, batch):
     ],
 )
 def test_terms_are_zero_and_gradients_finite(make_toy_network, name, label):
-    more = (tags_head((1, 2)),) if name == "pseudoseg" else ()
-    method = with_tasks(make_toy_network((*heads(TASKS), *more)), name)
-    gradient, terms = gradients(method, make_batch(label, unlabelled=name != "supervised"))
+    method = with_tasks(make_toy_network, name)
+    gradient, terms = gradients(method, start_of(method), make_batch(label, unlabelled=name != "supervised"))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     for term in ("supervised_loss", "reco_loss", "foreground_labelled_loss", "reconstruction_labelled_loss"):
         assert float(terms[term].mean.value()) == 0, term
@@ -137,16 +142,16 @@ def test_terms_are_zero_and_gradients_finite(make_toy_network, name, label):
 
 @pytest.mark.parametrize("name", ["mean_teacher", "ps_mt", "s4gan"])
 def test_regional_contrast_on_each_method_teaches_the_student_alone(make_toy_network, name):
-    method = with_tasks(make_toy_network(heads([RECO])), name, [RECO])
+    method = with_tasks(make_toy_network, name, (RECO,))
     batch = make_batch(0)
     label = jnp.broadcast_to(jnp.arange(SIZE) * CLASSES // SIZE, batch.labelled.label.shape)
     batch = batch._replace(labelled=batch.labelled._replace(label=label))
     state = start_of(method)
 
-    def contrast(params):
+    def contrast(params, state, batch):
         return method.loss(params, state, batch, jax.random.key(0))[0]["reco_loss"].mean.value()
 
-    value, gradient = jax.jit(jax.value_and_grad(contrast))(state.params)
+    value, gradient = jax.jit(jax.value_and_grad(contrast))(state.params, state, batch)
     assert 0 < float(value) < np.inf
     assert float(jnp.abs(gradient["student"]["encoder"]["w"]).max()) > 0
     assert (np.asarray(gradient["student"]["segmentation"]["w"]) == 0).all()
