@@ -5,7 +5,7 @@
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `u2pl_paper`,
-`unimatch_paper` and `prevmatch_paper` (the same), `ps_mt_paper`, `cps_paper` and `gct_paper` (hf:timm/resnet50s.gluon_in1k),
+`ael_paper`, `unimatch_paper` and `prevmatch_paper` (the same), `ps_mt_paper`, `cps_paper` and `gct_paper` (hf:timm/resnet50s.gluon_in1k),
 `s4gan_paper`, `adv_semseg_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and `fixmatch_paper`
 (hf:facebook/dinov2-base), `cac_paper` (the default's) for theirs; `st_paper`,
 `st_plus_plus_paper` and `dmt_paper` by `forec-jax chain`; `reco_paper` for ReCo's, which sees, and is scored on, images at
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from forec_jax.chain_variants import OF_DMTS_AUTHORS, OF_STS_AUTHORS
 from forec_jax.config import Variant, apply_variant, defaults
-from forec_jax.variants import OF_VATS_AUTHORS, OTHERS, batch_of, trained
+from forec_jax.variants import OF_AELS_AUTHORS, OF_VATS_AUTHORS, OTHERS, batch_of, trained
 
 OHEM = {"method.supervised_loss": "ohem", "method.ohem_min_kept": 100_000}  # 200,000 of two rows
 UNIMATCH = {
@@ -174,6 +174,19 @@ PARTS = {
             **trained(steps=200 * 2789 // 16, every=10 * 2789 // 16),
         },
         meaning="U2PL on the list of 186: ResNet-101, crop 769, 16 + 16 images, 200 epochs",
+    ),
+    "ael_paper": OTHERS["ael_paper"].but(
+        {
+            "method.threshold": 0.0,
+            "method.ael.paste_classes": 3,
+            **OF_AELS_AUTHORS,
+            "method.ael.row_area": 0.01,
+            "method.ael.box_area": 0.005,
+            "data.crop": 769,
+            "eval.crop": 769,
+            **trained(steps=200 * 2603 // 16, every=10 * 2603 // 16),
+        },
+        meaning="AEL on the list of 372: ResNet-101, crop 769, 16 + 16 images, 200 epochs",
     ),
     "adv_semseg_paper": OTHERS["adv_semseg_paper"].but(
         {

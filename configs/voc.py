@@ -5,7 +5,7 @@
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `ps_mt_paper`,
-`u2pl_paper`, `unimatch_paper` and `prevmatch_paper` (the same stem), `cps_paper` and `cct_paper`
+`u2pl_paper`, `ael_paper`, `unimatch_paper` and `prevmatch_paper` (the same stem), `cps_paper` and `cct_paper`
 (hf:timm/resnet50s.gluon_in1k),
 `s4gan_paper`, `adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `pseudoseg_paper` (as `paper`),
 `cac_paper` (the default's weights), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for those of these
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from forec_jax.chain_variants import OF_DMTS_AUTHORS, OF_STS_AUTHORS
 from forec_jax.config import Variant, apply_variant, defaults
-from forec_jax.variants import OF_VATS_AUTHORS, OTHERS, batch_of, trained
+from forec_jax.variants import OF_AELS_AUTHORS, OF_VATS_AUTHORS, OTHERS, batch_of, trained
 
 PAPER = Variant(
     {
@@ -100,6 +100,15 @@ U2PL_PAPER = OTHERS["u2pl_paper"].but(
         "batch.unlabelled": lambda c: 16 if c.batch.unlabelled else 0,
     },
     meaning="U2PL on the list of 92: ResNet-101, crop 513, 16 + 16 images, 80 epochs, the first from labels alone",
+)
+AEL_PAPER = OTHERS["ael_paper"].but(
+    {
+        **OF_AELS_AUTHORS,
+        "data.crop": 513,
+        "data.pool": "train_aug",
+        **trained(steps=80 * 9259 // 16, every=9259 // 16),
+    },
+    meaning="AEL: ResNet-101, crop 513, 16 + 16 images, 80 epochs of the 9,259 images that an eighth leaves over",
 )
 VAT_PAPER = OTHERS["vat_paper"].but(
     {
@@ -243,6 +252,7 @@ PARTS = {
     "cps_paper": CPS_PAPER,
     "cct_paper": CCT_PAPER,
     "u2pl_paper": U2PL_PAPER,
+    "ael_paper": AEL_PAPER,
     "vat_paper": VAT_PAPER,
     "adv_semseg_paper": ADV_SEMSEG_PAPER,
     "gct_paper": GCT_PAPER,

@@ -1,5 +1,6 @@
 """Strong augmentation on the device: pure functions of a key and a batch, inside the compiled train step."""
 
+from forec_jax.augment.adaptive import AdaptiveCutMix, CopyPaste
 from forec_jax.augment.boxes import AreaBox, BetaBox, Box, ClippedBox, HalfAreaBox, ShareBox, SquareBox
 from forec_jax.augment.geometry import InTurn, Mirror, StudentOptions, Zoom, with_geometry
 from forec_jax.augment.masking import hide_patches, mean_colour
@@ -29,12 +30,14 @@ from forec_jax.augment.photometric import (
 )
 
 __all__ = [
+    "AdaptiveCutMix",
     "AreaBox",
     "BetaBox",
     "Box",
     "ClassMix",
     "ClippedBox",
     "ColourOptions",
+    "CopyPaste",
     "CutMix",
     "CutOut",
     "HalfAreaBox",

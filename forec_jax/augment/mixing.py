@@ -89,7 +89,7 @@ class CutMix:
     def __call__(self, key: Array, rows: Rows) -> Rows:
         """`rows` with the same boxes pasted in every field."""
         rows = _ignore_padding(rows)
-        return _paste(_boxes(key, self.box, self.probability, rows), rows, _partner(rows))
+        return paste(_boxes(key, self.box, self.probability, rows), rows, next_rows(rows))
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ShuffledCutMix:
         box_key, partner_key = jax.random.split(key)
         rows = _ignore_padding(rows)
         partner = jax.random.permutation(partner_key, rows.label.shape[0])
-        return _paste(_boxes(box_key, self.box, self.probability, rows), rows, _rows_at(rows, partner))
+        return paste(_boxes(box_key, self.box, self.probability, rows), rows, rows_at(rows, partner))
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ class SeveralCutMix:
         rows = _ignore_padding(rows)
         count, height, width = rows.label.shape
         apply_key, *keys = jax.random.split(key, 1 + self.box.parts)
-        mixed, apply = rows, _coin(apply_key, self.probability, count)
+        mixed, apply = rows, coin(apply_key, self.probability, count)
         for box_key, partner_key in map(jax.random.split, keys):
             partner = jax.random.randint(partner_key, (count,), 0, count)
-            mixed = _paste(self.box(box_key, count, height, width) & apply, mixed, _rows_at(rows, partner))
+            mixed = paste(self.box(box_key, count, height, width) & apply, mixed, rows_at(rows, partner))
         return mixed
 
 
@@ -139,7 +139,7 @@ class ToggledCutMix:
         rows = _ignore_padding(rows)
         boxes = [self.box(box_key, *rows.label.shape) for box_key in keys]
         mask = functools.reduce(jnp.logical_xor, boxes)
-        return _paste(mask & _coin(apply_key, self.probability, len(mask)), rows, _partner(rows))
+        return paste(mask & coin(apply_key, self.probability, len(mask)), rows, next_rows(rows))
 
 
 @dataclass(frozen=True)
@@ -157,12 +157,12 @@ class ClassMix:
         """`rows` with the drawn classes pasted in every field."""
         apply_key, class_key = jax.random.split(key)
         rows = _ignore_padding(rows)
-        partner = _partner(rows)
+        partner = next_rows(rows)
         # Comparisons fuse into one pass over the pixels; a look-up of chosen[row, label] is a gather over the batch.
         is_class = (partner.label[..., None] == jnp.arange(self.classes)[None, None, None]) & partner.valid[..., None]
         chosen = _half_of(class_key, jnp.any(is_class, axis=(1, 2)))
         mask = jnp.any(is_class & chosen[:, None, None, :], axis=-1)
-        return _paste(mask & _coin(apply_key, self.probability, mask.shape[0]), rows, partner)
+        return paste(mask & coin(apply_key, self.probability, mask.shape[0]), rows, partner)
 
 
 @dataclass(frozen=True)
@@ -220,23 +220,26 @@ def _boxes(key: Array, box: Box, probability: float, rows: Rows) -> Array:
     """bool[B,H,W]: a box in the rows that the probability picks, elsewhere False."""
     apply_key, box_key = jax.random.split(key)
     count, height, width = rows.label.shape
-    return box(box_key, count, height, width) & _coin(apply_key, probability, count)
+    return box(box_key, count, height, width) & coin(apply_key, probability, count)
 
 
-def _coin(key: Array, probability: float, rows: int) -> Array:
+def coin(key: Array, probability: float, rows: int) -> Array:
+    """bool[rows,1,1], True with this probability."""
     return jax.random.bernoulli(key, float(probability), (rows,))[:, None, None]
 
 
-def _partner(rows: Rows) -> Rows:
+def next_rows(rows: Rows) -> Rows:
+    """In place of each row the next one of the batch."""
     return jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), rows)
 
 
-def _rows_at(rows: Rows, partner: Array) -> Rows:
+def rows_at(rows: Rows, partner: Array) -> Rows:
     """The rows i32[B] of a batch."""
     return jax.tree.map(lambda x: jnp.take(x, partner, axis=0), rows)
 
 
-def _paste(mask: Array, rows: Rows, partner: Rows) -> Rows:
+def paste(mask: Array, rows: Rows, partner: Rows) -> Rows:
+    """The rows, where bool[B,H,W] is True the partner's pixels with all that is known of them."""
     return jax.tree.map(lambda own, theirs: _select(mask, theirs, own), rows, partner)
 
 

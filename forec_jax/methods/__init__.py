@@ -2,6 +2,7 @@
 
 from forec_jax.methods import (
     adv_semseg,
+    ael,
     cac,
     cct,
     cps,
@@ -56,6 +57,7 @@ METHODS = {
         cct,
         cps,
         u2pl,
+        ael,
         ucc,
         adv_semseg,
         gct,

@@ -45,6 +45,8 @@ SMALL = {
     "cell": 2,
 }
 """Options that, where a method or a task has them, make it cheap, sure of some pixels, and free of dropout."""
+UNMIXED = {"paste_probability": 0.0, "cutmix_probability": 0.0}
+"""The same of a method that mixes by itself, where nothing shall be mixed."""
 
 OF_THE_WHOLE_BATCH = (
     "feature_matching_loss",
@@ -58,6 +60,8 @@ OF_THE_WHOLE_BATCH = (
     "ecs: unsupervised_loss",
     "corrector_loss",
     "approval_loss",
+    "ael: unsupervised_loss",
+    "ael: labelled_consistency_loss",
     "flaw_loss",
     *(f"{student}{term}_loss" for student in ("", "student_2_") for term in ("consistency", "correction")),
 )
@@ -94,8 +98,9 @@ def config_of(variant, mixing):
     """A variant's config: an epoch is two steps, ps_mt's warm-up one."""
     c = apply_variant(defaults(), variant)
     c.steps, c.augment.mixing = 16, c.augment.mixing if mixing else "none"
+    options = SMALL if mixing else SMALL | UNMIXED
     for block in (c.method, *(c.method[name] for name in METHODS), *c.auxiliary.values()):
-        block.update({key: value for key, value in SMALL.items() if key in block})
+        block.update({key: value for key, value in options.items() if key in block})
     return build.with_epoch(c, Epoch(2, 2))
 
 

@@ -23,7 +23,7 @@ PSEUDO = [name for name, entry in METHODS.items() if "unlabelled" in entry.needs
 GAME = {"feature_matching_loss", "discriminator_real_loss", "discriminator_fake_loss", "flaw_loss"}
 GAME |= {"adversarial_labelled_loss", "corrector_loss", "approval_loss", "attention_loss", "tags_loss"}
 """Terms of critics, and of labelled rows, that are no word of a pseudo-label."""
-WEIGHT = {"cps": 2, "ucc": 2, "u2pl": 1.1, "adv_semseg": 0.101, "cac": 0.2, "gct": 2 * (100 * np.exp(-5) + 1)}
+WEIGHT = {"cps": 2, "ucc": 2, "ael": 2, "u2pl": 1.1, "adv_semseg": 0.101, "cac": 0.2, "gct": 2 * (100 * np.exp(-5) + 1)}
 """What the teaching terms weigh at the start of methods that have several, or none of L_u's usual name."""
 STUDENTS = {"cps": 2, "gct": 2}
 VIEWS = {**STUDENTS, **dict.fromkeys(("unimatch", "unimatch_v2", "prevmatch", "maskmatch"), 2)}

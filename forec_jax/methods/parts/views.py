@@ -1,6 +1,7 @@
 """From a batch to what the student sees and what it should say: shared by the methods, on the device."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from forec_jax.contracts import IGNORE, UNLABELLED, Array, Batch, Labelled, Pseu
 
 PSEUDO_LABELS = "pseudo_labels"
 """Name of the values that are worth keeping where a forward pass is recomputed: they took one of the teacher's."""
+
+Known = TypeVar("Known", Views, Rows)
 
 Colour = Callable[[Array, Array, Array], Array]  # (key, image f32[B,H,W,3] in [0,1], valid) -> the same shape and range
 
@@ -57,7 +60,7 @@ def labelled_rows(key: Array, part: Labelled, colour: Colour) -> Rows:
 def _completed_rows(key: Array, part: Labelled, probabilities: Array, colour: Colour) -> Rows:
     """Rows of ground truth whose UNLABELLED pixels are labelled by the teacher's f32[b,H,W,K] probabilities."""
     rows = labelled_rows(key, part, colour)
-    label, confidence = _pseudo_labels(probabilities)
+    label, confidence = pseudo_labels(probabilities)
     return rows._replace(
         label=jnp.where(rows.is_ground_truth, rows.label, label),
         confidence=jnp.where(rows.is_ground_truth, rows.confidence, confidence),
@@ -69,12 +72,7 @@ def pseudo_labelled_rows(key: Array, part: Unlabelled | Labelled, probabilities:
 
     Where a label is known the teacher is not asked.
     """
-    rows = unlabelled_rows(key, part, colour)
-    label, confidence = _pseudo_labels(probabilities)
-    asked = part.valid & (rows.label == IGNORE)
-    return rows._replace(
-        label=jnp.where(asked, label, rows.label), confidence=jnp.where(asked, confidence, rows.confidence)
-    )
+    return pseudo_labelled(unlabelled_rows(key, part, colour), *pseudo_labels(probabilities))
 
 
 def weak_rows(part: Unlabelled | Labelled, probabilities: Array) -> Rows:
@@ -147,14 +145,14 @@ def unlabelled_rows(key: Array, part: Unlabelled | Labelled | Pseudo, colour: Co
 
 def self_labelled(views: Views, probabilities: Array) -> Views:
     """The views with the student's own f32[B,H,W,K] probabilities of them as pseudo-labels where nothing else is said."""
-    return pseudo_labelled(views, *_pseudo_labels(probabilities))
+    return pseudo_labelled(views, *pseudo_labels(probabilities))
 
 
-def pseudo_labelled(views: Views, label: Array, confidence: Array) -> Views:
-    """The views with pseudo-labels i32[B,H,W] and their confidence f32[B,H,W] where nothing else is said."""
-    asked = views.valid & ~views.is_ground_truth & (views.label == IGNORE)
-    return views._replace(
-        label=jnp.where(asked, label, views.label), confidence=jnp.where(asked, confidence, views.confidence)
+def pseudo_labelled(known: Known, label: Array, confidence: Array) -> Known:
+    """Views or rows with pseudo-labels i32[B,H,W] and their confidence f32[B,H,W] where nothing else is said."""
+    asked = known.valid & ~known.is_ground_truth & (known.label == IGNORE)
+    return known._replace(
+        label=jnp.where(asked, label, known.label), confidence=jnp.where(asked, confidence, known.confidence)
     )
 
 
@@ -171,7 +169,7 @@ def labels_alone(views: Views, hidden: Array) -> Views:
     )
 
 
-def _pseudo_labels(probabilities: Array) -> tuple[Array, Array]:
+def pseudo_labels(probabilities: Array) -> tuple[Array, Array]:
     """The likeliest classes i32[b,H,W] by f32[b,H,W,K], and how likely they are, f32[b,H,W]; without gradient."""
     probabilities = jax.lax.stop_gradient(probabilities)
     label = checkpoint_name(jnp.argmax(probabilities, axis=-1).astype(jnp.int32), PSEUDO_LABELS)
