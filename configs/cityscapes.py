@@ -5,9 +5,9 @@
 
 Variants: the methods and tasks of docs/methods.md and sums of them ("+"); `paper` for the
 FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:timm/resnet101s.gluon_in1k), `u2pl_paper`,
-`ael_paper`, `unimatch_paper` and `prevmatch_paper` (the same), `ps_mt_paper`, `cps_paper` and `gct_paper` (hf:timm/resnet50s.gluon_in1k),
-`s4gan_paper`, `adv_semseg_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `unimatch_v2_paper` and `fixmatch_paper`
-(hf:facebook/dinov2-base), `cac_paper` (the default's) for theirs; `st_paper`,
+`ael_paper`, `unimatch_paper` and `prevmatch_paper` (the same), `ps_mt_paper`, `cps_paper` and `gct_paper`
+(hf:timm/resnet50s.gluon_in1k), `s4gan_paper`, `adv_semseg_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k),
+`unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base), `cac_paper` (the default's) for theirs; `st_paper`,
 `st_plus_plus_paper` and `dmt_paper` by `forec-jax chain`; `reco_paper` for ReCo's, which sees, and is scored on, images at
 half their size; `scenery` for another background of FOrec: sky, vegetation and building. The paper does not say which class
 it took; road is the default, and any other is --config.data.background=CLASS,CLASS.

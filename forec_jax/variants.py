@@ -196,7 +196,7 @@ OTHERS: Mapping[str, Variant] = {
             "method.ramp": 0.0,
             "method.supervised_loss": "ohem",
             "method.ohem_min_kept": 50_000,  # 100,000 of a device's two rows
-            **_own_colours(),
+            **own_colours(),
         },
         of=("ael", "u2pl_model"),
         meaning="AEL as its authors ran it: the released code's bank, its network, no change of colours",
