@@ -9,7 +9,7 @@ model.predict("photo.jpg").label
 
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Model", "Prediction", "__version__", "load", "train"]
 
 
