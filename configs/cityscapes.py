@@ -18,9 +18,16 @@ and evaluation goes by sliding windows of the crop's size.
 
 from ml_collections import ConfigDict
 
-from forec_jax.chain_variants import OF_DMTS_AUTHORS, OF_STS_AUTHORS
 from forec_jax.config import Variant, apply_variant, defaults
-from forec_jax.variants import OF_AELS_AUTHORS, OF_VATS_AUTHORS, OTHERS, batch_of, trained
+from forec_jax.variants import (
+    OF_AELS_AUTHORS,
+    OF_DMTS_AUTHORS,
+    OF_STS_AUTHORS,
+    OF_VATS_AUTHORS,
+    OTHERS,
+    batch_of,
+    trained,
+)
 
 OHEM = {"method.supervised_loss": "ohem", "method.ohem_min_kept": 100_000}  # 200,000 of two rows
 UNIMATCH = {

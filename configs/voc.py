@@ -16,9 +16,16 @@ The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one
 
 from ml_collections import ConfigDict
 
-from forec_jax.chain_variants import OF_DMTS_AUTHORS, OF_STS_AUTHORS
 from forec_jax.config import Variant, apply_variant, defaults
-from forec_jax.variants import OF_AELS_AUTHORS, OF_VATS_AUTHORS, OTHERS, batch_of, trained
+from forec_jax.variants import (
+    OF_AELS_AUTHORS,
+    OF_DMTS_AUTHORS,
+    OF_STS_AUTHORS,
+    OF_VATS_AUTHORS,
+    OTHERS,
+    batch_of,
+    trained,
+)
 
 PAPER = Variant(
     {

@@ -45,8 +45,7 @@ from forec_jax.options import (
 from forec_jax.parallel.mesh import MeshOptions
 from forec_jax.plugins import use_plugin
 from forec_jax.training import OptimizerOptions, Schedule
-from forec_jax.variant import Variant
-from forec_jax.variants import apply_variant
+from forec_jax.variants import Variant, apply_variant
 
 __all__ = ["Variant", "apply_variant", "defaults", "load_config"]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from forec_jax.methods.parts.weak_to_strong import WEAK_TO_STRONG
-from forec_jax.variant import Variant
+from forec_jax.variants.part import Variant
 
 _UNIMATCH = {
     "model.encoder": "resnet101",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from forec_jax.variant import Variant
+from forec_jax.variants.part import Variant
 
 
 def _partial(share: str, meaning: str) -> Variant:

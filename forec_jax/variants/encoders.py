@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from forec_jax.variant import Variant
+from forec_jax.variants.part import Variant
 
 _DPT = {  # channels of the fused maps, and of the four maps before fusion
     "small": (64, (48, 96, 192, 384)),

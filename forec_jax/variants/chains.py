@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from forec_jax.variant import Variant, own_colours
+from forec_jax.variants.part import Variant, own_colours
 
 _FIRST = {
     "method.supervised_loss": "cross_entropy",
