@@ -97,6 +97,13 @@ def mean_of(values: np.ndarray) -> float:
     return float(values[known].mean()) if known.any() else float("nan")
 
 
+def row_shares(confusion: np.ndarray) -> np.ndarray:
+    """f64[K,K] in [0, 1]: each row of int[K,K], truth by prediction, as shares of its pixels; NaN where it has none."""
+    pixels = np.asarray(confusion, np.int64)
+    of_row = pixels.sum(axis=1, keepdims=True)
+    return np.where(of_row > 0, pixels / np.maximum(of_row, 1), np.nan)
+
+
 def _share(part: np.ndarray, whole: np.ndarray, defined: np.ndarray) -> np.ndarray:
     """f64[K]: part / whole, 0 of nothing, NaN where it is not defined."""
     return np.where(defined, part / np.maximum(whole, 1), np.nan)

@@ -16,13 +16,15 @@ from forec_jax.data import Labels, evaluation_examples, select
 from forec_jax.evaluation import Evaluation
 from forec_jax.experiment.figures import shared_labels, shown_model
 from forec_jax.experiment.load import Run, Stored, load_run
-from forec_jax.experiment.results import Result, logged_evaluations, networks_of
+from forec_jax.experiment.results import Result, networks_of
 from forec_jax.experiment.score import evaluated
+from forec_jax.experiment.summary import evaluations
 from forec_jax.experiment.table import Row, named, short, warnings
 from forec_jax.experiment.workdir import damage_named
 from forec_jax.files import write_whole
 from forec_jax.keys import flat
 from forec_jax.training.events import METRICS_FILE, read_events
+from forec_jax.training.reporting import percent
 from forec_jax.training.scores import best_of
 from forec_jax.visualize import (
     Examiner,
@@ -113,7 +115,7 @@ def _run_view(name: str, seen: _Seen) -> report.RunView:
 
 def _iou(seen: _Seen) -> dict[str, float | None]:
     """The IoU of each class: found anew, or logged at the last evaluation."""
-    classes, scored = seen.stored.labels.classes, logged_evaluations(seen.stored.workdir)
+    classes, scored = seen.stored.labels.classes, evaluations(seen.events)
     if seen.evaluation is not None:
         found: Iterable[float | None] = seen.evaluation.iou.tolist()
     elif scored:
@@ -125,7 +127,7 @@ def _iou(seen: _Seen) -> dict[str, float | None]:
 
 def _facts(seen: _Seen) -> dict[str, str]:
     """The rows of the page's first table."""
-    c, scored, split = seen.stored.config, logged_evaluations(seen.stored.workdir), seen.summary.get("split", {})
+    c, scored, split = seen.stored.config, evaluations(seen.events), seen.summary.get("split", {})
     best = best_of(scored)
     trained = [event for event in seen.events if event["event"] == "train"]
     step = seen.events[-1]["step"] if seen.events else 0
@@ -134,7 +136,7 @@ def _facts(seen: _Seen) -> dict[str, str]:
         "Method": " + ".join([c.method.name, *sorted(c.auxiliary.keys())]),
         **_scored_now(seen.result),
         f"mIoU on {c.eval.split}, last": _score(scored[-1], networks_of(scored[-1])[0]) if scored else "-",
-        f"mIoU on {c.eval.split}, best": f"{report.percent(best.score)} at step {best.step}" if best else "-",
+        f"mIoU on {c.eval.split}, best": f"{percent(best.score)} at step {best.step}" if best else "-",
         "Student, last": _score(scored[-1], "student") if scored else "-",
         "Labelled images": str(split.get("labelled", "-")),
         "Unlabelled images": str(split.get("unlabelled", "-")),
@@ -154,12 +156,12 @@ def _scored_now(result: Result | None) -> dict[str, str]:
     if result is None:
         return {}
     q = result.question
-    return {f"mIoU on {q.split}, of this page": f"{report.percent(result.miou)} ({q.network}, step {q.step})"}
+    return {f"mIoU on {q.split}, of this page": f"{percent(result.miou)} ({q.network}, step {q.step})"}
 
 
 def _score(event: Event, network: str) -> str:
     """A logged score with its step."""
-    return f"{report.percent(event.get(f'{network}_miou'))} ({network}, step {event['step']})"
+    return f"{percent(event.get(f'{network}_miou'))} ({network}, step {event['step']})"
 
 
 def _charts(seen: Mapping[str, _Seen]) -> tuple[list[report.Chart], list[report.Chart]]:
@@ -201,8 +203,12 @@ def _is_number(value: Any) -> bool:
 
 def _remarks(seen: Mapping[str, _Seen], *, unfinished: bool) -> list[str]:
     """What makes the scores of the page incomparable, a sentence each."""
-    rows = [Row(name, one.stored, {"": one.result}) for name, one in seen.items() if one.result is not None]
-    return [line for line in warnings(rows, [""], unfinished=unfinished) if line] if rows else []
+    scored = {name: one for name, one in seen.items() if one.result is not None}
+    if not scored:
+        return []
+    split = next(iter(scored.values())).stored.config.eval.split
+    rows = [Row(name, one.stored, {split: one.result}) for name, one in scored.items() if one.result is not None]
+    return [line for line in warnings(rows, [split], unfinished=unfinished) if line]
 
 
 def _examples(runs: Mapping[str, Run], labels: Labels, network: str, count: int) -> list[report.Example]:

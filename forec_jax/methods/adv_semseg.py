@@ -1,10 +1,8 @@
 """AdvSemSeg: a discriminator that judges each pixel of a class map (Hung et al., BMVC 2018)."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
-import optax
 
 from forec_jax.contracts import Array, Aux, Batch, PyTree, Term, Terms, TrainState, Variables, Views
 from forec_jax.losses import taken_for_real
@@ -14,8 +12,8 @@ from forec_jax.methods.parts.critic import (
     DenseCriticOptions,
     GapOptions,
     WithDiscriminator,
-    adam,
     both_ways,
+    own_adam,
     with_truth,
     without_padding,
 )
@@ -127,11 +125,6 @@ def build(o: Options, p: Parts) -> AdvSemSeg:
     return semi_supervised(AdvSemSeg, p, own, discriminator=discriminator, labelled_mixing=p.unlabelled_changes)
 
 
-def optimizers(o: Options, decayed: Callable[[float], optax.Schedule]) -> dict[str, optax.GradientTransformation]:
-    """The discriminator has Adam to itself, with the same decay over time."""
-    return {DISCRIMINATOR: adam(o.lr, decayed)}
-
-
 ENTRY = MethodEntry(
     "adv_semseg",
     Options,
@@ -144,5 +137,5 @@ ENTRY = MethodEntry(
         "method.normaliser": "kept",
         "augment.mixing": "none",
     },
-    optimizers=optimizers,
+    optimizers=own_adam(DISCRIMINATOR),
 )

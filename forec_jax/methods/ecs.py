@@ -3,12 +3,10 @@
 Reconstructed from the abstract, not verified."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from forec_jax.contracts import (
     Array,
@@ -29,8 +27,8 @@ from forec_jax.methods.entry import MethodEntry, Parts, refuse_classmix, semi_su
 from forec_jax.methods.parts.critic import (
     DenseCriticOptions,
     FirstState,
-    adam,
     both_ways,
+    own_adam,
     with_critic,
     without_padding,
 )
@@ -154,16 +152,11 @@ def build(o: Options, p: Parts) -> Ecs:
     return semi_supervised(Ecs, p, o, corrector=network)
 
 
-def optimizers(o: Options, decayed: Callable[[float], optax.Schedule]) -> dict[str, optax.GradientTransformation]:
-    """The corrector has Adam to itself, with the same decay over time."""
-    return {CORRECTOR: adam(o.lr, decayed)}
-
-
 ENTRY = MethodEntry(
     "ecs",
     Options,
     (SupervisedOptions, PseudoLabelOptions),
     build,
     published={"method.threshold": 0.0, "method.unsupervised_weight": 0.1, "augment.mixing": "none"},
-    optimizers=optimizers,
+    optimizers=own_adam(CORRECTOR),
 )

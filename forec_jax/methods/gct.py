@@ -1,12 +1,10 @@
 """GCT: of two students the less flawed one teaches the other, pixel by pixel (Ke et al., ECCV 2020)."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from forec_jax.contracts import (
     Array,
@@ -28,8 +26,8 @@ from forec_jax.methods.parts.critic import (
     DenseCriticOptions,
     FirstState,
     GapOptions,
-    adam,
     both_ways,
+    own_adam,
     with_critic,
     without_padding,
 )
@@ -187,11 +185,6 @@ def build(o: Options, p: Parts) -> Gct:
     return semi_supervised(Gct, p, o, flaw_detector=detector)
 
 
-def optimizers(o: Options, decayed: Callable[[float], optax.Schedule]) -> dict[str, optax.GradientTransformation]:
-    """The flaw detector has Adam to itself, with the same decay over time."""
-    return {FLAW_DETECTOR: adam(o.lr, decayed)}
-
-
 def of_epoch(o: Options, epoch: Epoch) -> dict[str, Any]:
     """The rise in steps, where it is given in epochs."""
     return {"method.ramp": o.ramp_epochs * epoch.steps} if o.ramp_epochs else {}
@@ -208,6 +201,6 @@ ENTRY = MethodEntry(
         "method.gct.ramp_epochs": 5,
         "augment.mixing": "none",
     },
-    optimizers=optimizers,
+    optimizers=own_adam(FLAW_DETECTOR),
     of_epoch=of_epoch,
 )

@@ -2,12 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from forec_jax.contracts import (
     Array,
@@ -28,8 +26,8 @@ from forec_jax.methods.parts.critic import (
     CriticOptions,
     GapOptions,
     WithDiscriminator,
-    adam,
     both_ways,
+    own_adam,
     with_truth,
     without_padding,
 )
@@ -170,11 +168,6 @@ def build(o: Options, p: Parts) -> S4Gan:
     return semi_supervised(S4Gan, p, o, discriminator=discriminator, labelled_mixing=p.unlabelled_changes)
 
 
-def optimizers(o: Options, decayed: Callable[[float], optax.Schedule]) -> dict[str, optax.GradientTransformation]:
-    """The discriminator has Adam to itself, with the same decay over time."""
-    return {DISCRIMINATOR: adam(o.lr, decayed)}
-
-
 ENTRY = MethodEntry(
     "s4gan",
     Options,
@@ -182,5 +175,5 @@ ENTRY = MethodEntry(
     build,
     # Images as they are, self-training in what the discriminator trusts (VOC 0.6, Cityscapes 0.7).
     published={"method.threshold": 0.6, "method.normaliser": "kept", "augment.mixing": "none"},
-    optimizers=optimizers,
+    optimizers=own_adam(DISCRIMINATOR),
 )

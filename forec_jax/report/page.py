@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from forec_jax.evaluation.metrics import row_shares
 from forec_jax.options import OptionError
 from forec_jax.report.charts import HEIGHT, WIDTH, Chart
+from forec_jax.training.reporting import percent
 
 MATRIX_CLASSES = 40
 """Classes up to which a confusion matrix is drawn: a larger one cannot be read."""
@@ -88,16 +90,7 @@ def different_options(runs: Sequence[RunView]) -> dict[str, list[str]]:
 
 def shares(confusion: np.ndarray) -> list[list[float | None]]:
     """Each row of i64[K,K] as shares of the pixels of its class; None in the rows of classes that no mask shows."""
-    totals = confusion.sum(axis=1)
-    return [
-        [int(count) / int(total) if total else None for count in row]
-        for row, total in zip(confusion, totals, strict=True)
-    ]
-
-
-def percent(share: float | None) -> str:
-    """A share in percent, with a decimal; a dash where nothing could be counted."""
-    return "-" if share is None else f"{100 * share:.1f}"
+    return [[None if np.isnan(share) else share for share in row] for row in row_shares(confusion).tolist()]
 
 
 def as_png(pixels: np.ndarray) -> str:

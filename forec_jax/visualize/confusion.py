@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from forec_jax.evaluation.metrics import row_shares
 from forec_jax.visualize.sheets import Font, heatmap
 
 _NAMED, _MANY = 40, 14  # a cell's side in pixels where numbers fit in, and in larger matrices, which have none
@@ -18,9 +19,7 @@ def confusion_picture(confusion: np.ndarray, names: Sequence[str]) -> np.ndarray
 
     Up to 40 classes the shares are written in percent. A row is grey where no pixel is of its class.
     """
-    pixels = np.asarray(confusion, np.int64)
-    of_row = pixels.sum(axis=1, keepdims=True)
-    shares = np.where(of_row > 0, pixels / np.maximum(of_row, 1), np.nan)
+    shares = row_shares(confusion)
     cell = _NAMED if len(names) <= _MOST_NAMED else _MANY
     font = ImageFont.load_default(12 if cell == _NAMED else 10)
     short = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]

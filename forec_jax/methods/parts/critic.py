@@ -19,6 +19,9 @@ T = TypeVar("T")
 DISCRIMINATOR = "discriminator"
 """The name, among a method's networks, of one that tells truth from prediction."""
 
+Optimizers = dict[str, optax.GradientTransformation]
+"""By the network that each is of."""
+
 FirstState = tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]
 
 
@@ -87,9 +90,12 @@ def both_ways(judge: Callable[[Variables, PyTree], T], critic: Variables, shown:
     return judge(critic, jax.lax.stop_gradient(shown)), judge(jax.lax.stop_gradient(critic), shown)
 
 
-def adam(lr: float, decayed: Callable[[float], optax.Schedule]) -> optax.GradientTransformation:
-    """The published critics' optimiser, with the same decay over time as the student's."""
-    return optax.adam(decayed(lr), b1=0.9, b2=0.99)
+def own_adam(network: str) -> Callable[[CriticOptions, Callable[[float], optax.Schedule]], Optimizers]:
+    """An entry's `optimizers`: the critic of this name has Adam to itself, with the same decay over time as the student's.
+
+    Its two decay rates are those of the published critics.
+    """
+    return lambda o, decayed: {network: optax.adam(decayed(o.lr), b1=0.9, b2=0.99)}
 
 
 def with_truth(views: Views, probabilities: Array, hide_gaps: bool) -> Array:
