@@ -4,7 +4,7 @@
     python tests/mutations/run.py --only=geometry --only=views     those whose file's path holds one of the words
     python tests/mutations/run.py --out=mutations.json --resume    those that the file does not know yet
 
-Each change of tests/mutations/changes.py is made in a copy of the repository, and the tests that should notice run there
+Each change of tests/mutations/changes/ is made in a copy of the repository, and the tests that should notice run there
 until the first fails. A change that no test notices has survived: a test is missing.
 """
 

@@ -1,0 +1,108 @@
+"""Wrong lines of trainings, evaluations, exports, and of what runs them."""
+
+from changes.change import of
+
+RUNS = [
+    *of(
+        "export/operators.py",
+        "export/test_program.py",
+        ("[which, cases[1], cases[0]]", "[which, cases[0], cases[1]]"),
+        ("[*low, *high]", "[*high, *low]"),
+        ('dilations=list(p["rhs_dilation"])', "dilations=[1, 1]"),
+    ),
+    *of(
+        "evaluation/tiles.py",
+        "evaluation/test_tiles.py",
+        ("(first + side + second) // 2", "first + side"),
+    ),
+    *of(
+        "configs/tags.py",
+        "test_tags_runs.py",
+        ('"class_weight": 1e-3, "mask_loss"', '"class_weight": 1e-2, "mask_loss"'),
+    ),
+    *of(
+        "training/optimizer.py",
+        "training/test_optimizer.py training/test_contracts.py",
+        ("(1.0 - progress) ** power", "(1.0 - progress**power)"),
+        ("(step + 1) / (warmup + 1)", "step / (warmup + 1)"),
+        ("larger(step - hold, 0)", "larger(step, 0)"),
+        ("HEADS: rule(o.head_lr_multiplier)", "HEADS: rule(1.0)"),
+        ("leaf.ndim > 1", "leaf.ndim > 0"),
+    ),
+    *of(
+        "training/step.py",
+        "training/test_step.py training/test_contracts.py",
+        ("teacher=teacher, memory=aux.memory", "memory=aux.memory"),
+        ("term.weight * term.mean.value()", "term.mean.value()"),
+        (
+            "rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:])",
+            "rows.reshape(parts, rows.shape[0] // parts, *rows.shape[1:]).swapaxes(0, 1)",
+        ),
+    ),
+    *of(
+        "experiment/layout.py",
+        "test_layout.py",
+        ("stdev(values) if", "0.0 if"),
+        ('f"\\\\{letter}" if letter in', 'f"{letter}" if letter in'),
+        ('return ["", "", "0"]', 'return ["0", "", "0"]'),
+    ),
+    *of(
+        "experiment/jobs.py",
+        "test_jobs.py",
+        ("process_group=0", "process_group=None"),
+        ("if interruption.received and not told:", "if interruption.received:"),
+        ("not interruption.received and (job", "(job"),
+        ("os.killpg(one.process.pid, 9)", "pass"),
+        ("os.sched_setaffinity(0, before)", "pass"),
+        ('open("ab")', 'open("wb")'),
+    ),
+    *of(
+        "experiment/comparison.py",
+        "test_comparison.py",
+        ("apart.setdefault(experiment_of(run), [])", 'apart.setdefault("one", [])'),
+        ("if (one.question.sha256, one.question.protocol) == (", "if () != ("),
+        ("if step < steps:", "if step < 0:"),
+        ("100 * (one.miou - two.miou)", "100 * (two.miou - one.miou)"),
+        ('options.get("(labelled images)", options["data.labelled"])', "0"),
+    ),
+    *of(
+        "experiment/sweep_state.py",
+        "test_sweep.py test_comparison.py",
+        ("given[key] = stored.get(key)", "pass"),
+        ('.get("config") == written', '.get("config") is not None'),
+        ('path.is_absolute() or ".." in path.parts', "False"),
+    ),
+    *of(
+        "commands/sweep.py",
+        "test_sweep.py",
+        ("if not state.done]", "]"),
+        ("(FAILED if failed else 0)", "0"),
+        ("(c.steps - state.step) *", "c.steps * 2 *"),
+    ),
+    *of(
+        "experiment/masks.py",
+        "test_masks.py",
+        ("np.float32(1) - confidence", "confidence"),
+        ("counts.cumsum(1) < wanted[:, None]", "counts.cumsum(1) <= wanted[:, None]"),
+        ("named = one.label < classes", "named = one.label <= IGNORE"),
+        ("doubts(found.confidence) <= most", "doubts(found.confidence) < most"),
+        ("np.where(named & kept", "np.where(kept"),
+        ("_COARSENESS = 17", "_COARSENESS = 22"),
+    ),
+    *of(
+        "experiment/mutual_training.py",
+        "test_chains.py",
+        ('"data.pseudo": _folder(peer, before)', '"data.pseudo": _folder(own, before)'),
+        ('"model.weights": _training(own, before)', '"model.weights": _training(peer, before)'),
+        ("b.seed = (b.seed + 1) % 2**32", "b.seed = b.seed % 2**32"),
+        ("how.network, how.checkpoint", '"student", how.checkpoint'),
+        ('{"keep_pixels": share, "pixel_confidence": True}', '{"keep": share, "pixel_confidence": True}'),
+    ),
+    *of(
+        "evaluation/boundary.py",
+        "evaluation/test_boundary.py",
+        ("constant_values=_OUTSIDE", 'mode="edge"'),
+        ("goes_on = (step < distance)", "goes_on = (step <= distance)"),
+        ("jnp.round(share", "jnp.floor(share"),
+    ),
+]
