@@ -36,6 +36,7 @@ from forec_jax.contracts import (
     Variables,
 )
 from forec_jax.methods import PsMt, S4Gan, Supervised
+from forec_jax.methods.prevmatch import SNAPSHOTS, PrevMatch
 from forec_jax.parallel import make_mesh, replicated
 from forec_jax.training import (
     CheckpointError,
@@ -226,7 +227,28 @@ def with_discriminator(network):
     return S4Gan(network, noisy_colour, NoMixing(), discriminator=toy_critic(), threshold=0.6, normaliser="kept"), tx
 
 
-@pytest.mark.parametrize("make", [two_teachers, with_discriminator])
+SNAPSHOTS_EVERY = 2
+
+
+def with_snapshots(network):
+    """Guided by its earlier selves, of which the first two come out of the checkpoint."""
+    weights = {"threshold": 0.0, "guided_threshold": 0.0, "steps": STEPS}
+    return PrevMatch(network, noisy_colour, NoMixing(), snapshots=5, every=SNAPSHOTS_EVERY, **weights), TX
+
+
+def test_snapshots_of_earlier_selves_come_back_from_a_checkpoint(tmp_path, make_toy_network):
+    """Killed at step 8, so that it goes on from step 6: the snapshots of steps 2 and 4 are those of the files."""
+    method, tx = with_snapshots(make_toy_network())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", method, stop_at=8, tx=tx, batch_of=both_parts_of)
+    state, _ = run(tmp_path / "killed", method, tx=tx, batch_of=both_parts_of)
+    snapshots = state.memory[SNAPSHOTS]
+    assert sorted(snapshots.step.tolist()) == list(range(SNAPSHOTS_EVERY, STEPS, SNAPSHOTS_EVERY))
+    for kept in jax.tree.leaves(snapshots.variables.params):
+        assert len(np.unique(kept, axis=0)) == len(kept)
+
+
+@pytest.mark.parametrize("make", [two_teachers, with_discriminator, with_snapshots])
 def test_killed_and_resumed_is_bit_equal_with_any_networks(tmp_path, make_toy_network, make):
     method, tx = make(make_toy_network())
     whole, _ = run(tmp_path / "whole", method, tx=tx, batch_of=both_parts_of)
