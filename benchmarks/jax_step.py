@@ -20,7 +20,7 @@ class JaxStep:
     `compile_seconds` is what tracing and compiling took, `start_seconds` all of it from the config to the first state.
     """
 
-    name = "forec_jax"
+    name, version = "forec_jax", f"jax {jax.__version__}"
 
     def __init__(self, workload: Workload, devices: Sequence[Any] | None = None) -> None:
         start = time.perf_counter()
@@ -31,7 +31,8 @@ class JaxStep:
         self.batch = shard_batch(self.mesh, own_rows(random_batch(c)))
         step = compile_step(method, tx, seed=c.seed, accumulate=c.accumulate, mesh=self.mesh)
         traced = time.perf_counter()
-        self._step = step.lower(abstract_state(method, tx, c.seed, whole), self.batch).compile()
+        lowered = step.lower(abstract_state(method, tx, c.seed, whole), self.batch)
+        self._step, self._lowered_cost = lowered.compile(), lowered.cost_analysis() or {}
         self.compile_seconds = time.perf_counter() - traced
         self.state = create_state(method, tx, c.seed, whole)
         jax.block_until_ready(self.state)
@@ -48,8 +49,18 @@ class JaxStep:
             self.dispatch()
         jax.block_until_ready(self.state)
 
+    def device_name(self) -> str:
+        """What a device calls itself."""
+        return str(self.mesh.devices.flat[0].device_kind)
+
     def flops(self) -> float | None:
-        """Of a step on all devices, by XLA's count of the compiled program; the body of a loop counts once."""
+        """Of a step on all devices, by XLA's count; the body of a loop counts once.
+
+        On a CPU of the compiled program. Elsewhere of the program before it was optimised: a compiled one calls other
+        libraries, of whose work XLA's count need not know.
+        """
+        if jax.default_backend() != "cpu":
+            return float(self._lowered_cost["flops"]) if "flops" in self._lowered_cost else None
         cost = self._step.cost_analysis()
         return float(cost["flops"]) * self.mesh.size if cost and "flops" in cost else None
 

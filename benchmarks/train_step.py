@@ -18,9 +18,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from measure import Spread, interleaved, peak_process_bytes, seconds_of, table
+from ml_collections import ConfigDict
 from workload import CLASSES, Workload, add_arguments, from_arguments, random_batch
 
 from forec_jax.cli import use_huge_pages
+from forec_jax.models.encoders import dinov2
+from forec_jax.options import from_config
+from forec_jax.training import OptimizerOptions
 
 FRAMEWORKS = ("jax", "torch")
 
@@ -36,20 +40,46 @@ def make_jax(workload: Workload, torch_compile: str) -> tuple[Any, Any]:
 def make_torch(workload: Workload, torch_compile: str) -> tuple[Any, Any]:
     """PyTorch's step, and its matrix product by size."""
     import torch
-    from torch_peer import RECONSTRUCTION, SEGMENTATION, PeerNetwork, TorchMatmul, TorchStep
+    import torch_peer
 
     c = workload.config()
-    decoder = c.model.decoder
-    network = PeerNetwork(
-        workload.encoder,
-        {SEGMENTATION: CLASSES} | ({RECONSTRUCTION: 3} if "reconstruction" in c.auxiliary else {}),
-        output_stride=workload.output_stride,
+    if workload.method not in torch_peer.STEPS:
+        raise ValueError(f"--method={workload.method}: the PyTorch counterpart has {', '.join(torch_peer.STEPS)}")
+    step = torch_peer.STEPS[workload.method](
+        peer_network(c),
+        workload.method,
+        random_batch(c),
+        workload.dtype,
+        compiled=torch.cuda.is_available() if torch_compile == "auto" else torch_compile == "yes",
+        optim=from_config(OptimizerOptions, c.optim, "optim"),
+        decay=c.ema.decay,
+        frozen=workload.freeze,
+    )
+    return step, torch_peer.TorchMatmul
+
+
+def peer_network(c: ConfigDict) -> Any:
+    """PyTorch's network of a config: a DINOv2 with DPT, or one of the DeepLabV3+."""
+    from torch_networks import deeplab_peer
+    from torch_peer import RECONSTRUCTION, SEGMENTATION
+    from torch_transformer import dpt_peer
+
+    heads = {SEGMENTATION: CLASSES} | ({RECONSTRUCTION: 3} if "reconstruction" in c.auxiliary else {})
+    encoder = c.model.encoder
+    if encoder in dinov2.SIZES:
+        o = c.model.dinov2
+        size = dinov2.SIZES[encoder].scaled(o.width, o.depth)
+        form = {"attention_heads": size.heads, "blocks": size.blocks, "taps": size.taps}
+        return dpt_peer(heads, **form, channels=c.model.dpt.channels, projections=tuple(c.model.dpt.projections))
+    decoder = c.model.deeplab
+    return deeplab_peer(
+        encoder,
+        heads,
+        output_stride=c.model.resnet.output_stride,
         channels=decoder.channels,
         low_channels=decoder.low_level_channels,
         rates=tuple(decoder.rates),
     )
-    compiled = torch.cuda.is_available() if torch_compile == "auto" else torch_compile == "yes"
-    return TorchStep(network, workload.method, random_batch(c), workload.dtype, compiled=compiled), TorchMatmul
 
 
 def serve(connection: Connection, framework: str, workload: Workload, values: argparse.Namespace) -> None:
@@ -77,6 +107,8 @@ def facts(step: Any, matmul: Any, peak: int | None) -> dict[str, Any]:
     """What is known of a step besides its time; `peak` is the device's memory, None on a CPU."""
     known = {
         "name": step.name,
+        "version": step.version,
+        "device": step.device_name(),
         "flops": step.flops(),
         "matmul_flops": matmul.flops,
         "peak_bytes": peak_process_bytes() if peak is None else peak,

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from forec_jax.config import apply_variant, defaults
 from forec_jax.contracts import Batch, Labelled, Unlabelled
 from forec_jax.data import Labels
+from forec_jax.variants.encoders import ENCODER_VARIANTS
 
 CLASSES = 21
 LABELS = Labels(
@@ -24,21 +25,24 @@ class Workload:
     """A training step's size and shape."""
 
     method: str  # parts of a variant: supervised, mean_teacher, forec, forec+share_aspp, ...
-    encoder: str
-    output_stride: int
+    encoder: str  # or the part of a variant that chooses one, with its decoder and optimiser: dinov2_small, ...
+    output_stride: int  # of an encoder that has one
     batch: int  # images a step; half of them labelled where the method takes both kinds
     crop: int
     dtype: str
-    decoder_channels: int = 256
+    decoder_channels: int = 256  # DeepLabV3+'s
+    freeze: bool = False  # whether the encoder keeps its weights
 
     def config(self) -> ConfigDict:
         """The library's config of it, with every other option at its default."""
         c = defaults()
-        c.data.crop = self.crop
-        c.model.encoder, c.model.resnet.output_stride = self.encoder, self.output_stride
+        of_encoder = self.encoder in ENCODER_VARIANTS
+        if not of_encoder:
+            c.model.encoder, c.model.resnet.output_stride = self.encoder, self.output_stride
         c.model.deeplab.channels = self.decoder_channels
-        c.compute_dtype = self.dtype
-        apply_variant(c, self.method)
+        apply_variant(c, f"{self.encoder}+{self.method}" if of_encoder else self.method)
+        c.data.crop, c.compute_dtype = self.crop, self.dtype
+        c.model.freeze = "encoder" if self.freeze else ""
         semi = c.batch.unlabelled > 0
         if semi and self.batch % 2:
             raise ValueError(
@@ -70,12 +74,13 @@ def random_batch(c: ConfigDict, seed: int = 0) -> Batch:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of a workload."""
     parser.add_argument("--method", default="forec", help="supervised, mean_teacher, forec, or another variant")
-    parser.add_argument("--encoder", default="resnet50")
+    parser.add_argument("--encoder", default="resnet50", help="or a variant's part, such as dinov2_small")
     parser.add_argument("--output-stride", type=int, default=16, choices=(8, 16, 32))
     parser.add_argument("--batch", type=int, default=16, help="images a step; semi-supervised methods: half unlabelled")
     parser.add_argument("--crop", type=int, default=321)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--decoder-channels", type=int, default=256)
+    parser.add_argument("--decoder-channels", type=int, default=256, help="of DeepLabV3+")
+    parser.add_argument("--freeze", action="store_true", help="the encoder keeps its weights")
 
 
 def from_arguments(values: argparse.Namespace) -> Workload:

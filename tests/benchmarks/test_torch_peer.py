@@ -10,10 +10,16 @@ from forec_jax.contracts import HeadSpec, Variables
 from forec_jax.experiment import build
 from forec_jax.models import DeepLabOptions, convert, count_parameters, deeplab_network
 from forec_jax.models.convert import leaves, nested
+from forec_jax.models.dino_weights import load_dinov2
+from forec_jax.models.encoders.dinov2 import DinoV2Options
 
 torch = pytest.importorskip("torch", reason="pip install 'forec-jax[bench]'")
 import operators  # noqa: E402
+import torch_networks  # noqa: E402
 import torch_peer  # noqa: E402
+import torch_views  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from train_step import peer_network  # noqa: E402
 from workload import LABELS, Workload, random_batch  # noqa: E402
 
 HEADS = {"segmentation": 5, "reconstruction": 3}
@@ -26,7 +32,7 @@ def small_peer(encoder, width=1.0, output_stride=16):
     """With running statistics away from 0 and 1."""
     torch.manual_seed(0)
     shape = {"channels": SMALL.channels, "low_channels": SMALL.low_level_channels, "rates": SMALL.rates}
-    peer = torch_peer.PeerNetwork(encoder, HEADS, output_stride=output_stride, width=width, **shape)
+    peer = torch_networks.deeplab_peer(encoder, HEADS, output_stride=output_stride, width=width, **shape)
     for name, buffer in peer.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             buffer.uniform_(0.5, 1.5)
@@ -56,10 +62,63 @@ def assert_images_equal(ours, theirs, tolerance=1e-4):
 @pytest.mark.parametrize("encoder", ["mobilenet_v2", "resnet50", "resnet101"])
 def test_every_part_has_as_many_parameters(encoder):
     with torch.device("meta"):
-        peer = torch_peer.PeerNetwork(encoder, HEADS)
+        peer = torch_networks.deeplab_peer(encoder, HEADS)
     variables = jax.eval_shape(deeplab_network(encoder=encoder, heads=SPECS).init, jax.random.key(0))
-    theirs = {name: torch_peer.parameter_count(head) for name, head in peer.heads.items()}
-    assert count_parameters(variables.params) == {"encoder": torch_peer.parameter_count(peer.backbone), **theirs}
+    theirs = {name: torch_networks.parameter_count(head) for name, head in peer.heads.items()}
+    assert count_parameters(variables.params) == {"encoder": torch_networks.parameter_count(peer.backbone), **theirs}
+
+
+def transformer(encoder, crop, method="unimatch_v2", **more):
+    """A workload of 2 + 2 images, its config and the library's network."""
+    workload = Workload(method, encoder, 16, 4, crop, "float32", **more)
+    c = workload.config()
+    return workload, c, build.build_method(c, LABELS).networks["student"]
+
+
+@pytest.mark.parametrize("encoder", ["dinov2_small", "dinov2_base"])
+def test_a_transformer_has_as_many_parameters_and_does_as_much_work(encoder):
+    """Of a forward pass, within 3 % for what is no product, and without the library's resizes, which are products."""
+    _, c, network = transformer(encoder, 518)
+    with torch.device("meta"):
+        peer, image = peer_network(c), torch.empty(1, 3, 518, 518)
+    theirs = {"encoder": peer.backbone, **peer.heads}
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    sizes = {name: torch_networks.parameter_count(part) for name, part in theirs.items()}
+    assert count_parameters(variables.params) == sizes
+
+    def forward(variables, image):
+        return network.decode(variables, "segmentation", network.encode(variables, image)[0])[0].output
+
+    ours = jax.jit(forward).lower(variables, jax.ShapeDtypeStruct((1, 518, 518, 3), jnp.float32)).cost_analysis()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        peer(image)
+    assert ours["flops"] - resizing(c) == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def resizing(c):
+    """FLOP of a head's resizes of a 518 x 518 image, first along the columns."""
+    sizes = [(19, 37), (37, 74), (74, 148), (148, 296)]
+    resizes = [(c.model.dpt.channels, *pair) for pair in sizes] + [(len(LABELS.classes), 296, 518)]
+    return sum(2 * channels * old * new * (old + new) for channels, old, new in resizes)
+
+
+def test_a_transformer_says_the_same(tmp_path):
+    """Its tensors have the names of UniMatch V2's checkpoints; the image has other numbers of patches than the table."""
+    torch.manual_seed(0)
+    _, c, network = transformer("vit_tiny", 42)
+    peer, image = peer_network(c).eval(), images(42)
+    for name, parameter in peer.named_parameters():
+        if name.endswith("gamma"):
+            parameter.data.uniform_(0.5, 1.5)
+    tensors = peer.state_dict()
+    torch.save(
+        {name.replace("heads.segmentation.", "head."): value for name, value in tensors.items()}, tmp_path / "v.pth"
+    )
+    o = DinoV2Options(width=c.model.dinov2.width, depth=c.model.dinov2.depth)
+    variables = load_dinov2(str(tmp_path / "v.pth"), c.model.encoder, o)
+    features, _ = network.encode(variables, jnp.asarray(image))
+    ours, _ = network.decode(variables, "segmentation", features)
+    assert_images_equal(ours.output, run_peer(peer, image)["segmentation"])
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
@@ -103,9 +162,9 @@ def test_mobilenet_v2_sees_the_same():
 def test_hue_and_blur_are_the_librarys():
     image, amount = images(21), np.array([0.2, -0.15], np.float32)
     theirs = torch.from_numpy(image).permute(0, 3, 1, 2)
-    assert_images_equal(adjust_hue(image, amount), torch_peer.adjust_hue(theirs, torch.from_numpy(amount)))
+    assert_images_equal(adjust_hue(image, amount), torch_views.adjust_hue(theirs, torch.from_numpy(amount)))
     sigma = np.array([0.7, 2.0], np.float32)
-    assert_images_equal(gaussian_blur(image, sigma), torch_peer.gaussian_blur(theirs, torch.from_numpy(sigma)))
+    assert_images_equal(gaussian_blur(image, sigma), torch_views.gaussian_blur(theirs, torch.from_numpy(sigma)))
 
 
 @pytest.mark.parametrize(("method", "dtype"), [("supervised", "float32"), ("forec", "bfloat16")])
@@ -119,6 +178,33 @@ def test_a_step_moves_student_and_teacher(method, dtype):
     assert np.isfinite(losses).all()
     assert any(not torch.equal(a, b) for a, b in zip(before, step.pairs[0], strict=True))
     assert list(step.teacher.heads) == ["segmentation"]
+
+
+@pytest.mark.parametrize(("encoder", "crop"), [("vit_tiny", 28), ("mobilenet_v2", 33)])
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_step_of_unimatch_v2_moves_what_is_trained(encoder, crop, freeze):
+    workload, c, _ = transformer(encoder, crop, freeze=freeze)
+    network = peer_network(c)
+    step = torch_peer.STEPS[workload.method](
+        network, workload.method, random_batch(c), "bfloat16", compiled=False, frozen=freeze
+    )
+    before = {name: value.clone() for name, value in step.student.state_dict().items()}
+    losses = [float(step.step()[0]) for _ in range(2)]
+    assert np.isfinite(losses).all()
+    assert step.flops() > 0  # which runs the networks in inference, and must leave them as they are
+    after = step.student.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {name.split(".")[0] for name in moved} == ({"heads"} if freeze else {"heads", "backbone"})
+
+
+def test_each_view_keeps_the_channels_that_the_other_drops():
+    torch.manual_seed(0)
+    maps = torch_views.complementary_dropout((torch.ones(8, 16, 2, 2), torch.ones(8, 16, 1, 1)))
+    assert torch.equal(maps[0][..., :1, :1], maps[1])
+    pairs = torch.stack(maps[1].squeeze().chunk(2))
+    assert torch.equal(pairs.sum(0), torch.full((4, 16), 2.0))
+    assert sorted(set(pairs[:, (pairs[0] != 1).any(1)].flatten().tolist())) == [0.0, 2.0]
+    assert int((pairs[0] == 1).all(1).sum()) == 2
 
 
 def test_every_convolution_of_a_step_is_timed_once():
