@@ -7,6 +7,7 @@ from forec_jax.config import every_block, options_in
 from forec_jax.experiment.listing import options_page, options_table
 from forec_jax.keys import new_key
 from forec_jax.methods import METHODS
+from forec_jax.methods.tasks import TASKS
 from forec_jax.variants import SUMS, variants
 
 ROOT = Path(__file__).parents[1]
@@ -28,11 +29,18 @@ def test_every_option_that_the_documents_set_exists():
                 assert today & keys, f"{file.name}: --config.{key}"
 
 
-def test_every_variant_is_in_the_readme():
-    text = (ROOT / "README.md").read_text()
+def test_every_variant_has_its_line():
+    text = (ROOT / "docs" / "variants.md").read_text()
     tags = {name for name, entry in METHODS.items() if entry.needs == {"tagged"}}
     for name in variants().keys() | SUMS.keys():
         assert name in tags or f"`{name}`" in text, name
+
+
+def test_the_readme_names_every_method_and_task():
+    text = (ROOT / "README.md").read_text()
+    tags = {name for name, entry in METHODS.items() if entry.needs == {"tagged"}}
+    for name in METHODS.keys() - tags | {variant for entry in TASKS.values() for variant in entry.variants}:
+        assert f"`{name}`" in text, name
 
 
 def test_options_are_listed_by_prefix():

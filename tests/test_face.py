@@ -1,8 +1,14 @@
+import ast
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import forec_jax
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 OPTIONS = {
     "steps": 6,  # as many, and as large batches, as tiny_run.py, so that what that compiled serves here too
@@ -22,10 +28,16 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("face") / "run"
-    assert forec_jax.train("configs/shapes.py:forec", workdir, OPTIONS) is None
-    return forec_jax.load(workdir, checkpoint="best")
+def folder(tmp_path_factory):
+    """Where the README's lines run: it holds the run that its training lines leave."""
+    folder = tmp_path_factory.mktemp("face")
+    assert forec_jax.train("configs/shapes.py:forec", folder / "runs" / "forec", OPTIONS) is None
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return forec_jax.load(folder / "runs" / "forec", checkpoint="best")
 
 
 def test_a_file_a_picture_and_an_array_are_predicted_alike(model, tmp_path):
@@ -48,6 +60,21 @@ def test_the_labels_are_those_that_predict_writes(model, tmp_path):
     assert model.predict_folder(tmp_path / "in", tmp_path / "out") == 1
     written = np.asarray(Image.open(tmp_path / "out" / "index" / "a.png"))
     np.testing.assert_array_equal(model.predict(pixels).label, written)
+
+
+def test_the_python_lines_of_the_readme_run(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    photo = Image.fromarray(np.random.default_rng(2).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    Path("photos").mkdir()
+    for file in ("photo.jpg", "photos/a.jpg"):
+        photo.save(file)
+    (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    exec(lines, names)
+    found, classes = names["found"], names["model"].classes
+    assert found.label.shape == (50, 70)
+    assert sorted(ast.literal_eval(capsys.readouterr().out)) == sorted(classes[k] for k in np.unique(found.label))
+    assert [file.name for file in Path("predictions/overlay").iterdir()] == ["a.png"]
 
 
 def test_an_array_that_is_no_image_is_refused(model):
