@@ -5,23 +5,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from forec_jax.data.source import Dataset, Example, Source
+from forec_jax.data.source import Dataset, Example, OneByOne
 
 
 @dataclass(frozen=True)
-class _Renumbered:
+class _Renumbered(OneByOne):
     """A source whose masks show the classes under other indices; void and what has no label stay."""
 
-    source: Source
     new: tuple[int, ...]  # of each class
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The examples' names."""
-        return self.source.ids
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
@@ -30,10 +21,6 @@ class _Renumbered:
         table = np.arange(256, dtype=np.uint8)
         table[: len(self.new)] = self.new
         return example._replace(label=table[example.label])
-
-    def without_labels(self) -> Source:
-        """The same images, masks unopened."""
-        return self.source.without_labels()
 
 
 def chosen_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from forec_jax.contracts import IGNORE, UNLABELLED
-from forec_jax.data.source import DataError, Example, Source
+from forec_jax.data.source import DataError, Example, OneByOne, Source
 from forec_jax.options import option
 
 _SHARE = re.compile(r"(?:1px|(?P<percent>\d+(?:\.\d+)?)%)(?::(?P<seed>\d+))?")
@@ -51,25 +51,16 @@ def parse_partial(text: str) -> tuple[Fraction, int]:
 
 
 @dataclass(frozen=True)
-class PartialLabels:
+class PartialLabels(OneByOne):
     """A source of which a part of each mask is shown: the rest of its pixels is UNLABELLED, and void stays void.
 
     In each image, each class starts at one of its pixels and grows to a share of its pixels (0: that pixel alone). An
     image's labels follow from the seed and its id, and those of a larger share contain those of a smaller one.
     """
 
-    source: Source
     share: Fraction
     seed: int
     rounding: Rounding = "up"
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The examples' names."""
-        return self.source.ids
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
@@ -78,10 +69,6 @@ class PartialLabels:
         return example._replace(
             label=partial_label(example.label, self.share, f"{self.seed}:{example.id}", self.rounding)
         )
-
-    def without_labels(self) -> Source:
-        """The same images, masks unopened."""
-        return self.source.without_labels()
 
 
 @dataclass(frozen=True)

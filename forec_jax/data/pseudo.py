@@ -1,7 +1,7 @@
 """Stored masks of a model as labels, beside the data set that its images are from (`forec-jax label` writes them)."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from forec_jax.data.classfile import CLASS_FILE, read_classes
 from forec_jax.data.decode import decode_mask
 from forec_jax.data.imagefile import open_image
 from forec_jax.data.rules import ColourRule, MaskRule
-from forec_jax.data.source import DataError, Example, Source, select
+from forec_jax.data.source import DataError, Example, OneByOne, Source, select
 from forec_jax.options import option
 
 MASKS, CONFIDENCE = "masks", "confidence"
@@ -28,20 +28,11 @@ class PseudoOptions:
 
 
 @dataclass(frozen=True)
-class WithPseudoLabels:
+class WithPseudoLabels(OneByOne):
     """A source whose labels are a model's masks, each with its confidence. Raises DataError for one of another size."""
 
-    source: Source
     folder: Path
     rule: MaskRule | ColourRule
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The examples' names."""
-        return self.source.ids
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
@@ -49,10 +40,6 @@ class WithPseudoLabels:
         file = self.folder / MASKS / f"{example.id}.png"
         label = decode_mask(_bytes(file), str(file), shape, self.rule)
         return example._replace(label=label, confidence=self._confidence(example.id, shape))
-
-    def without_labels(self) -> Source:
-        """The same images, masks unopened."""
-        return self.source.without_labels()
 
     def _confidence(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """u8[H,W], CERTAIN where none was stored."""

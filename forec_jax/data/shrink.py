@@ -1,13 +1,12 @@
 """Large photographs at a size at which a network can see them whole."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from forec_jax.data.source import DataError, Dataset, Example, Source
+from forec_jax.data.source import DataError, Dataset, Example, OneByOne, Source
 
 
 def shrunk_size(width: int, height: int, longest_side: int) -> tuple[int, int]:
@@ -38,19 +37,10 @@ def shrunk_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Shrunk:
+class _Shrunk(OneByOne):
     """A source of examples with at most `longest_side` pixels a side."""
 
-    source: Source
     longest_side: int
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The examples' names."""
-        return self.source.ids
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
         return shrink(self.source[index], self.longest_side)

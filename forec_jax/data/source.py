@@ -178,16 +178,10 @@ def select(source: Source, ids: Sequence[str]) -> Subset:
 
 
 @dataclass(frozen=True)
-class WithTags:
-    """A view for weak supervision: examples carry image-level tags and no mask.
-
-    `tags` gives the classes of each id. Without it the tags are taken from the whole image's mask, to simulate
-    image-level annotation on a data set that has masks.
-    """
+class OneByOne:
+    """A source made of another: example i is made of the other's example i, by the subclass's `__getitem__`."""
 
     source: Source
-    num_classes: int
-    tags: Mapping[str, Sequence[int]] | None = None
 
     @property
     def ids(self) -> Sequence[str]:
@@ -196,6 +190,22 @@ class WithTags:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def without_labels(self) -> Source:
+        """The same images, masks unopened."""
+        return self.source.without_labels()
+
+
+@dataclass(frozen=True)
+class WithTags(OneByOne):
+    """A view for weak supervision: examples carry image-level tags and no mask.
+
+    `tags` gives the classes of each id. Without it the tags are taken from the whole image's mask, to simulate
+    image-level annotation on a data set that has masks.
+    """
+
+    num_classes: int
+    tags: Mapping[str, Sequence[int]] | None = None
 
     def __getitem__(self, index: int) -> Example:
         if self.tags is None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from forec_jax.variants.part import Variant, own_colours
+from forec_jax.variants.part import FROM_THE_START, Variant, own_colours
 
 _FIRST = {
     "method.supervised_loss": "cross_entropy",
@@ -11,7 +11,6 @@ _FIRST = {
     "augment.mix_labelled": False,
     **own_colours(),
 }
-_STORED_MASKS = {"method.supervised_loss": "cross_entropy", "method.start": 0.0, "method.ramp": 0.0}
 
 OF_STS_AUTHORS: Mapping[str, Any] = {
     "model.deeplab.rates": (12, 24, 36),
@@ -37,12 +36,12 @@ CHAIN_VARIANTS: Mapping[str, Variant] = {
         meaning="the first training of st_paper and st_plus_plus_paper: plain labels",
     ),
     "st_half_paper": Variant(
-        _STORED_MASKS, of=("st",), meaning="the second training of st_plus_plus_paper, beside the reliable half"
+        FROM_THE_START, of=("st",), meaning="the second training of st_plus_plus_paper, beside the reliable half"
     ),
-    "st_paper": Variant(_STORED_MASKS, of=("st",), meaning="ST, and the last training of ST++, as its authors ran it"),
+    "st_paper": Variant(FROM_THE_START, of=("st",), meaning="ST, and the last training of ST++, as its authors ran it"),
     "dmt_first_paper": Variant(_FIRST, of=("supervised",), meaning="the first trainings of dmt_paper: plain labels"),
     "dmt_paper": Variant(
-        {**_STORED_MASKS, **own_colours()},
+        {**FROM_THE_START, **own_colours()},
         of=("dmt",),
         meaning="DMT's rounds as its authors ran them: no change of colours",
     ),

@@ -5,7 +5,7 @@ from typing import Any
 
 from forec_jax.variants.chains import CHAIN_VARIANTS
 from forec_jax.variants.encoders import ENCODER_VARIANTS
-from forec_jax.variants.part import Variant, own_colours
+from forec_jax.variants.part import FROM_THE_START, Variant, own_colours
 from forec_jax.variants.partial import PARTIAL_VARIANTS
 from forec_jax.variants.unimatch import UNIMATCH_VARIANTS
 
@@ -40,6 +40,14 @@ def trained(steps: int, every: int) -> dict[str, Any]:
     """A training's length, evaluated and stored after each so many steps."""
     return {"steps": steps, "evaluate_every": every, "checkpoint_every": every}
 
+
+_MOCOS_COLOURS: Mapping[str, Any] = {
+    **dict.fromkeys((f"augment.{change}" for change in ("brightness", "contrast", "saturation")), 0.4),
+    "augment.hue": 0.1,
+    "augment.jitter_probability": 0.8,
+    "augment.grayscale_probability": 0.2,
+}
+"""The changes of colours of VAT's and CAC's authors, but for the blur."""
 
 OF_VATS_AUTHORS: Mapping[str, Any] = {
     "model.encoder": "resnet101",
@@ -129,9 +137,7 @@ OTHERS: Mapping[str, Variant] = {
             "method.s4gan.gaps": "shown",
             "method.separate_passes": True,
             "method.unsupervised_weight": 1.0,
-            "method.start": 0.0,
-            "method.ramp": 0.0,
-            "method.supervised_loss": "cross_entropy",
+            **FROM_THE_START,
             **own_colours(),
         },
         of=("s4gan",),
@@ -146,9 +152,7 @@ OTHERS: Mapping[str, Variant] = {
         {
             "method.cps.label_mode": "train",
             "method.separate_passes": True,
-            "method.start": 0.0,
-            "method.ramp": 0.0,
-            "method.supervised_loss": "cross_entropy",
+            **FROM_THE_START,
             **own_colours(),
         },
         of=("cps",),
@@ -196,9 +200,7 @@ OTHERS: Mapping[str, Variant] = {
         {
             "method.adv_semseg.gaps": "shown",
             "method.separate_passes": True,
-            "method.start": 0.0,
-            "method.ramp": 0.0,
-            "method.supervised_loss": "cross_entropy",
+            **FROM_THE_START,
             **own_colours(),
         },
         of=("adv_semseg",),
@@ -219,13 +221,8 @@ OTHERS: Mapping[str, Variant] = {
     "vat_paper": Variant(
         {
             "method.separate_passes": True,
-            "method.start": 0.0,
-            "method.ramp": 0.0,
-            "method.supervised_loss": "cross_entropy",
-            **dict.fromkeys((f"augment.{change}" for change in ("brightness", "contrast", "saturation")), 0.4),
-            "augment.hue": 0.1,
-            "augment.jitter_probability": 0.8,
-            "augment.grayscale_probability": 0.2,
+            **FROM_THE_START,
+            **_MOCOS_COLOURS,
             "augment.blur_probability": 0.0,
         },
         of=("vat",),
@@ -237,10 +234,7 @@ OTHERS: Mapping[str, Variant] = {
             "method.cac.pushed": 25_600,
             "method.ramp": 0.0,
             "method.supervised_loss": "cross_entropy",
-            **dict.fromkeys((f"augment.{change}" for change in ("brightness", "contrast", "saturation")), 0.4),
-            "augment.hue": 0.1,
-            "augment.jitter_probability": 0.8,
-            "augment.grayscale_probability": 0.2,
+            **_MOCOS_COLOURS,
             "augment.blur_probability": 0.5,
         },
         of=("cac",),
@@ -250,9 +244,7 @@ OTHERS: Mapping[str, Variant] = {
         {
             "method.pseudoseg.label_mode": "train",
             "method.separate_passes": True,
-            "method.start": 0.0,
-            "method.ramp": 0.0,
-            "method.supervised_loss": "cross_entropy",
+            **FROM_THE_START,
             **dict.fromkeys((f"augment.{change}" for change in ("brightness", "contrast", "saturation")), 0.5),
             "augment.hue": 0.25,
             "augment.jitter_probability": 1.0,
@@ -264,9 +256,7 @@ OTHERS: Mapping[str, Variant] = {
     ),
     "ecs_paper": Variant(
         {
-            "method.start": 0.0,
-            "method.ramp": 0.0,
-            "method.supervised_loss": "cross_entropy",
+            **FROM_THE_START,
             **own_colours(),
         },
         of=("ecs",),

@@ -17,6 +17,14 @@ class Variant(NamedTuple):
         return self._replace(sets={**self.sets, **sets}, meaning=meaning)
 
 
+FROM_THE_START: Mapping[str, Any] = {
+    "method.start": 0.0,
+    "method.ramp": 0.0,
+    "method.supervised_loss": "cross_entropy",
+}
+"""Every term counts from the first step on, and L_s is plain cross-entropy: so most authors trained."""
+
+
 def own_colours() -> dict[str, float]:
     """Images as they are: no change of colours."""
     return dict.fromkeys((f"augment.{change}_probability" for change in ("jitter", "grayscale", "blur")), 0.0)
