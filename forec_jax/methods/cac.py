@@ -1,8 +1,7 @@
 """CAC: two overlapping crops say the same of a place (Lai et al., "Directional Context-aware Consistency", CVPR 2021)."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ from forec_jax.contracts import (
     Array,
     Aux,
     Batch,
-    HeadOutput,
     HeadSpec,
     Labelled,
     Mean,
@@ -24,9 +22,9 @@ from forec_jax.contracts import (
     Unlabelled,
     Variables,
 )
-from forec_jax.losses import directional_contrast
 from forec_jax.methods.entry import MethodEntry, Parts, refuse_classmix, semi_supervised
-from forec_jax.methods.parts.double_crop import Crop, Grid, cropped, draw_crop, grid_of, in_cells, partners
+from forec_jax.methods.parts.cells import Cells, cells_of, followed, less_sure, with_class
+from forec_jax.methods.parts.double_crop import Crop, Grid, cropped, draw_crop, grid_of, partners
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, head_names, run_heads
 from forec_jax.methods.parts.ring import Ring, empty_ring, filled, push
@@ -47,8 +45,6 @@ from forec_jax.options import ABOVE_0, at_least, must_be, one_of, option
 
 PROJECTION = "projection"
 """The head whose vectors are contrasted, and what is stored of them."""
-
-_SURER = 1e-5  # more than rounding: otherwise chance, and the number of devices, decide between two that say the same
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,15 +68,6 @@ class Options(Contrast):
     stride: int = option(
         4, "resolution of the vectors before cells are made: 4, a quarter of the image's, or 1", one_of(4, 1)
     )
-
-
-class Cells(NamedTuple):
-    """What the student says of a crop's N cells."""
-
-    vector: Array  # f32[b,N,D]
-    label: Array  # i32[b,N]; without gradient, as the confidence
-    confidence: Array  # f32[b,N]
-    valid: Array  # bool[b,N], without any padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +102,7 @@ class Cac(SemiSupervised, Contrast):
         of_crops, stats = run_heads(self.network, after, crops.strong, (*heads, PROJECTION), train=True, rng=second_key)
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
-        cells = cells_of(of_crops, crops.valid, grid)
+        cells = cells_of(of_crops[SEGMENTATION], of_crops[PROJECTION], crops.valid, grid)
         ring = self.stored(state.memory[PROJECTION], cells, push_key, state.step)
         contrast, metrics = self.contrast(cells, partners(one, other, grid), ring, state.step)
 
@@ -156,9 +143,8 @@ class Cac(SemiSupervised, Contrast):
 
     def stored(self, ring: Ring, cells: Cells, key: Array, step: Array) -> Ring:
         """The store after this step's vectors of both crops went in, each with its class behind it; from `start` on."""
-        vectors = jnp.concatenate([cells.vector, cells.label[..., None].astype(jnp.float32)], axis=-1)
         eligible = cells.valid.reshape(-1, 1) & (jnp.asarray(self.started(step)) > 0)
-        return push(ring, key, vectors.reshape(-1, self.channels + 1), eligible, self.pushed)
+        return push(ring, key, with_class(cells), eligible, self.pushed)
 
     def contrast(self, cells: Cells, pairs: tuple[Array, Array], ring: Ring, step: Array) -> tuple[Terms, Metrics]:
         """L_1 and L_2 of 2b crops, by the store after this step's vectors went in.
@@ -173,28 +159,13 @@ class Cac(SemiSupervised, Contrast):
         terms: Terms = {}
         followers = jnp.zeros(())
         for number, (who, whom) in enumerate(((one, other), (other, one)), start=1):
-            follows = paired & (whom.confidence > self.threshold) & (who.confidence < whom.confidence - _SURER)
-            mean = self.directed(who, whom, follows, ring)
+            follows = paired & (whom.confidence > self.threshold) & less_sure(who, whom)
+            mean = followed(who, whom, follows, ring, self.temperature)
             terms[f"contrast{number}_loss"] = Term(mean, weight)
             followers += mean.number
         pairs_seen = jnp.sum(paired, dtype=jnp.float32)
         overlap = Mean(pairs_seen, jnp.float32(paired.size))
         return terms, {"kept": Mean(followers, pairs_seen), "overlap": overlap, "negatives_stored": filled(ring)}
-
-    def directed(self, who: Cells, whom: Cells, follows: Array, ring: Ring) -> Mean:
-        """The contrast of the cells that follow, each with the one that it follows; the mean over them."""
-        keys, key_label = ring.values[0, :, :-1], ring.values[0, :, -1].astype(jnp.int32)
-        there = jnp.arange(ring.places) < ring.number[0]
-        errors = directional_contrast(
-            who.vector.reshape(-1, self.channels),
-            whom.vector.reshape(-1, self.channels),
-            who.label.reshape(-1),
-            keys,
-            jnp.where(there, key_label, -1),
-            temperature=self.temperature,
-        )
-        count = jnp.sum(follows, dtype=jnp.float32)
-        return Mean(jnp.sum(jnp.where(follows.reshape(-1), errors, 0.0)), count)
 
     def teacher_after(self, teacher: Variables, images: tuple[Array, Array], key: Array) -> PyTree:
         """The teacher's statistics after both passes; see `teacher_statistics`."""
@@ -202,17 +173,6 @@ class Cac(SemiSupervised, Contrast):
             stats = teacher_statistics(self.network, teacher, image, key, self.bn_mode)
             teacher = teacher._replace(batch_stats=stats)
         return teacher.batch_stats
-
-
-def cells_of(outputs: Mapping[str, HeadOutput], valid: Array, grid: Grid) -> Cells:
-    """What the heads' outputs of crops bool[b,H,W] say of their cells: the means of logits and vectors."""
-    logits = in_cells(jax.lax.stop_gradient(outputs[SEGMENTATION].output), grid)
-    return Cells(
-        in_cells(outputs[PROJECTION].output, grid),
-        jnp.argmax(logits, axis=-1).astype(jnp.int32),
-        jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1),
-        in_cells(valid, grid) == 1.0,
-    )
 
 
 def build(o: Options, p: Parts) -> Cac:

@@ -16,7 +16,8 @@ from forec_jax.experiment import build
 from forec_jax.losses import directional_contrast
 from forec_jax.losses.contrast import unit
 from forec_jax.methods import Cac
-from forec_jax.methods.cac import PROJECTION, Cells
+from forec_jax.methods.cac import PROJECTION
+from forec_jax.methods.parts.cells import Cells
 from forec_jax.methods.parts.double_crop import Crop, cropped, draw_crop, grid_of, in_cells, partners
 from forec_jax.methods.parts.ring import Ring
 from forec_jax.methods.parts.views import interleave
