@@ -1,6 +1,6 @@
 """Strong augmentation on the device: pure functions of a key and a batch, inside the compiled train step."""
 
-from forec_jax.augment.adaptive import AdaptiveCutMix, CopyPaste
+from forec_jax.augment.adaptive import AdaptiveCutMix, CopyPaste, from_either
 from forec_jax.augment.boxes import AreaBox, BetaBox, Box, ClippedBox, HalfAreaBox, ShareBox, SquareBox
 from forec_jax.augment.geometry import InTurn, Mirror, StudentOptions, Zoom, with_geometry
 from forec_jax.augment.masking import hide_patches, mean_colour
@@ -59,6 +59,7 @@ __all__ = [
     "adjust_contrast",
     "adjust_hue",
     "adjust_saturation",
+    "from_either",
     "gaussian_blur",
     "grayscale",
     "hide_patches",

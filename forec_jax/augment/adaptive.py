@@ -1,4 +1,4 @@
-"""Mixings that favour classes which are learnt badly: AEL's copy-paste and CutMix (Hu et al., NeurIPS 2021).
+"""Mixings that favour classes which are learnt badly: AEL's copy-paste and CutMix (Hu et al., NeurIPS 2021), UCC's paste.
 
 Each is a function `(key, rows, confidence) -> rows`, where `confidence` f32[K] in [0, 1] says how surely the student knows
 each class. The partners are rows of the same batch, so that a batch stays a function of the seed and of its number.
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from forec_jax.augment.boxes import HalfAreaBox
 from forec_jax.augment.geometry import InTurn, Mirror, Zoom
 from forec_jax.augment.mixing import Rows, coin, next_rows, paste, rows_at
-from forec_jax.contracts import Array
+from forec_jax.contracts import IGNORE, Array
 
 _GROWN = 128
 """How often a component grows by one cell, at most."""
@@ -33,11 +33,16 @@ class CopyPaste:
 
     def __call__(self, key: Array, rows: Rows, confidence: Array) -> Rows:
         """`rows` with the drawn classes pasted in every field."""
+        truth = jnp.where(rows.is_ground_truth, rows.label, IGNORE)
+        return self.from_rows(key, rows, next_rows(rows._replace(label=truth)), confidence)
+
+    def from_rows(self, key: Array, rows: Rows, partner: Rows, confidence: Array) -> Rows:
+        """`rows` with the pixels pasted that as many other rows, with the same fields, name as one of the drawn classes."""
         class_key, geometry_key, apply_key = jax.random.split(key, 3)
-        partner = InTurn((Zoom(self.scale), Mirror()))(geometry_key, next_rows(rows))
+        partner = InTurn((Zoom(self.scale), Mirror()))(geometry_key, partner)
         chosen = self.drawn(class_key, confidence)
         is_class = partner.label[..., None] == jnp.arange(len(chosen))[None, None, None]
-        mask = jnp.any(is_class & chosen[None, None, None], axis=-1) & partner.is_ground_truth & partner.valid
+        mask = jnp.any(is_class & chosen[None, None, None], axis=-1) & partner.valid
         return paste(mask & coin(apply_key, self.probability, len(mask)), rows, partner)
 
     def drawn(self, key: Array, confidence: Array) -> Array:
@@ -88,6 +93,17 @@ class AdaptiveCutMix:
         fitting = other & shows[:, drawn].T
         fitting = jnp.where(jnp.any(fitting, axis=1, keepdims=True), fitting, other)
         return Partners(jax.random.categorical(row_key, jnp.where(fitting, 0.0, -jnp.inf)), drawn)
+
+
+def from_either(key: Array, rows: Rows, labelled: Rows, share: float) -> Rows:
+    """For each of `rows` one to paste from: with probability `share` a labelled one, otherwise the next of `rows`.
+
+    The labelled rows come in turn. `share` is in [0, 1]; the rows of both have the same fields.
+    """
+    count = len(rows.label)
+    times = -(-count // len(labelled.label))
+    in_turn = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * times)[:count], labelled)
+    return paste(coin(key, share, count), next_rows(rows), in_turn)
 
 
 class Partners(NamedTuple):

@@ -128,10 +128,14 @@ class SeveralCutMix:
 
 @dataclass(frozen=True)
 class ToggledCutMix:
-    """Paste several boxes of the next row into some rows; where two boxes meet, the row stays as it is (CutMix-Seg, CPS)."""
+    """Paste several boxes of the next row into some rows; where two boxes meet, the row stays as it is (CutMix-Seg, CPS).
+
+    With `pairs` rows 2i and 2i + 1 are each other's partners.
+    """
 
     probability: float = 1.0
     box: ShareBox = field(default_factory=ShareBox)
+    pairs: bool = False
 
     def __call__(self, key: Array, rows: Rows) -> Rows:
         """`rows` with the same boxes pasted in every field."""
@@ -139,7 +143,8 @@ class ToggledCutMix:
         rows = _ignore_padding(rows)
         boxes = [self.box(box_key, *rows.label.shape) for box_key in keys]
         mask = functools.reduce(jnp.logical_xor, boxes)
-        return paste(mask & coin(apply_key, self.probability, len(mask)), rows, next_rows(rows))
+        partner = other_of_pair(rows) if self.pairs else next_rows(rows)
+        return paste(mask & coin(apply_key, self.probability, len(mask)), rows, partner)
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,7 @@ class MixingOptions:
         "cutmix_clipped",
         "cutmix_three",
         "cutmix_toggled",
+        "cutmix_pairs",
         "cutout_half",
         "cutout_square",
         "cutmix_half",
@@ -184,7 +190,8 @@ class MixingOptions:
     ] = option(
         "cutmix",
         "of images within a batch; _half: ReCo's box, _beta: PS-MT's inside the image, _clipped: as published (VOC), "
-        "_three: as published (Cityscapes); _toggled: CPS's three boxes; _square: PseudoSeg's",
+        "_three: as published (Cityscapes); _toggled: CPS's three boxes, _pairs: "
+        "the same of the two rows that show one image (data.unlabelled_pairs); _square: PseudoSeg's",
     )
     mixing_probability: float = option(0.5, "of a row", SHARE)
     mix_labelled: bool = option(True, "mix labelled rows too, among themselves; False: unlabelled rows alone (ReCo)")
@@ -203,6 +210,7 @@ def mixing_of(o: MixingOptions, classes: int) -> Mixing:
         "cutmix_clipped": ShuffledCutMix(p),
         "cutmix_three": SeveralCutMix(p),
         "cutmix_toggled": ToggledCutMix(p),
+        "cutmix_pairs": ToggledCutMix(p, pairs=True),
         "cutmix_half": CutMix.half_area(p),
         "classmix": ClassMix(classes, p),
     }
@@ -231,6 +239,15 @@ def coin(key: Array, probability: float, rows: int) -> Array:
 def next_rows(rows: Rows) -> Rows:
     """In place of each row the next one of the batch."""
     return jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), rows)
+
+
+def other_of_pair(rows: Rows) -> Rows:
+    """In place of row 2i row 2i + 1, and the other way round; of an even number of rows."""
+
+    def turned(x: Array) -> Array:
+        return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+
+    return jax.tree.map(turned, rows)
 
 
 def rows_at(rows: Rows, partner: Array) -> Rows:

@@ -52,6 +52,10 @@ class ReadingOptions:
     on_corrupt: OnCorrupt = option(
         "raise", 'an unreadable training image: "raise", or "skip" it, count it and take the next'
     )
+    unlabelled_pairs: bool = option(
+        False,
+        "two unlabelled rows that follow each other are crops of one image (CPS's released code); of an even number",
+    )
 
 
 class _Row(NamedTuple):
@@ -100,6 +104,7 @@ def train_batches(
     batch_pseudo: int = 0,
     geometry: Geometry,
     seed: int,
+    unlabelled_pairs: bool = False,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -115,10 +120,12 @@ def train_batches(
     `Labelled`. `workers` processes decode (0: `threads` threads of this process do, by default one a core and at most 8); a
     script that sets it needs `if __name__ == "__main__":`, as the processes import it. With on_corrupt="skip" an unreadable
     example is replaced by the next readable one of its source and counted in `skipped`; otherwise its DataError is raised.
+    With `unlabelled_pairs` rows 2i and 2i + 1 of the unlabelled stream show the same image, each by a geometry of its own.
     Raises DataError where sizes and sources do not fit together.
     """
     sources = (labelled, unlabelled, tagged, pseudo)
-    streams = _streams(sources, (batch_labelled, batch_unlabelled, batch_tagged, batch_pseudo), seed)
+    sizes_of_parts = batch_labelled, batch_unlabelled, batch_tagged, batch_pseudo
+    streams = _streams(sources, sizes_of_parts, seed, unlabelled_pairs)
     rows = []
     for stream in streams:
         elements = stream.order().random_map(_Read(stream.part, stream.source, geometry.of(stream.part), on_corrupt))
@@ -140,13 +147,15 @@ def batch_ids(
     batch_pseudo: int = 0,
     seed: int,
     step: int,
+    unlabelled_pairs: bool = False,
 ) -> dict[str, tuple[str, ...]]:
     """The ids of the global batch `step` by part ("labelled", ...), without reading an image.
 
     With on_corrupt="skip" a row marked `skipped` shows a later example than the one named here.
     """
     sources = (labelled, unlabelled, tagged, pseudo)
-    streams = _streams(sources, (batch_labelled, batch_unlabelled, batch_tagged, batch_pseudo), seed)
+    sizes = batch_labelled, batch_unlabelled, batch_tagged, batch_pseudo
+    streams = _streams(sources, sizes, seed, unlabelled_pairs)
     ids = {}
     for stream in streams:
         order, names = stream.order(), stream.source.ids
@@ -162,15 +171,27 @@ def evaluation_examples(
     return _until_closed(iter(indices.map(source.__getitem__).to_iter_dataset(_read_options(threads))))
 
 
+class _Twice(grain.MapDataset[int]):
+    """Each element of an endless data set two times, one after the other."""
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.slice(index) if isinstance(index, slice) else self._parent[index // 2]
+
+
 class _Stream(NamedTuple):
     part: str
     source: Source
     size: int  # rows of the global batch
     seed: int
+    twice: bool  # whether each example fills two rows that follow each other
 
     def order(self) -> "grain.MapDataset[int]":
         """The endless sequence of indices."""
-        return grain.MapDataset.range(len(self.source)).seed(self.seed).shuffle().repeat()
+        once = grain.MapDataset.range(len(self.source)).seed(self.seed).shuffle().repeat()
+        return _Twice(once) if self.twice else once
 
     def rows(self, process_index: int, process_count: int) -> range:
         """The rows of the global batch that belong to a process."""
@@ -182,7 +203,7 @@ class _Stream(NamedTuple):
         return range(process_index * share, (process_index + 1) * share)
 
 
-def _streams(given: Sequence[Source | None], sizes: Sequence[int], seed: int) -> list[_Stream]:
+def _streams(given: Sequence[Source | None], sizes: Sequence[int], seed: int, pairs: bool) -> list[_Stream]:
     """The streams that the batch has, each with a seed of its own; sources and sizes are in the order of the parts."""
     labelled, unlabelled, *others = given
     sources = (labelled, _blind(unlabelled), *others)
@@ -197,7 +218,10 @@ def _streams(given: Sequence[Source | None], sizes: Sequence[int], seed: int) ->
                 + (" by the variant supervised" if part == "unlabelled" else "")
             )
         if size and source:
-            streams.append(_Stream(part, source, size, int(stream_seed)))
+            twice = pairs and part == "unlabelled"
+            if twice and size % 2:
+                raise DataError(f"batch.{part}={size} cannot be pairs (data.unlabelled_pairs); use an even number")
+            streams.append(_Stream(part, source, size, int(stream_seed), twice))
     if not streams:
         raise DataError("every batch size is 0; set batch.labelled")
     return streams

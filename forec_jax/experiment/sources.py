@@ -283,7 +283,8 @@ class Streams(NamedTuple):
 
     def _which(self) -> dict[str, Any]:
         sources = {part: getattr(self.data, part) for part in self.rows}
-        return {**sources, **{f"batch_{part}": size for part, size in self.rows.items()}, "seed": self.seed}
+        sizes = {f"batch_{part}": size for part, size in self.rows.items()}
+        return {**sources, **sizes, "seed": self.seed, "unlabelled_pairs": self.reading.unlabelled_pairs}
 
 
 def build_streams(c: ConfigDict, data: TrainingData) -> Streams:
@@ -309,5 +310,7 @@ def frequency_weights(c: ConfigDict, data: TrainingData) -> tuple[float, ...] | 
 def epoch_of(c: ConfigDict, data: TrainingData) -> Epoch:
     """How many steps an epoch has; 0 where there are tags in place of masks."""
     labelled = 0 if data.labelled is None else -(-len(data.labelled) // c.batch.labelled)
-    unlabelled = labelled if data.unlabelled is None else -(-len(data.unlabelled) // c.batch.unlabelled)
-    return Epoch(unlabelled, labelled)
+    if data.unlabelled is None:
+        return Epoch(labelled, labelled)
+    images = c.batch.unlabelled // 2 if c.data.unlabelled_pairs else c.batch.unlabelled
+    return Epoch(-(-len(data.unlabelled) // images), labelled)

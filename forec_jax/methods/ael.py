@@ -25,7 +25,7 @@ from forec_jax.contracts import (
     Views,
 )
 from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
-from forec_jax.methods.parts.class_bank import moved_bank, sampling_rates
+from forec_jax.methods.parts.class_bank import BANK, BankOptions, bank_metrics, moved_bank, sampling_rates
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, run_heads
 from forec_jax.methods.parts.teacher import TEACHER_HEADS, teacher_statistics
@@ -48,21 +48,13 @@ from forec_jax.methods.parts.views import (
 )
 from forec_jax.options import ASCENDING, SHARE, OptionError, at_least, must_be, option
 
-BANK = "class_confidence"
-"""What the bank is called in the memory, and its mean among the metrics."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Equalization:
+class Equalization(BankOptions):
     """How sure classes are known, and which pixels count."""
 
-    bank_decay: float = option(0.999, "of the bank b of class confidences", SHARE)
     bank_start: Literal["zero", "noise"] = option(
         "zero", 'b at first: "zero", or "noise" from 0 to 1, as in the authors\' code'
-    )
-    absent: Literal["skip", "zero"] = option(
-        "skip",
-        'a class without a labelled pixel in the batch: "skip" it, or call its confidence "zero" (released code)',
     )
     sampling_power: float = option(1.0, "of a class's rate (1 - b) / max(1 - b); 0: every pixel counts", at_least(0))
     confidence_power: float = option(2.0, "of the teacher's confidence as a pixel's weight; 0: none", at_least(0))
@@ -133,8 +125,7 @@ class Ael(SemiSupervised, Equalization):
         terms["labelled_consistency_loss"] = Term(mean, self.labelled_weight * weight)
         task_terms, task_metrics, memory = self.task_terms(outputs, views, state, task_key)
 
-        metrics[BANK] = Mean(jnp.sum(bank), jnp.float32(self.classes))
-        metrics[f"{BANK}_lowest"] = Mean(jnp.min(bank), jnp.float32(1))
+        metrics |= bank_metrics(bank)
         truth, skip = labelled_pixels(views), self.absent == "skip"
         bank = moved_bank(bank, logits, views.label, truth, decay=self.bank_decay, skip_absent=skip)
         if self.label_mode == "inference":
@@ -170,8 +161,8 @@ class Ael(SemiSupervised, Equalization):
 
     def teach(self, teacher: Variables, image: Array, key: Array) -> tuple[tuple[Array, Array], PyTree]:
         """The teacher's classes i32[B,H,W] with their confidences, and its statistics as this leaves them."""
-        constant, train = jax.lax.stop_gradient(teacher), self.label_mode == "train"
-        outputs, stats = run_heads(self.network, constant, image, TEACHER_HEADS, train=train, rng=key)
+        train = self.label_mode == "train"
+        outputs, stats = run_heads(self.network, teacher, image, TEACHER_HEADS, train=train, rng=key)
         logits = outputs[SEGMENTATION].output.astype(jnp.float32)
         return pseudo_labels(jax.nn.softmax(logits, axis=-1)), stats
 

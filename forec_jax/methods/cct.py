@@ -36,7 +36,7 @@ from forec_jax.methods.parts.terms import (
     unsupervised_terms,
 )
 from forec_jax.methods.parts.vat import adversarial_perturbation
-from forec_jax.methods.parts.views import labelled_and_others, self_labelled
+from forec_jax.methods.parts.views import PaddingOptions, labelled_and_others, self_labelled
 from forec_jax.models.network import named_key
 from forec_jax.options import STEPS, OptionError, at_least, option
 
@@ -48,7 +48,7 @@ _SURE = 0.9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(PaddingOptions):
     """How many auxiliary decoders see a map that is changed in which way, and L_s. A method has `annealing` in steps."""
 
     dropout_decoders: int = option(6, "whose map lacks half of its channels", at_least(0))
@@ -97,6 +97,7 @@ class Cct(SemiSupervised, Options):
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
         labelled, unlabelled = labelled_and_others(batch, "cct", self.partial_labels)
+        unlabelled = self.with_gaps(unlabelled)
         view_key, dropout_key, decoder_key, task_key = jax.random.split(key, 4)
         image, views = self.untaught(labelled, unlabelled, view_key)
         student = Variables(params[STUDENT], state.batch_stats[STUDENT])

@@ -27,12 +27,12 @@ from forec_jax.methods.parts.heads import SEGMENTATION, run_heads
 from forec_jax.methods.parts.students import STUDENTS, StudentsOptions, TwoStudents, of_student
 from forec_jax.methods.parts.teacher import TEACHER_HEADS, teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, supervised_terms
-from forec_jax.methods.parts.views import labelled_and_others, self_labelled
+from forec_jax.methods.parts.views import PaddingOptions, labelled_and_others, self_labelled
 from forec_jax.options import OptionError, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(StudentsOptions):
+class Options(StudentsOptions, PaddingOptions):
     """Who labels what."""
 
     cross: Literal["unlabelled", "all"] = option(
@@ -59,6 +59,7 @@ class Cps(TwoStudents, Options):
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
         labelled, unlabelled = labelled_and_others(batch, "cps", self.partial_labels)
+        unlabelled = self.with_gaps(unlabelled)
         view_key, task_key, *own_keys = jax.random.split(key, 2 + len(STUDENTS))
         keys = dict(zip(STUDENTS, own_keys, strict=True))
         students = {name: Variables(params[name], state.batch_stats[name]) for name in STUDENTS}
@@ -129,7 +130,7 @@ class Cps(TwoStudents, Options):
         """A student's L_s and L_x, by the other's probabilities f32[B,H,W,K] of the same images."""
         logits = outputs[SEGMENTATION].output
         terms = supervised_terms(logits, views, loss=self.supervised_loss, weight=self.supervised_weight)
-        asked = cross_views(views, others) if self.cross == "all" else views
+        asked = cross_views(views, others, self.gaps == "hidden") if self.cross == "all" else views
         unsupervised, metrics = self.unsupervised(logits, asked, step)
         return terms | unsupervised, metrics
 
@@ -140,13 +141,16 @@ def crossed() -> tuple[tuple[str, str], ...]:
     return (first, second), (second, first)
 
 
-def cross_views(views: Views, others: Array) -> Views:
-    """The views as if there were no ground truth: its pixels have the other's word f32[B,H,W,K], but for void."""
+def cross_views(views: Views, others: Array, hide_gaps: bool) -> Views:
+    """The views as if there were no ground truth: its pixels have the other's word f32[B,H,W,K].
+
+    If gaps are hidden, void and padding have none.
+    """
     void = views.is_ground_truth & (views.label == IGNORE)
     hidden = views._replace(
         label=jnp.where(views.is_ground_truth, IGNORE, views.label),
         is_ground_truth=jnp.zeros_like(views.is_ground_truth),
-        valid=views.valid & ~void,
+        valid=views.valid & ~void | (not hide_gaps),
     )
     return self_labelled(hidden, others)
 

@@ -43,7 +43,7 @@ from forec_jax.methods.parts.terms import (
     pseudo_labelled_pixels,
     supervised_terms,
 )
-from forec_jax.methods.parts.views import labelled_and_others
+from forec_jax.methods.parts.views import PaddingOptions, labelled_and_others
 from forec_jax.options import ABOVE_0, SHARE, at_least, from_to, one_of, option
 
 EMBEDDING = "embedding"
@@ -51,7 +51,7 @@ EMBEDDING = "embedding"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Contrast:
+class Contrast(PaddingOptions):
     """Which pseudo-labels count, and who is contrasted with whom."""
 
     drop: float = option(
@@ -111,6 +111,7 @@ class U2pl(SemiSupervised, Contrast):
     def loss(self, params: dict[str, PyTree], state: TrainState, batch: Batch, key: Array) -> tuple[Terms, Aux]:
         """The loss terms; see the class."""
         labelled, unlabelled = labelled_and_others(batch, "u2pl", self.partial_labels)
+        unlabelled = self.with_gaps(unlabelled)
         view_key, dropout_key, teacher_key, task_key, contrast_key = jax.random.split(key, 5)
         teacher = jax.lax.stop_gradient(state.teacher[STUDENT])
         image, views = self.taught(

@@ -151,15 +151,19 @@ OTHERS: Mapping[str, Variant] = {
     "cps_paper": Variant(
         {
             "method.cps.label_mode": "train",
+            "method.cps.gaps": "shown",
+            "data.unlabelled_pairs": True,
+            "augment.mixing": "cutmix_pairs",
             "method.separate_passes": True,
             **FROM_THE_START,
             **own_colours(),
         },
         of=("cps",),
-        meaning="CPS with CutMix as its authors ran it: no change of colours, no ramp, BatchNorm of the batch",
+        meaning="CPS with CutMix as its authors ran it: of two crops of one image, no change of colours, no ramp",
     ),
     "cct_paper": Variant(
         {
+            "method.cct.gaps": "shown",
             "method.separate_passes": True,
             "method.start": 0.0,
             "method.supervised_loss": "cross_entropy",
@@ -171,6 +175,7 @@ OTHERS: Mapping[str, Variant] = {
     "u2pl_paper": Variant(
         {
             "method.u2pl.negatives": "released",
+            "method.u2pl.gaps": "shown",
             "method.u2pl.contrast_weight": 0.25,  # 1, with a gradient that is divided by four devices once more
             "method.u2pl.queue": 30_000,
             "method.u2pl.pushed": 4096,

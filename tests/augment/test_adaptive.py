@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from forec_jax.augment import AdaptiveCutMix, CopyPaste, Rows
+from forec_jax.augment import AdaptiveCutMix, CopyPaste, Rows, from_either
 from forec_jax.augment.adaptive import component, surrounded
 from forec_jax.contracts import IGNORE
 
@@ -55,10 +55,11 @@ def test_the_drawn_classs_pixels_come_with_all_that_is_known_of_them():
     label[0] = 0
     rows = rows_of(label)
     rows = rows._replace(is_ground_truth=rows.is_ground_truth.at[1, 0].set(False))  # nothing that a teacher said
+    rows = rows._replace(valid=rows.valid.at[1, 1].set(False))  # and no padding
     sure = jnp.array([1.0, 1.0, -1e4])  # class 2 for certain
     paste = CopyPaste(probability=1.0, scale=(1.0, 1.0), left_out=(0, 1))
     pasted = jax.jit(paste)(KEY, rows, sure)
-    expected = (label[1] == 2) & (np.arange(5)[:, None] > 0)
+    expected = (label[1] == 2) & (np.arange(5)[:, None] > 1)
     np.testing.assert_array_equal(np.asarray(pasted.label[0]) == 2, expected)
     for field, value in (("clean", 0.1), ("strong", 0.15)):
         np.testing.assert_allclose(getattr(pasted, field)[0, ..., 0], np.where(expected, value, value - 0.1), rtol=1e-6)
@@ -74,6 +75,15 @@ def test_the_row_pasted_from_has_a_scale_of_its_own_and_half_of_the_rows_get_a_p
     assert set(changed.sum((1, 2))) == {0, 100}
     many = jax.jit(jax.vmap(paste, (0, None, None)))(jax.random.split(KEY, 200), rows_of(label), jnp.zeros(2))
     assert np.mean(np.any(many.clean != rows_of(label).clean[None], axis=(2, 3, 4))) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_row_to_paste_from_is_a_labelled_one_in_turn_or_the_next():
+    rows, labelled = rows_of(np.zeros((5, 2, 2))), rows_of(np.ones((2, 2, 2)))
+    for share, label, value in ((1.0, 1, [0, 0.1, 0, 0.1, 0]), (0.0, 0, [0.1, 0.2, 0.3, 0.4, 0])):
+        found = from_either(KEY, rows, labelled, share)
+        np.testing.assert_array_equal(found.label, label)
+        np.testing.assert_allclose(found.clean[:, 0, 0, 0], value, rtol=1e-6)
+        np.testing.assert_allclose(found.extra[:, 1, 1], value, rtol=1e-6)
 
 
 def test_a_partner_is_another_row_that_shows_the_class():

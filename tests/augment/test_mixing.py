@@ -331,6 +331,13 @@ def test_toggled_cutmix_leaves_a_row_as_it_is_where_two_boxes_meet():
     np.testing.assert_allclose(mixed.clean[..., 0], mixed.label / 10, atol=1e-6)
 
 
+def test_toggled_cutmix_of_pairs_takes_the_other_row_of_the_pair():
+    rows = numbered(6, 32, 40)
+    mixed = jax.tree.map(np.asarray, compiled(ToggledCutMix(pairs=True))(KEY, rows))
+    np.testing.assert_allclose(mixed.clean[..., 0], mixed.label / 10, atol=1e-6)
+    assert [set(np.unique(mixed.label[i])) for i in range(6)] == [{0, 1}, {0, 1}, {2, 3}, {2, 3}, {4, 5}, {4, 5}]
+
+
 def rejection(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
     """The published procedure, a loop: top, left, height, width of each box."""
     boxes = []

@@ -102,6 +102,26 @@ def test_the_form_of_a_batch():
     assert batch.labelled.label[:, 0, 0].tolist() == shown(batch.labelled)
 
 
+def test_pairs_of_unlabelled_rows_are_two_views_of_one_image():
+    """The images come in the order that they have without pairs; a resumed run and a second process agree."""
+    small = Geometry(33, (0.3, 0.8))  # so that the padding tells two views apart
+    run = batches(5, unlabelled_pairs=True, geometry=small)
+    firsts = [row for batch in run for row in shown(batch.unlabelled)[::2]]
+    assert [row for batch in run for row in shown(batch.unlabelled)[1::2]] == firsts
+    assert firsts == [row for batch in batches(3) for row in shown(batch.unlabelled)][:20]
+    sizes = [batch.unlabelled.valid.sum((1, 2)) for batch in run]
+    assert np.mean([size[::2] != size[1::2] for size in sizes]) > 0.8
+    assert_equal(run[3:], batches(2, unlabelled_pairs=True, geometry=small, start_step=3))
+    (second,) = batches(1, unlabelled_pairs=True, geometry=small, process_index=1, process_count=2)
+    np.testing.assert_array_equal(second.unlabelled.image, run[0].unlabelled.image[4:])
+    assert shown(run[0].labelled) == shown(batches(1)[0].labelled)
+    sources = {"labelled": Numbers(10), "unlabelled": Numbers(17), "batch_labelled": 4, "batch_unlabelled": 8}
+    ids = batch_ids(**sources, seed=0, step=1, unlabelled_pairs=True)["unlabelled"]
+    assert ids == tuple(f"n{row}" for row in shown(run[1].unlabelled))
+    with pytest.raises(DataError, match=r"batch.unlabelled=3 cannot be pairs \(data.unlabelled_pairs\)"):
+        batches(1, unlabelled_pairs=True, batch_unlabelled=3)
+
+
 def test_known_labels_come_with_the_unlabelled_rows_and_move_nothing_else():
     """Of 17 images the first 10 are labelled as well; the other masks stay closed."""
     known = KnownLabels(Numbers(17, masks="forbidden"), Numbers(10))

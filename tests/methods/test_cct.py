@@ -135,6 +135,10 @@ def test_the_consistency_is_of_unlabelled_pixels_alone(make_toy_network):
     one, two = (terms_of(method, state.params, state, b)["consistency_loss"][0] for b in (given, other))
     assert one.number == 2 * 4 * 3
     np.testing.assert_array_equal(one, two)
+    whole = make_method(make_toy_network, only(object=1), gaps="shown")
+    mean, _ = terms_of(whole, state.params, state, given)["consistency_loss"]
+    assert mean.number == 2 * 4 * 4  # the padding, the last column, counts as published
+    assert mean.total > one.total
     partial = make_method(make_toy_network, only(object=1), partial_labels=True)
     mean, _ = terms_of(partial, state.params, state, batch(partial=True))["consistency_loss"]
     assert mean.number == 3
@@ -263,5 +267,5 @@ def test_as_published_by_name(file):
     for c in (plain, paper):
         assert (c.method.name, c.method.threshold, c.method.unsupervised_weight, c.method.ramp) == ("cct", 0, 30, 0.1)
         assert len(Options(**c.method.cct).decoders) == 30
-    assert paper.augment.jitter_probability == 0
+    assert (paper.augment.jitter_probability, paper.method.cct.gaps) == (0, "shown")
     assert (paper.data.crop == 320) == (file == "voc")

@@ -117,19 +117,38 @@ def test_labelled_rows_take_part_where_asked_but_void_and_padding_never_do(make_
     given = batch((2, 4, 4))
     label, valid = given.labelled.label.copy(), given.labelled.valid.copy()
     label[0, 0], valid[1, :, 3] = IGNORE, False
-    given = given._replace(labelled=given.labelled._replace(label=label, valid=valid))
+    rest = given.unlabelled.valid.copy()
+    rest[:, 0] = False
+    given = Batch(given.labelled._replace(label=label, valid=valid), given.unlabelled._replace(valid=rest))
     number = {}
     for cross in ("unlabelled", "all"):
         method = Cps(make_toy_network(), unchanged, NoMixing(), threshold=0.0, cross=cross)
         state = first_state(method, TX, seed=0)
         number[cross] = terms_of(method, state.params, state, given)[0]["unsupervised_loss"].mean.number
-    assert number == {"unlabelled": 32, "all": 32 + 32 - 4 - 4}
+    assert number == {"unlabelled": 32 - 8, "all": 32 - 8 + 32 - 4 - 4}
     _, views = method.untaught(given.labelled, given.unlabelled, jax.random.key(0))
     others = jax.nn.one_hot(jnp.full(views.label.shape, 2), 3)
-    asked = cross_views(views, others)
+    asked = cross_views(views, others, True)
     assert not np.any(asked.is_ground_truth)
     labelled = np.asarray(asked.label)[np.asarray(views.labelled_row)]
     np.testing.assert_array_equal(labelled, np.where((label == IGNORE) | ~valid, IGNORE, 2))
+    np.testing.assert_array_equal(cross_views(views, others, False).label, 2)
+
+
+def test_padding_counts_where_gaps_are_shown(make_toy_network):
+    """As published: the other student says what the padding is, and it is mixed like an image."""
+    given = batch((2, 4, 4))
+    valid = given.unlabelled.valid.copy()
+    valid[:, :, 3] = False
+    given = given._replace(unlabelled=given.unlabelled._replace(valid=valid))
+    method = Cps(make_toy_network(normalise=False), unchanged, NoMixing(), threshold=0.0, gaps="shown", cross="all")
+    state = first_state(method, TX, seed=0)
+    mean = terms_of(method, state.params, state, given)[0]["unsupervised_loss"].mean
+    images = np.concatenate([given.labelled.image, given.unlabelled.image]) / 255
+    own, other = (
+        said_by(method, Variables(state.params[name], state.batch_stats[name]), images) for name in (FIRST, SECOND)
+    )
+    np.testing.assert_allclose(mean, (cross_entropy(own, other.argmax(-1)).sum(), 64), rtol=1e-5)
 
 
 class Noted:
@@ -189,6 +208,7 @@ def test_the_papers_settings():
     voc, cityscapes = (load_config(f"configs/{data}.py:cps_paper", {}) for data in ("voc", "cityscapes"))
     for c, weight in ((voc, 1.0), (cityscapes, 5.0)):
         assert (c.method.threshold, c.method.unsupervised_weight, c.method.cps.cross) == (0, weight, "unlabelled")
-        assert (c.augment.mixing, c.method.cps.label_mode, c.eval.mode) == ("cutmix_toggled", "train", "sliding")
+        assert (c.augment.mixing, c.method.cps.label_mode, c.eval.mode) == ("cutmix_pairs", "train", "sliding")
+        assert (c.data.unlabelled_pairs, c.method.cps.gaps) == (True, "shown")
     unmixed = load_config("configs/voc.py:cps_unmixed+forec", {})
     assert (unmixed.augment.mixing, unmixed.method.cps.cross) == ("none", "all")

@@ -1,5 +1,6 @@
 """U2PL: the worked examples, who is an anchor and who a negative by either rule, and what carries no gradient."""
 
+import dataclasses
 import functools
 
 import jax
@@ -91,6 +92,14 @@ def test_the_worked_example_of_the_unsupervised_loss(make_fixed_network):
     np.testing.assert_allclose(aux.metrics["kept"].value(), 0.75)
     at_the_end, *_ = run(method, state._replace(step=jnp.int32(10)), given)
     np.testing.assert_allclose(at_the_end["unsupervised_loss"].mean.number, 3)  # the most unsure one alone is left out
+
+
+def test_padding_counts_where_gaps_are_shown(make_fixed_network):
+    """The worked example again, of which two pixels are padding."""
+    method, state, given = example(make_fixed_network)
+    given = given._replace(unlabelled=given.unlabelled._replace(valid=np.array([[[True, True, False, False]]])))
+    terms, *_ = run(dataclasses.replace(method, gaps="shown"), state, given)
+    np.testing.assert_allclose(terms["unsupervised_loss"].mean.value(), 0.779312, rtol=1e-5)
 
 
 def test_the_worked_example_of_the_contrast():
@@ -263,6 +272,6 @@ def test_the_papers_settings():
     for c, weight, crop in ((voc, 0.25, 513), (cityscapes, 0.125, 769)):
         u2pl = c.method.u2pl
         assert (u2pl.negatives, u2pl.contrast_weight, u2pl.queue, c.data.crop) == ("released", weight, 30_000, crop)
-        assert (c.ema.bn_mode, c.augment.mixing) == ("own", "cutmix_half")
+        assert (c.ema.bn_mode, c.augment.mixing, u2pl.gaps) == ("own", "cutmix_half", "shown")
     assert voc.method.start == 1 / 80
     assert cityscapes.method.supervised_loss == "ohem"

@@ -1,9 +1,35 @@
 """How surely the student knows each class, as part of a method's memory: AEL's confidence bank (Hu et al., NeurIPS 2021)."""
 
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
-from forec_jax.contracts import Array
+from forec_jax.contracts import Array, Mean, Metrics
+from forec_jax.options import SHARE, option
+
+BANK = "class_confidence"
+"""What the bank is called in the memory, and its mean among the metrics."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BankOptions:
+    """How the bank moves."""
+
+    bank_decay: float = option(0.999, "of the bank b of class confidences", SHARE)
+    absent: Literal["skip", "zero"] = option(
+        "skip",
+        'a class without a labelled pixel in the batch: "skip" it, or call its confidence "zero" (AEL\'s released code)',
+    )
+
+
+def bank_metrics(bank: Array) -> Metrics:
+    """The mean and the lowest of f32[K] class confidences."""
+    return {
+        BANK: Mean(jnp.sum(bank), jnp.float32(len(bank))),
+        f"{BANK}_lowest": Mean(jnp.min(bank), jnp.float32(1)),
+    }
 
 
 def moved_bank(bank: Array, logits: Array, label: Array, included: Array, *, decay: float, skip_absent: bool) -> Array:

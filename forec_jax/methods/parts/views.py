@@ -1,7 +1,8 @@
 """From a batch to what the student sees and what it should say: shared by the methods, on the device."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from forec_jax.augment import Mixing, Rows
 from forec_jax.contracts import IGNORE, UNLABELLED, Array, Batch, Labelled, Pseudo, Unlabelled, Views
+from forec_jax.options import option
 
 PSEUDO_LABELS = "pseudo_labels"
 """Name of the values that are worth keeping where a forward pass is recomputed: they took one of the teacher's."""
@@ -16,6 +18,23 @@ PSEUDO_LABELS = "pseudo_labels"
 Known = TypeVar("Known", Views, Rows)
 
 Colour = Callable[[Array, Array, Array], Array]  # (key, image f32[B,H,W,3] in [0,1], valid) -> the same shape and range
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaddingOptions:
+    """What becomes of padding where the published loss of unlabelled rows does not know of it."""
+
+    gaps: Literal["hidden", "shown"] = option(
+        "hidden",
+        'padding of unlabelled rows (and void, where labelled rows count in the same loss): "hidden", or "shown": it counts '
+        "like an image, as published",
+    )
+
+    def with_gaps(self, part: Unlabelled | Labelled | None) -> Unlabelled | Labelled | None:
+        """The unlabelled rows; where gaps are shown, nothing of them is called padding."""
+        if part is None or self.gaps == "hidden":
+            return part
+        return part._replace(valid=jnp.ones_like(part.valid))
 
 
 def both_parts(batch: Batch, method: str) -> tuple[Labelled, Unlabelled | Labelled]:

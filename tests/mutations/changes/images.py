@@ -4,6 +4,12 @@ from changes.change import of
 
 IMAGES = [
     *of(
+        "data/pipeline.py",
+        "data/test_pipeline.py",
+        ("self._parent[index // 2]", "self._parent[index]"),
+        ('pairs and part == "unlabelled"', "pairs"),
+    ),
+    *of(
         "augment/geometry.py",
         "augment/test_geometry.py",
         ("jnp.maximum(scaled - length, 0) + 1)", "jnp.maximum(scaled - length, 0))"),
@@ -79,7 +85,10 @@ IMAGES = [
         "augment/test_adaptive.py",
         ("jnp.where(allowed, jnp.sqrt(1.0 - confidence), -jnp.inf)", "jnp.sqrt(1.0 - confidence)"),
         ("jnp.sqrt(1.0 - confidence)", "(1.0 - confidence)"),
-        ("axis=-1) & partner.is_ground_truth & partner.valid", "axis=-1) & partner.valid"),
+        ("jnp.where(rows.is_ground_truth, rows.label, IGNORE)", "rows.label"),
+        ("axis=-1) & partner.valid", "axis=-1)"),
+        ("next_rows(rows), in_turn)", "in_turn, next_rows(rows))"),
+        ("[leaf] * times)[:count]", "[leaf[:1]] * count)"),
         ("(Zoom(self.scale), Mirror())", "(Mirror(),)"),
         ("~jnp.eye(len(label), dtype=bool) | (len(label) == 1)", "jnp.ones((len(label), len(label)), bool)"),
         ("shown, 1.0 - confidence[None], -jnp.inf", "shown, confidence[None], -jnp.inf"),
@@ -92,6 +101,7 @@ IMAGES = [
         "augment/mixing.py",
         "augment/test_mixing.py",
         ("jnp.roll(x, -1, axis=0)", "jnp.roll(x, 1, axis=0)"),
+        ("[:, ::-1].reshape(x.shape)", ".reshape(x.shape)"),
         ("valid=rows.valid & ~cut", "valid=rows.valid"),
         (
             "partner.label[..., None] == jnp.arange(self.classes)[None, None, None]) & partner.valid[..., None]",

@@ -4,6 +4,12 @@ from changes.change import of
 
 METHODS = [
     *of(
+        "methods/cps.py",
+        "methods/test_cps.py",
+        ("& ~void | (not hide_gaps)", "& ~void"),
+        ("unlabelled = self.with_gaps(unlabelled)", ""),
+    ),
+    *of(
         "methods/entry.py",
         "test_config.py",
         ("if self.student.student_labelled or completed else", "if self.student.student_labelled else"),
@@ -149,7 +155,7 @@ METHODS = [
         ("jnp.argmax(logits, axis=-1)]", "views.label % self.classes]"),
         ("jnp.where(kept, weight, 0.0), jnp.sum(weight)", "jnp.where(kept, weight, 0.0), jnp.sum(counts)"),
         ("pseudo_labelled(others, *word_u)._replace(extra=word_u)", "others._replace(extra=word_u)"),
-        ("constant, train = jax.lax.stop_gradient(teacher)", "constant, train = teacher"),
+        ('train = self.label_mode == "train"', "train = False"),
         ("self.labelled_weight * weight", "weight"),
         ("seen.image, pass_key)", "student_input(rows, others)[0], pass_key)"),
     ),
@@ -160,6 +166,9 @@ METHODS = [
         ("return jax.lax.stop_gradient(weight)", "return weight"),
         ("logits, views = outputs[head].output, said[labeller]", "logits, views = outputs[head].output, said[head]"),
         ("jnp.exp(-weighted_divergence", "jnp.exp(weighted_divergence"),
+        ("jnp.where(words.known, 1.0, self", "jnp.where(words.known, 0.0, self"),
+        ("truth = truth._replace(is_ground_truth=jnp.zeros_like(truth.is_ground_truth))", ""),
+        ('truth = self.absent == "skip", labelled_pixels(views)', 'truth = self.absent == "skip", views.label != 255'),
     ),
     *of(
         "methods/pseudoseg.py",
