@@ -11,6 +11,7 @@ from forec_jax.parallel.mesh import (
     shape_sharding,
     shard_batch,
     spread,
+    vectors_sharding,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "shard_batch",
     "spread",
     "summed",
+    "vectors_sharding",
 ]

@@ -54,8 +54,22 @@ def shape_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     divisible = [axis for axis, size in enumerate(shape) if size and size % parts == 0]
     if parts == 1 or not divisible or math.prod(shape) < SHARDED_FROM:
         return replicated(mesh)
-    split = max(divisible, key=lambda axis: (shape[axis], axis))
-    return NamedSharding(mesh, PartitionSpec(*("fsdp" if axis == split else None for axis in range(len(shape)))))
+    return _split(mesh, shape, max(divisible, key=lambda axis: (shape[axis], axis)))
+
+
+def vectors_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """The last axis is split over the mesh's fsdp axis, where that divides it; a small array is whole.
+
+    So each device holds a part of every vector of a store: vectors are written and drawn without moving, and their products
+    are sums over devices.
+    """
+    if mesh.shape["fsdp"] == 1 or math.prod(shape) < SHARDED_FROM or shape[-1] % mesh.shape["fsdp"]:
+        return replicated(mesh)
+    return _split(mesh, shape, len(shape) - 1)
+
+
+def _split(mesh: Mesh, shape: tuple[int, ...], over: int) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*("fsdp" if axis == over else None for axis in range(len(shape)))))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from forec_jax.contracts import Array, Method, TrainState
-from forec_jax.parallel import replicated, shape_sharding
+from forec_jax.parallel import replicated, shape_sharding, vectors_sharding
 
 INIT_STREAM, STEP_STREAM = 0, 1
 
@@ -69,8 +69,8 @@ def state_sharding(
 ) -> NamedSharding | TrainState:
     """How the state lies on a mesh: parameters, teacher and optimiser state are split over "fsdp" by their shapes.
 
-    The rest (statistics, memory, step) is small or belongs to the method, and is whole on every device; so is everything
-    on a mesh whose fsdp axis is 1.
+    So is what a method remembers, by its last axis: a store by the parts of its vectors.
+    The rest (statistics, step) is small, and is whole on every device; so is everything on a mesh whose fsdp axis is 1.
     """
     whole = replicated(mesh)
     if mesh.shape["fsdp"] == 1:
@@ -78,4 +78,6 @@ def state_sharding(
     shapes = jax.eval_shape(lambda: first_state(method, tx, seed))
     state: TrainState = jax.tree.map(lambda _: whole, shapes)
     split = functools.partial(jax.tree.map, lambda leaf: shape_sharding(mesh, leaf.shape))
-    return state._replace(params=split(shapes.params), teacher=split(shapes.teacher), opt_state=split(shapes.opt_state))
+    memory = jax.tree.map(lambda leaf: vectors_sharding(mesh, leaf.shape), shapes.memory)
+    of_networks = {name: split(getattr(shapes, name)) for name in ("params", "teacher", "opt_state")}
+    return state._replace(memory=memory, **of_networks)

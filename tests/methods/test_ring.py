@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from forec_jax.methods.parts.ring import Ring, draw_places, empty_ring, filled, push
-from forec_jax.parallel import make_mesh
+from forec_jax.parallel import make_mesh, vectors_sharding
 
 CLASSES, PLACES, MOST = 3, 5, 2
 
@@ -90,3 +90,25 @@ def test_one_and_eight_devices_store_the_same():
             ring = step(ring, jax.random.key(call), place(vectors(call, 64)), place(which), 7)
         rings.append(ring)
     jax.tree.map(np.testing.assert_array_equal, *rings)
+
+
+def test_a_store_that_is_split_over_devices_stores_and_gives_the_same_and_is_never_gathered():
+    """Each device holds a part of every vector: what comes together are the few vectors of a step, and their products."""
+    mesh, shape = make_mesh(fsdp=8), (CLASSES, 64, 64)
+    whole, split = NamedSharding(mesh, PartitionSpec()), vectors_sharding(mesh, shape)
+    which = jax.random.bernoulli(jax.random.key(9), 0.4, (64, CLASSES))
+    drawn = jax.random.normal(jax.random.key(8), (64, 64))
+
+    def step(ring, vectors):
+        ring = push(ring, jax.random.key(0), vectors, which, 7)
+        place = draw_places(ring, jax.random.key(1), (4,))
+        return ring, ring.values[jnp.arange(CLASSES)[:, None], place] @ drawn[0]
+
+    found = []
+    for lies in (whole, split):
+        ring = jax.device_put(empty_ring(*shape), Ring(lies, whole, whole))
+        compiled = jax.jit(step, out_shardings=(Ring(lies, whole, whole), whole)).lower(ring, drawn).compile()
+        found.append(compiled(ring, drawn))
+    assert found[1][0].values.addressable_shards[0].data.shape == (CLASSES, 64, 8)
+    assert "all-gather" not in compiled.as_text()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *found)

@@ -4,7 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from forec_jax.parallel import global_batch, make_mesh, on_local_devices, replicated, shape_sharding, shard_batch
+from forec_jax.parallel import (
+    global_batch,
+    make_mesh,
+    on_local_devices,
+    replicated,
+    shape_sharding,
+    shard_batch,
+    vectors_sharding,
+)
 
 
 def test_the_mesh_has_two_axes_of_type_auto():
@@ -63,8 +71,16 @@ def test_an_array_is_split_over_its_largest_divisible_axis(shape, spec):
     assert shape_sharding(make_mesh(fsdp=4), shape).spec == jax.sharding.PartitionSpec(*spec)
 
 
+@pytest.mark.parametrize(
+    ("shape", "spec"), [((3, 4096, 8), (None, None, "fsdp")), ((64, 4096, 6), ()), ((2, 2, 64), ()), ((), ())]
+)
+def test_a_store_is_split_over_its_vectors_parts(shape, spec):
+    assert vectors_sharding(make_mesh(fsdp=4), shape).spec == jax.sharding.PartitionSpec(*spec)
+
+
 def test_without_an_fsdp_axis_nothing_is_split():
     assert shape_sharding(make_mesh(), (64, 64)).is_fully_replicated
+    assert vectors_sharding(make_mesh(), (64, 64)).is_fully_replicated
 
 
 def test_what_is_split_comes_back_whole_on_local_devices():
