@@ -9,16 +9,18 @@
 # in OUT: suite.json (suite_cut_off.json where the time was up), steps/NAME.json, ladder/ (a sweep's folder), and ladder.csv.
 # benchmarks/gpu_tables.py makes the tables of docs/performance.md from them.
 #
-#   OUT      folder of the results (runs/gpu)
+#   OUT      folder of the results (runs/gpu of the repository)
 #   VOC      folder that holds VOC2012/; without it there is no ladder
 #   WHEELS   folder of wheels to install first, for a machine without a network
 #   SIZE     full, or tiny
 #   LIMIT    seconds for all parts together (1500)
-#   PYTHON   python3
+#   PYTHON   the interpreter (python3)
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-out=${OUT:-runs/gpu} voc=${VOC:-} wheels=${WHEELS:-} size=${SIZE:-full} limit=${LIMIT:-1500} python=${PYTHON:-python3}
+absolute() { if [[ -n $1 ]]; then realpath --canonicalize-missing --no-symlinks -- "$1"; fi; }
+out=$(absolute "${OUT:-}") voc=$(absolute "${VOC:-}") wheels=$(absolute "${WHEELS:-}")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+out=${out:-runs/gpu} size=${SIZE:-full} limit=${LIMIT:-1500} python=${PYTHON:-python3}
 dry=0 parts=()
 for argument in "$@"; do
     case $argument in

@@ -16,10 +16,10 @@ SCRIPT = BENCHMARKS / "gpu.sh"
 
 
 def dry_run(out, *parts, **environment):
-    environment = {"OUT": str(out), "PYTHON": sys.executable, "VOC": "", **environment}
-    found = subprocess.run(
-        ["bash", SCRIPT, "--dry-run", *parts], env=os.environ | environment, capture_output=True, text=True, check=True
-    )
+    """What the script says, by line; it is called from the folder above `out`."""
+    given = {"OUT": out.name, "PYTHON": sys.executable, "VOC": "", **environment}
+    command = ["bash", SCRIPT, "--dry-run", *parts]
+    found = subprocess.run(command, cwd=out.parent, env=os.environ | given, capture_output=True, text=True, check=True)
     return [line.partition("] ")[2] for line in found.stderr.splitlines()]
 
 
@@ -44,7 +44,7 @@ def test_a_dry_run_says_every_step_in_order_and_what_is_done(tmp_path, size):
 
 def test_without_time_or_data_nothing_is_begun(tmp_path):
     assert dry_run(tmp_path, "ladder")[0] == "ladder: VOC is not set"
-    assert dry_run(tmp_path, "ladder", VOC="devkit")[0].endswith("--config.data.root=devkit")
+    assert dry_run(tmp_path, "ladder", VOC="devkit")[0].endswith(f"--config.data.root={tmp_path.parent}/devkit")
     assert all(line.endswith("no time is left") for line in dry_run(tmp_path, "steps", LIMIT="20")[:-1])
 
 
