@@ -41,13 +41,13 @@ left() { echo $((limit - SECONDS)); }
 least() { echo $(($1 < $2 ? $1 : $2)); }
 
 # At most SECONDS, and no longer than is left. The last GRACE of them begin with SIGINT, at which a training ends with a
-# checkpoint and pytest with a report.
+# checkpoint and pytest with a report. A script in the background passes on that SIGINT is ignored: hence env.
 bounded() { # SECONDS GRACE COMMAND ...
     local most grace=$2
     most=$(($(least "$1" "$(left)") - grace))
     shift 2
     if ((most <= 0)); then return 124; fi
-    timeout --signal=INT --kill-after="$grace" "$most" "$@"
+    timeout --signal=INT --kill-after="$grace" "$most" env --default-signal=INT "$@"
 }
 
 prepare() {
@@ -67,7 +67,7 @@ suite() {
     if [[ $size == tiny ]]; then files=(tests/losses); else mapfile -t files < <("$python" benchmarks/gpu_plan.py tests); fi
     say "suite: ${files[*]}"
     ((!dry)) || return 0
-    XLA_FLAGS='' JAX_DEFAULT_MATMUL_PRECISION=highest bounded 240 15 "$python" -m pytest -p no:cacheprovider \
+    XLA_FLAGS='' JAX_DEFAULT_MATMUL_PRECISION=highest bounded 240 30 "$python" -m pytest -p no:cacheprovider \
         --junitxml="$out/suite.xml" "${files[@]}" >"$out/suite.log" 2>&1 || code=$?
     say "suite: exit code $code, $(tail -n 1 "$out/suite.log")"
     if ((code > 1)); then name=suite_cut_off; fi    # the next call tries again
