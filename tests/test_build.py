@@ -36,7 +36,9 @@ def test_a_network_starts_from_the_weights_that_the_config_names(tmp_path):
         np.testing.assert_array_equal(leaf, value)
 
 
-@pytest.mark.parametrize("options", [{"encoder_statistics": "weights"}, {"freeze": "encoder"}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({"encoder_statistics": "weights"}, marks=pytest.mark.slow), {"freeze": "encoder"}]
+)
 def test_an_encoder_keeps_the_statistics_of_its_weights_in_training_where_asked(options):
     c = defaults()
     c.model.encoder, c.model.resnet.width = "resnet18", 1 / 16
@@ -54,6 +56,7 @@ def test_an_encoder_keeps_the_statistics_of_its_weights_in_training_where_asked(
     assert np.any(stats["segmentation"]["fuse1"]["norm"]["mean"])
 
 
+@pytest.mark.slow
 def test_a_step_with_a_frozen_encoder_has_less_to_do_and_less_to_keep():
     small = {"model.encoder": "unet", "model.unet.width": 1 / 16, "data.crop": 32}
     c = load_config("configs/shapes.py:supervised", small)

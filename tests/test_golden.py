@@ -26,8 +26,8 @@ spec = importlib.util.spec_from_file_location("golden_make", GOLDEN / "make.py")
 make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)
 
-OFTEN = ("shapes:forec", "shapes:s4gan_forec")
-"""One network and two; to compile a case takes a core a third of a minute, so the rest is slow."""
+OFTEN = ("shapes:forec",)
+"""To compile a case takes a core a third of a minute, so the rest is slow."""
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,9 @@ def test_a_plan_over_fsdp_holds_a_part_a_device_and_gathers_it():
 @pytest.mark.parametrize(
     ("config", "options", "images"),
     [
-        ("configs/shapes.py:ps_mt", {"batch.labelled": 8, "batch.unlabelled": 8}, 16),
+        pytest.param(
+            "configs/shapes.py:ps_mt", {"batch.labelled": 8, "batch.unlabelled": 8}, 16, marks=pytest.mark.slow
+        ),
         ("configs/shapes.py:partial_5pc+two_streams", {"batch.labelled": 8, "batch.unlabelled": 8}, 16),
         ("configs/tags.py:shapes+classifier", {"batch.tagged": 8}, 8),
     ],
@@ -90,8 +92,16 @@ def test_every_kind_of_method_has_a_step_to_lower(config, options, images):
     ("variant", "options"),
     [
         ("vit_tiny", {"model.dinov2.width": 1 / 6, "model.dinov2.depth": 2, "model.dinov2.remat": True}),
-        ("dinov3_small", {"model.dinov3.width": 1 / 6, "model.dinov3.depth": 2, "model.dinov3.remat": True}),
-        ("mit_b0", {"model.mit.width": 1 / 8, "model.mit.depth": 1, "model.mit.remat": True}),
+        pytest.param(
+            "dinov3_small",
+            {"model.dinov3.width": 1 / 6, "model.dinov3.depth": 2, "model.dinov3.remat": True},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "mit_b0",
+            {"model.mit.width": 1 / 8, "model.mit.depth": 1, "model.mit.remat": True},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_transformers_have_a_step_to_lower_in_bfloat16_and_over_fsdp(variant, options):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,16 +66,8 @@ def train(photos, workdir, *more):
     return cli.run(["train", *config, prepared, f"--workdir={workdir}", *OPTIONS, *more])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_quickly():
-    """Compiling takes the time here, not running."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
-def trained(compiled_quickly, tmp_path_factory):
+def trained(tmp_path_factory):
     base = tmp_path_factory.mktemp("scores")
     photos = make_folder(base / "photos")
     assert train(photos, base / "run") == 0

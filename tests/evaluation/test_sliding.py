@@ -91,6 +91,7 @@ def test_without_valid_the_whole_array_is_the_image():
     np.testing.assert_allclose(probabilities[0], sliding_oracle(image[0].astype(np.float64), 24, 16), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_real_network_sees_each_window_as_if_it_were_an_image():
     """The window's padding up to a multiple of 32 is masked; an image within one window is predicted as a whole."""
     network = deeplab_network(

@@ -20,8 +20,6 @@ from forec_jax.models import dense_critic
 from forec_jax.options import OptionError
 from forec_jax.training import first_state, objective, train_step, with_own_optimizers
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 CLASSES, SIZE, KEY = 3, 8, jax.random.key(0)
 HEADS = (HeadSpec("segmentation", CLASSES), HeadSpec("reconstruction", 3))
 TASK = Auxiliary(1.0, ForegroundReconstruction((0,), threshold=0.4))
@@ -188,6 +186,7 @@ def test_neither_network_learns_from_the_others_terms(make_toy_network, partial)
         assert moved(found["student"]) == (counts and not of_discriminator), name
 
 
+@pytest.mark.slow
 def test_one_scalar_is_a_step_of_each_network_in_turn(make_toy_network):
     """The student first, then the discriminator on the class maps from before that step, by gradients of two losses."""
     method = make_method(make_toy_network(normalise=False), unsupervised_weight=0.1, threshold=0.4)

@@ -18,8 +18,6 @@ from forec_jax.methods.parts.class_bank import moved_bank, sampling_rates
 from forec_jax.options import OptionError
 from forec_jax.training import first_state
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 TX = optax.sgd(0.1)
 LABELS = Labels(("background", "disc", "square"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)), (0,))
 SHAPE = 4, 8, 9

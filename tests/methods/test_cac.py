@@ -25,8 +25,6 @@ from forec_jax.options import OptionError
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import first_state, objective
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 D, ROWS, SIDE = 2, 8, 12  # a row a device
 
 

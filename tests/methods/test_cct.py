@@ -21,8 +21,6 @@ from forec_jax.models import DeepLabOptions, deeplab_network
 from forec_jax.options import OptionError
 from forec_jax.training import first_state
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 KEY = jax.random.key(3)
 KINDS = get_args(Kind)
 LABELS = Labels(("background", "disc"), ((0, 0, 0), (255, 0, 0)), (0,))

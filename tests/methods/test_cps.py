@@ -20,8 +20,6 @@ from forec_jax.methods.parts.views import unchanged
 from forec_jax.options import OptionError
 from forec_jax.training import first_state, objective
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 FIRST, SECOND = STUDENTS
 PAIRS = (FIRST, SECOND), (SECOND, FIRST)  # who learns from whom
 TX = optax.sgd(0.1)

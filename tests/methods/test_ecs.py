@@ -19,8 +19,6 @@ from forec_jax.models import dense_critic
 from forec_jax.options import OptionError
 from forec_jax.training import first_state, train_step, with_own_optimizers
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 CLASSES, SIZE, KEY = 3, 8, jax.random.key(0)
 SGD = optax.sgd(0.5)
 LABELS = Labels(("background", "disc"), ((0, 0, 0), (255, 0, 0)), (0,))
@@ -104,6 +102,7 @@ def test_each_network_learns_from_its_own_terms_alone(make_toy_network):
             assert moved == (network == (CORRECTOR if name == "corrector_loss" else "student")), (name, network)
 
 
+@pytest.mark.slow
 def test_one_scalar_is_a_step_of_each_network_in_turn(make_toy_network):
     """Each at the weights that both had before, by an oracle of the losses."""
     method = make_method(make_toy_network(normalise=False), unsupervised_weight=3.0, approval_weight=2.0)

@@ -76,8 +76,13 @@ SEE_WHOLE_IMAGES = ("feature_matching_loss", "discriminator_real_loss", "discrim
 START = 4
 """The step from which they are trained: all terms count. As int32: for a bare number's weak type all is compiled again."""
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 every_method = pytest.mark.parametrize("variant", VARIANTS)
+OFTEN = ("mean_teacher", "s4gan", "cps", "u2pl", "cac", "prevmatch", "wsss", "mean_teacher+reco", "mean_teacher+forec")
+"""One of each kind: averaged, with a critic, two students, three stores, from tags, with tasks."""
+each_kind = pytest.mark.parametrize(
+    "variant", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+)
+"""For properties that take a program more a method: `make slow` asks them of every method."""
 
 
 def same_colour(key, image, valid):
@@ -262,7 +267,7 @@ def test_a_void_pixel_is_a_pixel_left_out_of_the_supervised_loss(make_toy_networ
     assert (nothing.total, nothing.number) == (0, stored)
 
 
-@every_method
+@each_kind
 def test_two_parts_of_a_batch_give_the_loss_and_the_gradient_of_the_whole(make_toy_network, variant):
     """In step 0: after its warm-up ps_mt draws another perturbation for each part."""
     batch = batch_for(variant)
@@ -274,7 +279,7 @@ def test_two_parts_of_a_batch_give_the_loss_and_the_gradient_of_the_whole(make_t
     assert_close(gradient, gradient_of_parts)
 
 
-@every_method
+@each_kind
 def test_one_and_eight_devices_agree(make_toy_network, variant):
     one, eight = (trained(make_toy_network, variant, devices)[1][0] for devices in (1, 8))
     assert_close(one, eight)
@@ -298,7 +303,7 @@ def test_a_run_that_goes_on_from_a_stored_state_ends_like_one_that_was_not_stopp
     jax.tree.map(np.testing.assert_array_equal, resumed, history[1])
 
 
-@pytest.mark.parametrize("variant", METHODS)
+@each_kind
 def test_a_frozen_encoder_stays_as_it_is_and_so_does_the_teachers(make_toy_network, variant):
     """To the last bit; and a run that goes on from the first step ends like one that was not stopped."""
     toy = functools.partial(make_toy_network, channels=64)  # enough weights for an average to be rounded

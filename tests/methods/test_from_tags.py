@@ -250,6 +250,7 @@ def test_the_classifier_never_changes_while_the_student_learns(make_wsss):
     assert set(last.teacher["student"].params) == {"encoder", "segmentation"}
 
 
+@pytest.mark.slow
 def test_a_step_on_the_papers_u_net_reaches_every_part_of_it(classifier):
     method = WsssRec(unet_network(heads=wsss_heads(CLASSES), width=0.0625), classifier.network, FOREGROUND, 0)
     large = tagged_batch()

@@ -22,8 +22,6 @@ from forec_jax.models import dense_critic
 from forec_jax.options import OptionError
 from forec_jax.training import first_state, train_step, with_own_optimizers
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 CLASSES, SIZE, KEY = 3, 12, jax.random.key(0)
 HEADS = (HeadSpec("segmentation", CLASSES), HeadSpec("reconstruction", 3))
 TASK = Auxiliary(1.0, ForegroundReconstruction((0,), threshold=0.4))

@@ -14,7 +14,6 @@ from forec_jax.methods.parts.heads import class_probabilities
 from forec_jax.methods.parts.views import apart, unchanged
 from forec_jax.training import first_state
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 TX = optax.sgd(0.1)
 KEY = jax.random.key(3)
 FILL = np.float32(IMAGENET_MEAN)

@@ -29,8 +29,6 @@ from forec_jax.methods.vat import Vat
 from forec_jax.models import attention_network, dense_critic, discriminator_network
 from forec_jax.training import first_state, objective, with_own_optimizers
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 CLASSES, SIZE = 3, 16
 RECO = RegionalContrast(CLASSES, channels=4, queries=4, negative_keys=4, pixel_threshold=0.0)
 TASKS = (
@@ -123,13 +121,13 @@ def gradients(method, state, batch):
         ("mean_teacher", UNLABELLED),
         ("mean_teacher", IGNORE),
         ("ps_mt", UNLABELLED),
-        ("s4gan", IGNORE),
+        pytest.param("s4gan", IGNORE, marks=pytest.mark.slow),
         ("s4gan, partial labels", UNLABELLED),
-        ("vat", IGNORE),
-        ("adv_semseg", IGNORE),
+        pytest.param("vat", IGNORE, marks=pytest.mark.slow),
+        pytest.param("adv_semseg", IGNORE, marks=pytest.mark.slow),
         ("gct", IGNORE),
-        ("ecs", IGNORE),
-        ("pseudoseg", IGNORE),
+        pytest.param("ecs", IGNORE, marks=pytest.mark.slow),
+        pytest.param("pseudoseg", IGNORE, marks=pytest.mark.slow),
     ],
 )
 def test_terms_are_zero_and_gradients_finite(make_toy_network, name, label):
@@ -140,7 +138,7 @@ def test_terms_are_zero_and_gradients_finite(make_toy_network, name, label):
         assert float(terms[term].mean.value()) == 0, term
 
 
-@pytest.mark.parametrize("name", ["mean_teacher", "ps_mt", "s4gan"])
+@pytest.mark.parametrize("name", ["mean_teacher", "ps_mt", pytest.param("s4gan", marks=pytest.mark.slow)])
 def test_regional_contrast_on_each_method_teaches_the_student_alone(make_toy_network, name):
     method = with_tasks(make_toy_network, name, (RECO,))
     batch = make_batch(0)

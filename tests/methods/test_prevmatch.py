@@ -27,7 +27,6 @@ from forec_jax.options import OptionError
 from forec_jax.training import first_state
 from forec_jax.training.step import objective
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 TX = optax.sgd(0.1)
 KEY = jax.random.key(5)
 

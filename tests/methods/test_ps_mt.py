@@ -16,8 +16,6 @@ from forec_jax.methods.ps_mt import TEACHERS
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state, first_state, objective, train_step
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 HEADS = (HeadSpec("segmentation", 3), HeadSpec("reconstruction", 3))
 TASK = Auxiliary(1.0, ForegroundReconstruction((0,), threshold=0.0))
 TX = optax.sgd(0.5)
@@ -289,7 +287,8 @@ def test_an_unknown_epoch_predicts_but_does_not_train(make_toy_network):
 PUBLISHED = {"teacher_mode": "train", "top_classes": 2, "perturbed": "fused", "mixing": ShuffledCutMix()}
 
 
-@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), PUBLISHED], ids=["plain", "published"])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, PUBLISHED], ids=["plain", "published"])
 def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network, options):
     network = make_toy_network(normalise=False)
     method = dataclasses.replace(make_method(network, warmup=1), **options)

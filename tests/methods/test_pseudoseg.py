@@ -22,8 +22,6 @@ from forec_jax.models.attention import REFINED
 from forec_jax.options import OptionError
 from forec_jax.training import first_state
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 CLASSES, FOREGROUND, DEPTH = 3, (1, 2), 4
 HEADS = HeadSpec("segmentation", CLASSES), tags_head(FOREGROUND)
 KEY, TX = jax.random.key(0), optax.sgd(0.1)

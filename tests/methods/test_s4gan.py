@@ -16,8 +16,6 @@ from forec_jax.models import discriminator_network
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import compile_step, create_state, first_state, objective, with_own_optimizers
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 CLASSES, SIZE = 3, 16
 HEADS = (HeadSpec("segmentation", CLASSES), HeadSpec("reconstruction", 3))
 TASK = Auxiliary(1.0, ForegroundReconstruction((0,), threshold=0.4))
@@ -233,7 +231,7 @@ def test_self_training_takes_the_rows_that_the_discriminator_trusts(make_toy_net
     assert kept == {-5.0: 0.0, 5.0: 1.0}
 
 
-@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("partial", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_neither_network_learns_from_the_others_terms(make_toy_network, partial):
     options = {"auxiliary": (TASK,), "threshold": 0.0, "partial_labels": partial}
     method = make_method(make_toy_network(HEADS), dropout=0.5, **options)
@@ -262,7 +260,8 @@ def test_the_teacher_gets_no_gradient_and_keeps_no_discriminator(make_toy_networ
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("partial", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("partial", [False, True])
 def test_one_and_eight_devices_agree_and_so_do_parts(make_toy_network, partial):
     network = make_toy_network(HEADS, normalise=False)
     options = {"feature_matching_weight": 0.0, "threshold": 0.0, "partial_labels": partial}

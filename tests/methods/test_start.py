@@ -136,6 +136,7 @@ def test_nothing_of_an_unlabelled_row_is_reconstructed_before_the_start(make_toy
     assert [pixels(2), pixels(3)] == [[every, 0], [every, every]]
 
 
+@pytest.mark.slow
 def test_s4gans_student_matches_no_features_before_the_start(make_toy_network, monkeypatch):
     c = apply_variant(defaults(), "s4gan")
     c.method.start = 3.0

@@ -22,8 +22,6 @@ from forec_jax.methods.parts.views import unchanged
 from forec_jax.methods.u2pl import EMBEDDING
 from forec_jax.training import first_state, objective
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 TX = optax.sgd(0.1)
 D = 2
 

@@ -20,8 +20,6 @@ from forec_jax.methods.ucc import HEADS, SECOND, Ucc
 from forec_jax.options import OptionError
 from forec_jax.training import first_state
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SEGMENTATION, _ = HEADS
 HEAD_SPECS = tuple(HeadSpec(name, 3) for name in HEADS)
 LABELS = Labels(("background", "disc"), ((0, 0, 0), (255, 0, 0)), (0,))

@@ -29,8 +29,6 @@ from forec_jax.models import DeepLabOptions, deeplab_network
 from forec_jax.options import OptionError
 from forec_jax.training import first_state
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 KEY = jax.random.key(4)
 
 
@@ -138,6 +136,7 @@ def test_it_carries_no_gradient(linear):
         assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(jax.grad(total)(features)))
 
 
+@pytest.mark.slow
 def test_it_climbs_through_a_real_network():
     """DeepLab's convolutions, and the encoder's, have gradients of their own: they must allow the second one as well."""
     decoder = DeepLabOptions(rates=(1, 2, 3), channels=8, low_level_channels=4)

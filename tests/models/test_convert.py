@@ -66,7 +66,13 @@ def resnet18():
     return resnet("resnet18")
 
 
-@pytest.mark.parametrize("arch", BLOCKS)
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param(arch, marks=[pytest.mark.slow] if arch in ("resnet101", "resnet152", "resnet200") else [])
+        for arch in BLOCKS
+    ],
+)
 def test_every_depth_uses_every_tensor_once(arch):
     tensors = resnet(arch)
     used = convert(tensors, "torchvision", arch, width=WIDTH).variables

@@ -63,6 +63,7 @@ def test_sizes_and_a_padded_image_is_the_image_alone():
     np.testing.assert_allclose(ours[:, :75, :101], expected, atol=1e-4 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_reach_every_kernel():
     net = network(width=0.125)
     variables = net.init(jax.random.key(0))

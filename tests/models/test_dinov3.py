@@ -16,8 +16,6 @@ from forec_jax.models.encoders.dinov3 import DinoV3Options
 from forec_jax.models.network import Form, assemble, count_parameters
 from forec_jax.models.pretrained import fitting_weights
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 TINY = DinoV3Options(width=1 / 6, depth=2, licence_accepted=True)  # one head of 64 channels
 WIDTH = 64
 
@@ -57,6 +55,7 @@ def test_a_token_is_turned_by_its_row_and_column():
         np.testing.assert_allclose(found[0, token, 0], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_padded_image_gives_the_probabilities_of_the_image_alone():
     network = network_of()
     variables = network.init(jax.random.key(0))

@@ -150,7 +150,9 @@ def same(a, b):
     return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [name if name.endswith("lite0") else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+)
 def test_every_tensor_finds_its_place_under_both_names(variant, caplog):
     tensors = made_up(variant)
     with caplog.at_level("INFO", "forec_jax"):

@@ -1,5 +1,7 @@
 """MiT and SegFormer's head: what is counted, padded images, sizes that no cell divides, other projects' names."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +17,6 @@ from forec_jax.models.encoders.mit import MitOptions
 from forec_jax.models.mit_weights import load_mit
 from forec_jax.models.network import Form, assemble, count_parameters
 from forec_jax.models.pretrained import fitting_weights
-
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 TINY = MitOptions(width=1 / 8, depth=1)  # 4, 8, 20, 32 channels
 WIDTHS, SHRINKING = (4, 8, 20, 32), (8, 4, 2, 1)
@@ -99,6 +99,7 @@ def test_blocks_are_left_out_more_often_the_later_they_come_and_never_out_of_tra
     variables = unsettled(network.init(jax.random.key(0)))
     image = np.random.default_rng(0).random((6, 32, 32, 3), np.float32)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def encode(train, seed):
         return network.encode(variables, image, train=train, rng=jax.random.key(seed))[0].maps
 

@@ -42,8 +42,8 @@ def predict(network, variables, image, valid=None, head="segmentation"):
     ("encoder", "form", "output_stride"),
     [
         ("resnet18", "deep", 8),
-        ("mobilenet_v2", "slim", 16),
-        ("efficientnet_lite0", "", 16),
+        pytest.param("mobilenet_v2", "slim", 16, marks=pytest.mark.slow),
+        pytest.param("efficientnet_lite0", "", 16, marks=pytest.mark.slow),
         pytest.param("resnet18", "d", 8, marks=pytest.mark.slow),  # both ways of averaging in the shortcuts
         pytest.param("mobilenet_v2", "torch", 16, marks=pytest.mark.slow),
         pytest.param("resnet18", "7x7", 16, marks=pytest.mark.slow),
@@ -320,7 +320,8 @@ def test_every_head_moves_the_shared_aspp():
         assert not np.array_equal(moved, variables.batch_stats["pyramid"]["point"]["norm"]["mean"])
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2"])
 def test_remat_computes_the_same_and_keeps_less(encoder):
     kept, recomputed = (small(encoder=encoder, remat=remat) for remat in (False, True))
     variables, image = kept.init(jax.random.key(0)), images(2, 65, 65)

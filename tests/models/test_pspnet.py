@@ -102,6 +102,7 @@ def test_sizes_and_a_padded_image_is_the_image_alone():
     assert not np.allclose(ours[1:, :75, :101], expected, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_dropout_takes_whole_channels():
     net = network(options=PSPNetOptions(channels=64, dropout=0.5), width=0.125)
     variables = net.init(jax.random.key(0))

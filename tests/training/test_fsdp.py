@@ -68,6 +68,7 @@ def test_split_or_not_the_numbers_are_those_of_one_device(method):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays_as_it_is_where_it_is_split_and_the_batch_taken_in_parts(make_toy_network):
     network = with_frozen_encoder(make_toy_network(channels=512, normalise=False))
     method = MeanTeacher(network, no_colour, NoMixing(), (), threshold=THRESHOLD)

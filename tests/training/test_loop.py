@@ -248,7 +248,9 @@ def test_snapshots_of_earlier_selves_come_back_from_a_checkpoint(tmp_path, make_
         assert len(np.unique(kept, axis=0)) == len(kept)
 
 
-@pytest.mark.parametrize("make", [two_teachers, with_discriminator, with_snapshots])
+@pytest.mark.parametrize(
+    "make", [pytest.param(two_teachers, marks=pytest.mark.slow), with_discriminator, with_snapshots]
+)
 def test_killed_and_resumed_is_bit_equal_with_any_networks(tmp_path, make_toy_network, make):
     method, tx = make(make_toy_network())
     whole, _ = run(tmp_path / "whole", method, tx=tx, batch_of=both_parts_of)
