@@ -116,11 +116,13 @@ class TagClassifier(MaskOptions, Options):
         found = jax.nn.sigmoid(pooled(maps, inside)) > self.tag_threshold
         shown = found if present is None else present[:, jnp.array(self.foreground)] > 0
         share = activations(enlarged(maps, (image.shape[1], image.shape[2]), valid), shown, inside)
-        return jnp.insert(share, self.background, 1.0, axis=-1)
+        parts = share[..., : self.background], jnp.ones_like(share[..., :1]), share[..., self.background :]
+        return jnp.concatenate([part for part in parts if part.shape[-1]], axis=-1)
 
     def at_threshold(self, scores: Array, threshold: Array | float) -> Array:
         """Probabilities f32[B,H,W,K] from `scores`: the background wins where no share exceeds the threshold."""
-        weights = scores.at[..., self.background].multiply(threshold)
+        is_background = jnp.arange(scores.shape[-1])[None, None, None] == self.background
+        weights = jnp.where(is_background, scores * threshold, scores)
         return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-6)
 
     def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
