@@ -6,8 +6,8 @@
 #   SIZE=tiny benchmarks/gpu.sh steps            # one part, at sizes that a CPU can rehearse
 #
 # The same command goes on: what is done is left as it is, and a part that is cut off keeps what it had. Results are JSON
-# in OUT: suite.json (suite_cut_off.json where the time was up), steps/NAME.json, ladder/ (a sweep's folder), and ladder.csv.
-# benchmarks/gpu_tables.py makes the tables of docs/performance.md from them.
+# in OUT: suite.json (suite_cut_off.json where the time was up), steps/NAME.json, ladder/ROW/SEED/summary.json; ladder.md is
+# the sweep's own table. benchmarks/gpu_tables.py makes the tables of docs/performance.md from them.
 #
 #   OUT      folder of the results (runs/gpu of the repository)
 #   VOC      folder that holds VOC2012/; without it there is no ladder
@@ -114,8 +114,8 @@ ladder() {
     bounded "$limit" 90 "$python" -m forec_jax sweep --sweep="$sweep" --workdir="$out/ladder" "${options[@]}" \
         >"$out/ladder.log" 2>&1 </dev/null || say "ladder: exit code $?, see $out/ladder.log"
     # What there is so far, also where runs are missing.
-    if "$python" -m forec_jax table --workdirs="$out/ladder" --format=csv >"$out/ladder.csv.part" 2>>"$out/ladder.log"; then
-        mv "$out/ladder.csv.part" "$out/ladder.csv"
+    if "$python" -m forec_jax table --workdirs="$out/ladder" --format=markdown >"$out/ladder.md.part" 2>>"$out/ladder.log"; then
+        mv "$out/ladder.md.part" "$out/ladder.md"
     else
         say "ladder: no table, see $out/ladder.log"
     fi

@@ -6,7 +6,6 @@ What was not measured says so. Only the text between the two marks in the page c
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -72,12 +71,11 @@ def suite(results: Path) -> str:
 
 
 def ladder(results: Path) -> str:
-    """The table of the sweep, as `forec-jax table --format=csv` wrote it."""
-    file = results / "ladder.csv"
+    """The tables of the sweep, as `forec-jax table --format=markdown` wrote them."""
+    file = results / "ladder.md"
     if not file.exists():
         return f"The ladder of methods (`configs/sweeps/voc_gpu.toml`): {MISSING}."
-    header, *rows = [line for line in csv.reader(file.read_text(encoding="utf-8").splitlines()) if line]
-    return "The ladder of methods (`configs/sweeps/voc_gpu.toml`):\n\n" + table(header, rows)
+    return f"The ladder of methods (`configs/sweeps/voc_gpu.toml`):\n\n{file.read_text(encoding='utf-8').strip()}"
 
 
 def filled(page: str, results: Path) -> str:

@@ -85,7 +85,7 @@ def test_what_was_measured_and_nothing_else_stands_in_the_tables(tmp_path):
     for row, found in ((both, measured("jax", "torch")), (alone, measured("jax"))):
         (tmp_path / "steps" / f"{row.name}.json").write_text(json.dumps(found))
     (tmp_path / "suite.json").write_text('{"passed": 5, "failed": 1, "skipped": 2, "seconds": 9.0}')
-    (tmp_path / "ladder.csv").write_text("row,mean\nforec,12.5\n")
+    (tmp_path / "ladder.md").write_text("| | mean |\n|---|---|\n| forec | 12.5 |\n")
     page = gpu_tables.filled(f"before {gpu_tables.BEGIN} old {gpu_tables.END} after", tmp_path)
     assert page.startswith("before ")
     assert page.endswith(" after")
