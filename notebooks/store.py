@@ -1,6 +1,6 @@
 """Runs the notebooks and stores them with what they show, and nothing of the machine that they ran on.
 
-python notebooks/store.py [NAME ...]    # forec, your_own_data, add_a_method; all of them by default
+python notebooks/store.py [NAME ...]    # forec, your_own_data, add_a_method, use_a_model; all of them by default
 """
 
 import base64
