@@ -90,12 +90,12 @@ def rotation_of(grid: tuple[int, int], extent: Array | None, before: int) -> Rot
         place = (jnp.arange(length)[None] + 0.5) / extent[:, axis, None]
         angles.append(2 * jnp.pi * (2 * place - 1)[..., None] / periods[None, None])
     rows, columns = angles
-    shape = (len(extent), *grid, number)
+    shape = (extent.shape[0], *grid, number)
     both = jnp.concatenate(
         [jnp.broadcast_to(rows[:, :, None], shape), jnp.broadcast_to(columns[:, None], shape)], axis=-1
     )
     turned = jnp.concatenate(
-        [jnp.zeros((len(extent), before, 2 * number)), both.reshape(len(extent), -1, 2 * number)], 1
+        [jnp.zeros((extent.shape[0], before, 2 * number)), both.reshape(extent.shape[0], -1, 2 * number)], 1
     )
     twice = jnp.concatenate([turned, turned], axis=-1)[:, :, None]
     return Rotation(jnp.cos(twice), jnp.sin(twice))
