@@ -26,7 +26,7 @@ def run(make_toy_network, monkeypatch):
     dataset = shapes_dataset(size=SIZE, counts={"train": 20, "tune": 8, "val": 4, "val_decorrelated": 3})
     monkeypatch.setattr(sources, "build_full_dataset", lambda c, val_ids=None: dataset)
     monkeypatch.setattr(sources, "check_tags", lambda *a: None)  # so few images need not show every class
-    c = load_config("configs/tags.py:wsss", {"data.size": SIZE, "eval.bucket": 64, "eval.batch": 8})
+    c = load_config("configs/tags.py:wsss", {"data.shapes.size": SIZE, "eval.bucket": 64, "eval.batch": 8})
     labels = dataset.labels
     network, classifier = make_toy_network(wsss_heads(7)), make_toy_network((tags_head(tuple(range(1, 7))),))
     method = WsssRec(network, classifier, tuple(range(1, 7)), 0)

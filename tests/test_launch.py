@@ -163,7 +163,7 @@ def training(workdir):
     """local.sh with a training in two processes, FSDP over both."""
     command = ["bash", LAUNCH / "local.sh", "2", sys.executable, "-m", "forec_jax", "train", f"--workdir={workdir}"]
     tiny = {"steps": 12, "evaluate_every": 6, "checkpoint_every": 2, "log_every": 1, "mesh.fsdp": 2}
-    tiny |= {"data.size": 48, "data.crop": 33, "data.labelled": "8:0", "eval.batch": 8, "eval.split": "tune"}
+    tiny |= {"data.shapes.size": 48, "data.crop": 33, "data.labelled": "8:0", "eval.batch": 8, "eval.split": "tune"}
     tiny |= {"eval.bucket": 64, "eval.pictures": 0, "model.width": 0.125, "model.decoder.channels": 8}
     options = [f"--config.{key}={value}" for key, value in tiny.items()]
     environ = {**os.environ, "PYTHONPATH": str(LAUNCH.parent), "FOREC_JAX_HEARTBEAT": "10"}

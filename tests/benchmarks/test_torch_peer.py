@@ -195,6 +195,7 @@ def test_a_step_of_unimatch_v2_moves_what_is_trained(encoder, crop, freeze):
     after = step.student.state_dict()
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert {name.split(".")[0] for name in moved} == ({"heads"} if freeze else {"heads", "backbone"})
+    assert freeze == all(weight.grad is None for weight in step.student.backbone.parameters())
 
 
 def test_each_view_keeps_the_channels_that_the_other_drops():
