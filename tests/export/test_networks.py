@@ -14,7 +14,6 @@ from forec_jax.models.layers import within
 
 pytest.importorskip("onnx", reason="pip install 'forec-jax[export]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'forec-jax[export]'")
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 LABELS = Labels(tuple("abcde"), tuple((k, k, k) for k in range(5)), (0,))
 DEEPLAB, PSPNET = {"model.deeplab.channels": 8}, {"model.decoder": "pspnet", "model.pspnet.channels": 8}
