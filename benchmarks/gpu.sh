@@ -102,7 +102,7 @@ ladder() {
     local sweep=configs/sweeps/voc_gpu.toml options=("--config.data.root=$voc")
     if [[ $size == tiny ]]; then
         sweep=configs/sweeps/tiny.toml
-        options=(--config.steps=2 --config.evaluate_every=2 --config.checkpoint_every=2 --config.data.size=48
+        options=(--config.steps=2 --config.evaluate_every=2 --config.checkpoint_every=2 --config.data.shapes.size=48
             --config.data.crop=33 --config.eval.split=tune --config.eval.bucket=64 --config.eval.pictures=0
             --config.model.encoder=unet --config.model.unet.width=0.03125)
     elif [[ -z $voc ]]; then

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 TINY = (
-    "--config.data.size=48",
+    "--config.data.shapes.size=48",
     "--config.data.crop=33",
     "--config.data.labelled=16:0",
     "--config.eval.split=tune",

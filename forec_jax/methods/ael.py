@@ -25,7 +25,7 @@ from forec_jax.contracts import (
     Views,
 )
 from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
-from forec_jax.methods.parts.class_bank import BANK, BankOptions, bank_metrics, moved_bank, sampling_rates
+from forec_jax.methods.parts.class_bank import BANK, BankOptions, bank_metrics, sampling_rates
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, run_heads
 from forec_jax.methods.parts.teacher import TEACHER_HEADS, teacher_statistics
@@ -33,7 +33,6 @@ from forec_jax.methods.parts.terms import (
     PseudoLabelOptions,
     SupervisedOptions,
     kept_errors,
-    labelled_pixels,
     pseudo_labelled_pixels,
     supervised_terms,
 )
@@ -126,8 +125,7 @@ class Ael(SemiSupervised, Equalization):
         task_terms, task_metrics, memory = self.task_terms(outputs, views, state, task_key)
 
         metrics |= bank_metrics(bank)
-        truth, skip = labelled_pixels(views), self.absent == "skip"
-        bank = moved_bank(bank, logits, views.label, truth, decay=self.bank_decay, skip_absent=skip)
+        bank = self.after_step(bank, logits, views)
         if self.label_mode == "inference":
             teacher = state.teacher[STUDENT]
             teacher_stats = teacher_statistics(self.network, teacher, image, dropout_key, self.bn_mode)

@@ -27,14 +27,13 @@ from forec_jax.contracts import (
 )
 from forec_jax.losses import weighted_divergence
 from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
-from forec_jax.methods.parts.class_bank import BANK, BankOptions, bank_metrics, moved_bank
+from forec_jax.methods.parts.class_bank import BANK, BankOptions, bank_metrics
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, head_names, mean_logits, run_heads
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import (
     PseudoLabelOptions,
     SupervisedOptions,
-    labelled_pixels,
     supervised_terms,
     under_name,
 )
@@ -133,16 +132,11 @@ class Ucc(SemiSupervised, _Weighing):
         task_terms, task_metrics, memory = self.task_terms(outputs, said[SEGMENTATION], state, task_key)
         if self.copy_paste:
             metrics |= bank_metrics(state.memory[BANK])
-            memory |= {BANK: self.moved(state.memory[BANK], outputs[SEGMENTATION].output, said[SEGMENTATION])}
+            memory |= {BANK: self.after_step(state.memory[BANK], outputs[SEGMENTATION].output, said[SEGMENTATION])}
         teacher = state.teacher[STUDENT]
         teacher_stats = teacher_statistics(self.network, teacher, image, dropout_key, self.bn_mode, heads=HEADS)
         aux = Aux({STUDENT: stats}, {STUDENT: teacher_stats}, memory, metrics | task_metrics)
         return terms | task_terms, aux
-
-    def moved(self, bank: Array, logits: Array, views: Views) -> Array:
-        """The bank f32[K] after a step."""
-        skip, truth = self.absent == "skip", labelled_pixels(views)
-        return moved_bank(bank, logits, views.label, truth, decay=self.bank_decay, skip_absent=skip)
 
     def views(
         self,

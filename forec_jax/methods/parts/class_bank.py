@@ -6,7 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from forec_jax.contracts import Array, Mean, Metrics
+from forec_jax.contracts import Array, Mean, Metrics, Views
+from forec_jax.methods.parts.terms import labelled_pixels
 from forec_jax.options import SHARE, option
 
 BANK = "class_confidence"
@@ -22,6 +23,11 @@ class BankOptions:
         "skip",
         'a class without a labelled pixel in the batch: "skip" it, or call its confidence "zero" (AEL\'s released code)',
     )
+
+    def after_step(self, bank: Array, logits: Array, views: Views) -> Array:
+        """The bank f32[K] moved by the student's logits f32[B,H,W,K] of the labelled pixels; see `moved_bank`."""
+        truth, skip = labelled_pixels(views), self.absent == "skip"
+        return moved_bank(bank, logits, views.label, truth, decay=self.bank_decay, skip_absent=skip)
 
 
 def bank_metrics(bank: Array) -> Metrics:

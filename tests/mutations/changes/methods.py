@@ -168,7 +168,11 @@ METHODS = [
         ("jnp.exp(-weighted_divergence", "jnp.exp(weighted_divergence"),
         ("jnp.where(words.known, 1.0, self", "jnp.where(words.known, 0.0, self"),
         ("truth = truth._replace(is_ground_truth=jnp.zeros_like(truth.is_ground_truth))", ""),
-        ('truth = self.absent == "skip", labelled_pixels(views)', 'truth = self.absent == "skip", views.label != 255'),
+    ),
+    *of(
+        "methods/parts/class_bank.py",
+        "methods/test_ucc.py",
+        ("truth, skip = labelled_pixels(views), self", "truth, skip = views.label != 255, self"),
     ),
     *of(
         "methods/pseudoseg.py",
