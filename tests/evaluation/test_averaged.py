@@ -86,7 +86,7 @@ def test_patches_of_a_transformer_see_each_image_as_if_it_were_alone():
     method = MeanTeacher(network=network, colour=None, mixing=None)
     variables = {"student": network.init(jax.random.key(0))}
     c = defaults()
-    c.eval.scales, c.eval.flip = (0.75,), True
+    c.eval.scales, c.eval.flip = (0.75, 1.25), True
     example = Example("e", np.random.default_rng(0).integers(0, 256, (45, 61, 3), dtype=np.uint8))
     found = []
     for bucket in (network.multiple * 5, network.multiple * 6):
