@@ -162,8 +162,6 @@ METHODS = [
     *of(
         "methods/ucc.py",
         "methods/test_ucc.py",
-        ("frozen = jax.lax.stop_gradient(student)", "frozen = student"),
-        ("return jax.lax.stop_gradient(weight)", "return weight"),
         ("logits, views = outputs[head].output, said[labeller]", "logits, views = outputs[head].output, said[head]"),
         ("jnp.exp(-weighted_divergence", "jnp.exp(weighted_divergence"),
         ("jnp.where(words.known, 1.0, self", "jnp.where(words.known, 0.0, self"),
