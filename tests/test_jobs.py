@@ -108,6 +108,15 @@ def test_a_signal_is_passed_on_once_and_no_other_job_begins(tmp_path, number):
     assert int((tmp_path / "group").read_text()) != os.getpgid(0)  # a terminal's Ctrl-C does not reach it besides
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as a terminal has it: what a script starts in the background inherits that SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_leaves_no_job_behind(tmp_path):
     when(tmp_path / "group", signal.SIGINT)
     when(tmp_path / "heard", signal.SIGINT)
