@@ -69,6 +69,7 @@ def test_a_crop_below_the_minimum_is_an_error(tmp_path, capsys):
     assert "crop=32" in error_of(capsys, train(tmp_path / "run", "--config.data.crop=32"))
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_at_its_start_may_be_mended(tmp_path, capsys):
     """Its work directory holds a config and no checkpoint, so that another config takes nothing away."""
     options = ["--config.eval.pictures=0"]

@@ -116,6 +116,7 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_leaves_no_job_behind(tmp_path):
     when(tmp_path / "group", signal.SIGINT)

@@ -59,6 +59,7 @@ def test_images_in_both_parts_of_a_run_are_not_among_those_that_it_labels(monkey
     assert len(images.splits["train"]) == 4
 
 
+@pytest.mark.slow
 def test_a_milestone_is_kept_and_the_last_state_is_another(trained):
     kept, last = load_run(trained, 2), load_run(trained, "last")
     assert (int(kept.state.step), int(last.state.step)) == (2, 4)
@@ -85,6 +86,7 @@ def test_the_unlabelled_images_get_the_masks_that_the_run_predicts(trained, tmp_
         write_labels(run, out, how)
 
 
+@pytest.mark.slow
 def test_a_second_training_takes_the_stored_masks_beside_the_true_ones(trained, tmp_path):
     folder, second = tmp_path / "labelled", tmp_path / "second"
     written = write_labels(load_run(trained, "last"), folder, Labelling(keep=0.5, pixel_confidence=True))

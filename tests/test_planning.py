@@ -37,6 +37,7 @@ def tiny(options):
     )
 
 
+@pytest.mark.slow
 def test_a_plan_counts_what_the_config_builds():
     """On the tests' eight devices; every number follows from the sizes or bounds what the compiler may say."""
     plan = plan_training(tiny({}))

@@ -287,6 +287,7 @@ def test_windows_are_chosen_in_pixels_and_make_sense():
             seen.of(c)
 
 
+@pytest.mark.slow
 def test_a_model_is_asked_window_by_window_and_for_all_probabilities(here, capsys):
     photos, run = here
     images = f"--images={photos / 'images' / 'a0.png'}"

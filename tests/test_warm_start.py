@@ -79,6 +79,7 @@ def test_a_run_of_another_encoder_is_no_start(trained):
         build.build_method(c, load_run(trained, "last").labels)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_frozen_encoder_says_where_it_is_random_and_goes_on_frozen_alone(tmp_path, capsys, caplog):
     workdir = tmp_path / "frozen"
     assert train(workdir, "--config.model.freeze=encoder") == 0

@@ -76,6 +76,7 @@ def test_it_is_the_mean_of_each_image_alone_at_each_scale_and_turned(scales, fli
         np.testing.assert_allclose(found[row, :height, :width].sum(-1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_patches_of_a_transformer_see_each_image_as_if_it_were_alone():
     """Odd sides that are no multiple of the patch, in a tight and in a loose bucket: the same probabilities."""
     network = assemble(

@@ -62,7 +62,7 @@ def difference(method, size, smaller):
         pytest.param("efficientnet_lite0", LITE | DEEPLAB, (49, 67), (64, 96), marks=slow),
         pytest.param("dinov2_small", DINOV2 | DPT, (42, 56), (56, 56), marks=slow),
         pytest.param("dinov3_small", DINOV3 | DPT, (48, 64), (64, 64), marks=slow),
-        ("mit_b0", MIT, (49, 67), (64, 96)),
+        pytest.param("mit_b0", MIT, (49, 67), (64, 96), marks=slow),
     ],
 )
 def test_the_file_says_what_the_library_says(encoder, options, whole, part):

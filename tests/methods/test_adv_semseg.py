@@ -164,7 +164,7 @@ def test_the_terms_equal_a_numpy_oracle(make_toy_network, partial, gaps):
     )
 
 
-@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("partial", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_neither_network_learns_from_the_others_terms(make_toy_network, partial):
     method = make_method(make_toy_network(HEADS), auxiliary=(TASK,), partial_labels=partial)
     state = first_state(method, SGD, seed=0)

@@ -122,7 +122,7 @@ def gradients(method, state, batch):
         ("mean_teacher", IGNORE),
         ("ps_mt", UNLABELLED),
         pytest.param("s4gan", IGNORE, marks=pytest.mark.slow),
-        ("s4gan, partial labels", UNLABELLED),
+        pytest.param("s4gan, partial labels", UNLABELLED, marks=pytest.mark.slow),
         pytest.param("vat", IGNORE, marks=pytest.mark.slow),
         pytest.param("adv_semseg", IGNORE, marks=pytest.mark.slow),
         ("gct", IGNORE),

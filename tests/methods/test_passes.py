@@ -60,7 +60,9 @@ def test_rows_are_taken_apart_as_they_were_joined(labelled, others):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("name", ["mean_teacher", "fixmatch", "ps_mt", "s4gan", "st"])
+@pytest.mark.parametrize(
+    "name", ["mean_teacher", "fixmatch", "ps_mt", pytest.param("s4gan", marks=pytest.mark.slow), "st"]
+)
 @pytest.mark.parametrize(("labelled", "others"), [(2, 2), (3, 1)])
 def test_two_passes_by_hand(make_toy_network, monkeypatch, name, labelled, others):
     """As the student run twice, the second time with the statistics that the first has left; tasks see both joined."""

@@ -31,7 +31,13 @@ def network_of(o=TINY, variant="dinov2_small", decoder=None, heads=HEADS):
     [  # Facebook's counts less the mask token, UniMatch V2's heads for 21 classes less the unused half of the last fusion
         ("dinov2_small", dpt.DptOptions(), 22_056_576 - 384, 2_739_061 - 73_856),
         ("dinov2_base", dpt.DptOptions(128, (96, 192, 384, 768)), 86_580_480 - 768, 10_948_309 - 295_168),
-        ("dinov2_large", dpt.DptOptions(256, (256, 512, 1024, 1024)), 304_368_640 - 1024, 31_210_517 - 1_180_160),
+        pytest.param(
+            "dinov2_large",
+            dpt.DptOptions(256, (256, 512, 1024, 1024)),
+            304_368_640 - 1024,
+            31_210_517 - 1_180_160,
+            marks=pytest.mark.slow,
+        ),
         ("dinov2_giant", dpt.DptOptions(384, (1536,) * 4), 1_136_480_768 - 1536, 122_267_925 - 2 * (384**2 * 9 + 384)),
     ],
 )

@@ -32,7 +32,7 @@ def network_of(o=TINY, variant="dinov3_small", form=None):
         ("dinov3_small", 21_596_544 - 384),
         ("dinov3_small_plus", 21_596_544 - 384 + 12 * 591_360),  # a second matrix into a perceptron, with its bias
         ("dinov3_base", 86e6),
-        ("dinov3_large", 303e6),
+        pytest.param("dinov3_large", 303e6, marks=pytest.mark.slow),
     ],
 )
 def test_the_published_networks_have_their_parameters(variant, number):

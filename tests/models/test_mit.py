@@ -33,7 +33,7 @@ def network_of(o=TINY, variant="mit_b0", channels=6, heads=HEADS, form=None):
     [
         ("mit_b0", 256, 3_319_392, 433_302),
         ("mit_b1", 256, 13_151_424, 564_374),
-        ("mit_b2", 768, 24_196_288, 3_265_686),
+        pytest.param("mit_b2", 768, 24_196_288, 3_265_686, marks=pytest.mark.slow),
         pytest.param("mit_b3", 768, 44_072_128, 3_265_686, marks=pytest.mark.slow),
         pytest.param("mit_b4", 768, 60_842_688, 3_265_686, marks=pytest.mark.slow),
         pytest.param("mit_b5", 768, 81_443_008, 3_265_686, marks=pytest.mark.slow),

@@ -83,7 +83,10 @@ def laid_out(encoder):
     return network, jax.eval_shape(network.init, jax.random.key(0))
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "encoder",
+    ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet_v2", "efficientnet_lite0"))],
+)
 @pytest.mark.parametrize("size", [(33, 33), (75, 321), (513, 64)])
 def test_any_crop_works(encoder, size):
     network, variables = laid_out(encoder)
@@ -195,7 +198,9 @@ def test_a_sharded_batch_gives_the_same_numbers(encoder):
     assert np.linalg.norm(ours - theirs) < 1e-2 * np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize(("encoder", "millions"), [("resnet50", 40.5), ("resnet101", 59.5)])
+@pytest.mark.parametrize(
+    ("encoder", "millions"), [("resnet50", 40.5), pytest.param("resnet101", 59.5, marks=pytest.mark.slow)]
+)
 def test_totals_are_unimatchs(encoder, millions):
     network = deeplab_network(encoder=encoder, heads=(HeadSpec("segmentation", 21),), stem="deep")
     total = sum(count_parameters(jax.eval_shape(network.init, jax.random.key(0)).params).values())
@@ -232,6 +237,7 @@ def test_a_head_that_reads_another_changes_none_of_its_values():
     assert sorted(variables.params["reader"]) == ["fuse1", "last"]
 
 
+@pytest.mark.slow
 def test_a_head_that_reads_another_moves_what_the_other_fuses_with_and_nothing_of_its_classifier():
     network = small(heads=(SEGMENTATION, READER))
     params, stats = network.init(jax.random.key(0))
@@ -254,6 +260,7 @@ def test_a_head_that_reads_another_moves_what_the_other_fuses_with_and_nothing_o
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), moved["reader"], stats["reader"])))
 
 
+@pytest.mark.slow
 def test_a_head_that_reads_another_has_the_others_fused_features_dropout_and_all():
     options = DeepLabOptions(rates=(1,), channels=8, low_level_channels=4, dropout=0.5)
     network = small(heads=(SEGMENTATION, READER), decoder=options)

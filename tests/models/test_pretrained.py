@@ -161,7 +161,10 @@ def pytorchs_names(source):
     return names
 
 
-@pytest.mark.parametrize("source", ["torchvision", pytest.param("timm", marks=pytest.mark.slow), "transformers"])
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param("torchvision", marks=pytest.mark.slow), pytest.param("timm", marks=pytest.mark.slow), "transformers"],
+)
 def test_a_mobilenet_v2_under_pytorchs_names_equals_tf_slims(source):
     tensors = made_up(0.35)
     theirs = renamed(tensors, pytorchs_names(source)) | {"classifier.1.weight": np.zeros((1000, 8), np.float32)}

@@ -88,6 +88,7 @@ def test_padding_changes_nothing(align_corners, last_size):
     np.testing.assert_allclose(ours[:, :75, :101], expected, atol=1e-4 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.slow
 def test_signals_keep_their_size_through_the_network():
     """Nothing normalises: an initialisation by another fan would make them vanish or explode."""
     network = unet_network(heads=HEADS, width=0.25)

@@ -66,6 +66,7 @@ def one_step(devices, fsdp=1):
     return Stepped(given, first, state, jax.device_get(metrics))
 
 
+@pytest.mark.slow
 def test_the_fixtures_decisions_have_a_margin():
     """A rounding difference may flip a decision at the threshold or between two classes: here it cannot."""
     teacher, image = one_step(1).first.teacher["student"], unit_image(jnp.asarray(make_batch().unlabelled.image))
