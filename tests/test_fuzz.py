@@ -4,7 +4,9 @@ Each test has a few cases here and thousands with -m slow. Whole files are damag
 check: bytes overwritten, cut off, inserted.
 """
 
+import copy
 import io
+import json
 import os
 import pickle
 import shutil
@@ -80,6 +82,45 @@ def damaged(draw, whole):
             case _:
                 del content[at : at + draw(st.integers(1, 40))]
     return bytes(content)
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(
+        [0, -1, 1e300, 10**30, "", "../a", "/etc/passwd", "photo.png", [], {}, [[]], [[1, 2]], float("nan"), 2**31]
+    ),
+    st.text(max_size=4),
+    st.lists(st.integers(-(10**9), 10**9), max_size=8),
+)
+
+
+def places(content, path=()):
+    """The paths to everything in a JSON value."""
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in inner:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+@st.composite
+def changed_json(draw, whole):
+    """A JSON value in bytes, in which a few values are others, or gone."""
+    content = json.loads(json.dumps(whole))
+    for path in draw(st.lists(st.sampled_from(sorted(places(content), key=str)), min_size=1, max_size=3)):
+        place = content
+        try:
+            for step in path[:-1]:
+                place = place[step]
+            if draw(st.integers(0, 3)):
+                place[path[-1]] = copy.deepcopy(draw(ODD))  # ODD's lists are the same objects in every draw
+            else:
+                del place[path[-1]]
+        except (KeyError, IndexError, TypeError):
+            continue  # an earlier change took it away
+    return json.dumps(content).encode()
 
 
 def encoded(kind, mode, seed=0, **options):

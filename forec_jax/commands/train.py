@@ -1,6 +1,5 @@
 """Commands that train, or say what a training needs: train, plan, options."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +44,9 @@ def training_flags(argv: Sequence[str]) -> flags.FlagValues:
 
 def ending(workdir: Path) -> str:
     """What a finished training says: its scores, its pictures, and the next command."""
-    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+    from forec_jax.experiment.workdir import stored_summary
+
+    summary = stored_summary(workdir)
     lines = [f"finished: {workdir}"]
     if "last" in summary:
         scores = {which: summary[which] for which in ("last", "best")}

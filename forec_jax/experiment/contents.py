@@ -4,12 +4,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from forec_jax.data import Labels
 from forec_jax.experiment.sources import TrainingData
 from forec_jax.experiment.workdir import WorkdirError, damage_named
 from forec_jax.files import write_json
+from forec_jax.kinds import mapping, text, whole
 
 CONTENTS = "data.json"
 """The sums of a run's images and of what their masks say, as they were when it began."""
@@ -56,8 +57,10 @@ def stored_contents(workdir: Path) -> Contents | None:
     if not (workdir / CONTENTS).exists():
         return None
     with damage_named(workdir / CONTENTS, "remove it if images and masks are as they were when the run began"):
-        stored: dict[str, Any] = json.loads((workdir / CONTENTS).read_text(encoding="utf-8"))
-        return Contents(**stored | {key: dict(stored[key]) for key in ("scored", "trained")})
+        stored = json.loads((workdir / CONTENTS).read_text(encoding="utf-8"))
+        scored, trained = ({k: text(v) for k, v in mapping(stored[key]).items()} for key in ("scored", "trained"))
+        changed = stored.get("changed", False) is not False
+        return Contents(text(stored["split"]), scored, trained, whole(stored["labelled"]), changed)
 
 
 def keep_contents(workdir: Path, contents: Contents) -> None:

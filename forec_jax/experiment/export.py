@@ -18,9 +18,10 @@ from forec_jax.contracts import Method, Thresholded, Variables
 from forec_jax.experiment import build
 from forec_jax.experiment.load import THRESHOLD, Run, guides, stored_method, with_chosen_threshold
 from forec_jax.experiment.taken import ABOUT, is_taken, weights_file
-from forec_jax.experiment.workdir import SPLIT, read_config
+from forec_jax.experiment.workdir import SPLIT, damage_named, read_config, stored_summary
 from forec_jax.export import ExportError, Input, symbolic, to_onnx
 from forec_jax.files import sha256_of, write_json, write_whole
+from forec_jax.kinds import mapping
 from forec_jax.models.encoders import ENCODERS
 from forec_jax.models.layers import within
 from forec_jax.models.weightfile import Origin, write_variables
@@ -271,7 +272,6 @@ def _about(run: Run, network: str, variables: dict[str, Variables], wanted: Want
     others = sorted(run.method.networks.keys() - variables.keys())
     if others:
         log.info("not exported: %s; %s alone predicts", " and ".join(others), " and ".join(variables))
-    split = run.workdir / SPLIT
     return {
         "format": wanted.format,
         "written_by": {"forec_jax": forec_jax.__version__, "jax": jax.__version__},
@@ -297,7 +297,7 @@ def _about(run: Run, network: str, variables: dict[str, Variables], wanted: Want
             "network": network if run.state.teacher else "student",
             "step": int(run.state.step),
             "mask_threshold": run.method.mask_threshold if isinstance(run.method, Thresholded) else None,
-            "split": json.loads(split.read_text(encoding="utf-8")) if split.is_file() else None,
+            "split": _split(run.workdir),
             "scores": _scores(run.workdir),
         },
         "config": _without_places(c),
@@ -310,16 +310,26 @@ def _inputs(smaller: bool) -> list[dict[str, str]]:
     return [image, extent] if smaller else [image]
 
 
+def _split(workdir: Path) -> dict[str, Any] | None:
+    """The sums of a run's images; None where it has none."""
+    file = workdir / SPLIT
+    if not file.is_file():
+        return None
+    with damage_named(file, "remove it if the lists of images are as they were"):
+        return dict(mapping(json.loads(file.read_text(encoding="utf-8"))))
+
+
 def _scores(workdir: Path) -> dict[str, Any] | None:
     """The scores in a run's summary, or those that came with an exported one; None where it has none."""
-    summary = workdir / "summary.json"
     if is_taken(workdir):
-        taken: dict[str, Any] | None = json.loads((workdir / ABOUT).read_text(encoding="utf-8"))["trained"]["scores"]
-        return taken
-    if not summary.is_file():
-        return None
-    content = json.loads(summary.read_text(encoding="utf-8"))
-    return {key: content[key] for key in ("best", "last", "per_class", "seed", "steps", "devices") if key in content}
+        with damage_named(workdir / ABOUT, "export it again"):
+            taken: dict[str, Any] | None = json.loads((workdir / ABOUT).read_text(encoding="utf-8"))["trained"][
+                "scores"
+            ]
+            return taken
+    content = stored_summary(workdir)
+    kept = {key: content[key] for key in ("best", "last", "per_class", "seed", "steps", "devices") if key in content}
+    return kept or None
 
 
 def _without_places(c: ConfigDict) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What a report shows of stored runs: scores, curves, examples, options."""
 
 import datetime
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -20,7 +19,7 @@ from forec_jax.experiment.results import Result, networks_of
 from forec_jax.experiment.score import evaluated
 from forec_jax.experiment.summary import evaluations
 from forec_jax.experiment.table import Row, named, short, warnings
-from forec_jax.experiment.workdir import damage_named
+from forec_jax.experiment.workdir import damage_named, stored_summary
 from forec_jax.files import write_whole
 from forec_jax.keys import flat
 from forec_jax.training.events import METRICS_FILE, read_events
@@ -95,11 +94,7 @@ def write_report(
 
 def _seen(stored: Stored, run: Run | None, network: str, checkpoint: str) -> _Seen:
     """What a run's folder tells, and its score where it is found anew."""
-    file = stored.workdir / "summary.json"
-    summary = {}
-    if file.exists():
-        with damage_named(file, "remove it, and train with the same command: the finished run writes it again"):
-            summary = dict(json.loads(file.read_text(encoding="utf-8")))
+    summary = stored_summary(stored.workdir)
     evaluation, result = None, None
     if run is not None:
         evaluation, result = evaluated(run, run.dataset(), stored.config.eval.split, network, checkpoint)
@@ -119,7 +114,8 @@ def _iou(seen: _Seen) -> dict[str, float | None]:
     if seen.evaluation is not None:
         found: Iterable[float | None] = seen.evaluation.iou.tolist()
     elif scored:
-        found = scored[-1][f"{networks_of(scored[-1])[0]}_iou"]
+        with damage_named(seen.stored.workdir / METRICS_FILE, f"remove its line of step {scored[-1]['step']}"):
+            found = scored[-1][f"{networks_of(scored[-1])[0]}_iou"]
     else:
         found = []
     return {name: None if iou is None or np.isnan(iou) else iou for name, iou in zip(classes, found, strict=False)}

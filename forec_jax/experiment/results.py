@@ -16,6 +16,7 @@ from forec_jax.experiment.load import THRESHOLD, Stored
 from forec_jax.experiment.summary import evaluations
 from forec_jax.experiment.workdir import WorkdirError, damage_named
 from forec_jax.files import write_json
+from forec_jax.kinds import listed, mapping, number, text, whole
 from forec_jax.locking import only_one
 from forec_jax.training.events import METRICS_FILE, read_events
 
@@ -83,7 +84,7 @@ def kept_results(workdir: Path) -> list[Result]:
         return []
     with damage_named(workdir / EVALUATIONS, "remove it, and its scores are found anew"):
         entries = json.loads((workdir / EVALUATIONS).read_text(encoding="utf-8"))
-        return [_from_entry(entry) for entry in entries]
+        return [_from_entry(entry) for entry in listed(entries)]
 
 
 def _logged_results(stored: Stored) -> Iterator[Result]:
@@ -97,7 +98,10 @@ def _logged_results(stored: Stored) -> Iterator[Result]:
     for event in logged_evaluations(stored.workdir):
         for network in networks_of(event):
             question = Question(began.split, contents.one_sum(began.scored), event["step"], network, protocol)
-            iou = dict(zip(stored.labels.classes, event[f"{network}_iou"], strict=True))
+            with damage_named(
+                stored.workdir / METRICS_FILE, f"remove its line of step {event['step']} if labels.json is right"
+            ):
+                iou = dict(zip(stored.labels.classes, event[f"{network}_iou"], strict=True))
             yield Result(question, len(began.scored), event[f"{network}_miou"], iou)
 
 
@@ -156,5 +160,13 @@ def as_entry(result: Result) -> dict[str, Any]:
 
 def _from_entry(entry: Mapping[str, Any]) -> Result:
     """The inverse of `as_entry`."""
-    question = Question(**{key: entry[key] for key in Question._fields})
-    return Result(question, entry["images"], entry["miou"], entry["iou"], entry["checkpoint"], entry["date"])
+    question = Question(
+        text(entry["split"]),
+        text(entry["sha256"]),
+        whole(entry["step"]),
+        text(entry["network"]),
+        mapping(entry["protocol"]),
+    )
+    iou = {name: number(value) for name, value in mapping(entry["iou"]).items()}
+    images, miou = whole(entry["images"]), number(entry["miou"])
+    return Result(question, images, miou, iou, text(entry["checkpoint"]), text(entry["date"]))

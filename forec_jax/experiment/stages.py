@@ -17,8 +17,9 @@ from forec_jax.experiment.label import true_masks, write_labels
 from forec_jax.experiment.load import THRESHOLD, Run, choose_threshold, load_run
 from forec_jax.experiment.masks import Labelling
 from forec_jax.experiment.run import run_training
-from forec_jax.experiment.workdir import WorkdirError, make_workdir
+from forec_jax.experiment.workdir import WorkdirError, damage_named, make_workdir
 from forec_jax.files import write_json
+from forec_jax.kinds import mapping
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,10 @@ def begin(workdir: Path, options: Mapping[str, Any]) -> None:
     """Writes down the options, or checks that they are those already there."""
     make_workdir(workdir)
     stored = workdir / OPTIONS
-    before = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else options
+    before = options
+    if stored.exists():
+        with damage_named(stored, "remove it if the options are those that the work directory was begun with"):
+            before = mapping(json.loads(stored.read_text(encoding="utf-8")))
     if changed := [
         f"--{key}={options[key]} (was {before.get(key)})" for key in options if before.get(key) != options[key]
     ]:

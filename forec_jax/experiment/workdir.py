@@ -16,6 +16,7 @@ from forec_jax.data import Labels
 from forec_jax.data.splits import Split, list_sha256
 from forec_jax.files import write_json
 from forec_jax.keys import flat, new_key
+from forec_jax.kinds import listed, mapping, number, text, whole
 from forec_jax.methods.tasks import TASKS
 from forec_jax.options import to_config
 from forec_jax.parallel import barrier
@@ -28,6 +29,10 @@ SPLIT = "split.json"
 
 VAL = "val.json"
 """The ids of the validation images of a run, which must not move under it when a data set grows."""
+
+
+SUMMARY = "summary.json"
+"""The scores of a run and what they depend on, written at its end."""
 
 
 GO_ON = "To train on from it, start another --workdir with --config.model.weights={workdir}"
@@ -84,8 +89,13 @@ def damage_named(path: Path, remedy: str) -> Iterator[None]:
     """Turns what a damaged JSON file raises, read and taken apart inside, into a WorkdirError that names file and remedy."""
     try:
         yield
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise WorkdirError(f"{path} is damaged ({error}); {remedy}") from error
+    except WorkdirError:
+        raise
+    except RecursionError as error:
+        raise WorkdirError(f"{path} is damaged (too deep); {remedy}") from error
+    except (ValueError, AttributeError, LookupError, TypeError, OverflowError) as error:
+        said = f"no {error}" if isinstance(error, KeyError) else str(error)[:300]
+        raise WorkdirError(f"{path} is damaged ({said}); {remedy}") from error
 
 
 def read_config(path: Path) -> ConfigDict:
@@ -95,20 +105,24 @@ def read_config(path: Path) -> ConfigDict:
     cannot be read, or has options that this version does not know.
     """
     with damage_named(path, "restore it, or start anew in another --workdir"):
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        plugin = content.get("plugin", "")
+        content = mapping(json.loads(path.read_text(encoding="utf-8")))
+        plugin = text(content.get("plugin", ""))
     use_plugin(plugin)
     c = defaults()
     with damage_named(path, "restore it, or start anew in another --workdir"):
         c.auxiliary.update({task: to_config(TASKS[task].options) for task in content["auxiliary"] if task in TASKS})
-        stored = renamed(flat(content), set(flat(c.to_dict())), content["model"]["encoder"])
-    if unknown := sorted(stored.keys() - flat(c.to_dict()).keys()):
-        raise WorkdirError(
-            f"{path} has options that forec_jax {forec_jax.__version__} does not know ({', '.join(unknown)}): it was "
-            "written by another version; go on with that one, or start anew in another --workdir"
-        )
-    c.update_from_flattened_dict(stored)
-    return chosen(c)
+        stored = renamed(flat(content), set(flat(c.to_dict())), text(content["model"]["encoder"]))
+        if unknown := sorted(stored.keys() - flat(c.to_dict()).keys()):
+            raise WorkdirError(
+                f"{path} has options that forec_jax {forec_jax.__version__} does not know ({', '.join(unknown)}): it was "
+                "written by another version; go on with that one, or start anew in another --workdir"
+            )
+        if empty := [
+            key for key, value in flat(c.to_dict()).items() if value is not None and stored.get(key, value) is None
+        ]:
+            raise ValueError(f"{empty[0]} has no value")
+        c.update_from_flattened_dict(stored)
+        return chosen(c)
 
 
 def renamed(stored: Mapping[str, Any], known: set[str], encoder: str) -> dict[str, Any]:
@@ -182,11 +196,20 @@ def read_labels(path: Path) -> Labels:
     """The classes, colours and background that a run was trained with. Raises WorkdirError where the file is damaged."""
     with damage_named(path, "remove it, and rerun the training's command, which writes it anew"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Labels(
-            classes=tuple(content["classes"]),
-            palette=tuple(tuple(colour) for colour in content["palette"]),
-            background_classes=tuple(content["background_classes"]),
-        )
+        classes = tuple(text(name) for name in listed(content["classes"]))
+        palette = tuple(_colour(colour) for colour in listed(content["palette"]))
+        background = tuple(whole(k) for k in listed(content["background_classes"]))
+        if len(palette) != len(classes) or not set(background) <= set(range(len(classes))):
+            raise ValueError(f"{len(classes)} classes, {len(palette)} colours, background {background}")
+        return Labels(classes, palette, background)
+
+
+def _colour(value: Any) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255."""
+    red, green, blue = (whole(part) for part in listed(value))
+    if not all(0 <= part <= 255 for part in (red, green, blue)):
+        raise ValueError(f"{value} is no colour")
+    return red, green, blue
 
 
 def stored_val(workdir: Path) -> tuple[str, ...] | None:
@@ -194,4 +217,28 @@ def stored_val(workdir: Path) -> tuple[str, ...] | None:
     if not (workdir / VAL).exists():
         return None
     with damage_named(workdir / VAL, "remove it if the masks are as they were when the run began"):
-        return tuple(map(str, json.loads((workdir / VAL).read_text(encoding="utf-8"))))
+        return tuple(text(name) for name in listed(json.loads((workdir / VAL).read_text(encoding="utf-8"))))
+
+
+def stored_summary(workdir: Path) -> Mapping[str, Any]:
+    """What a run said at its end; empty where it has not ended. Raises WorkdirError where the file is damaged."""
+    file = workdir / SUMMARY
+    if not file.exists():
+        return {}
+    with damage_named(file, "remove it, and train with the same command: the finished run writes it again"):
+        content = mapping(json.loads(file.read_text(encoding="utf-8")))
+        if ("last" in content) != ("best" in content):
+            raise ValueError('"last" and "best" belong together')
+        for scored in (content[which] for which in ("last", "best") if which in content):
+            whole(scored["step"])
+            number(scored["miou"])
+        split = mapping(content.get("split", {}))
+        for what in (
+            split.get("name", ""),
+            split.get("published") or "",
+            split.get("sha256", ""),
+            content.get("devices", ""),
+        ):
+            text(what)
+        mapping(content.get("versions", {}))
+        return content

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from forec_jax.files import to_json, write_whole
+from forec_jax.kinds import listed, mapping, number, text, whole
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +23,10 @@ class _Lines(NamedTuple):
 def _read(path: Path) -> _Lines:
     events, damaged = [], []
     *lines, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    for number, line in enumerate(lines, start=1):
+    for place, line in enumerate(lines, start=1):
         event = _event(line)
         if event is None:
-            damaged.append(number)
+            damaged.append(place)
         else:
             events.append(event)
     if (last := _event(rest)) is not None:  # otherwise a kill cut it short, which is no damage
@@ -35,10 +36,22 @@ def _read(path: Path) -> _Lines:
 
 def _event(line: bytes) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
+        event = dict(mapping(json.loads(line)))
+        of_kind = {name: _of_its_kind(name, value) for name, value in event.items()}
+        if event["event"] == "evaluation" and not {"teacher_miou", "student_miou"} & event.keys():
+            return None
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return event if isinstance(event, dict) and type(event.get("step")) is int and "event" in event else None
+    return of_kind if "step" in event else None
+
+
+def _of_its_kind(name: str, value: Any) -> Any:
+    """A value of an event as its name asks it to be. Raises TypeError where it is another."""
+    if name == "event":
+        return text(value)
+    if name == "step":
+        return whole(value)
+    return [number(one) for one in listed(value)] if name.endswith("_iou") else number(value)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 from annotated import FILES, photo
 from hypothesis import strategies as st
 from PIL import Image
-from test_fuzz import allowed, damaged, few_or_many, fuzz, in_an_encoding
+from test_fuzz import allowed, changed_json, damaged, few_or_many, fuzz, in_an_encoding
 
 from forec_jax.annotations import Request, import_annotations
 from forec_jax.annotations.drawn import NothingDrawn
@@ -51,45 +51,6 @@ WHOLE = {
     "cityscapes": POLYGONS,
 }
 
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.sampled_from(
-        [0, -1, 1e300, 10**30, "", "../a", "/etc/passwd", "photo.png", [], {}, [[]], [[1, 2]], float("nan"), 2**31]
-    ),
-    st.text(max_size=4),
-    st.lists(st.integers(-(10**9), 10**9), max_size=8),
-)
-
-
-def places(content, path=()):
-    """The paths to everything in a JSON value."""
-    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    for key, value in inner:
-        yield (*path, key)
-        yield from places(value, (*path, key))
-
-
-@st.composite
-def changed(draw, kind):
-    """A JSON file in which a few values are others, or gone."""
-    content = json.loads(json.dumps(WHOLE[kind]))
-    for path in draw(st.lists(st.sampled_from(sorted(places(content), key=str)), min_size=1, max_size=3)):
-        place = content
-        try:
-            for step in path[:-1]:
-                place = place[step]
-            if draw(st.integers(0, 3)):
-                place[path[-1]] = draw(ODD)
-            else:
-                del place[path[-1]]
-        except (KeyError, IndexError, TypeError):
-            continue  # an earlier change took it away
-    return json.dumps(content).encode()
-
-
 NAMES = {
     "coco": "f.json",
     "labelme": "json/photo.json",
@@ -104,7 +65,9 @@ def contents(kind):
         return st.one_of(damaged(whole), in_an_encoding(damaged(whole)), st.binary(max_size=60))
     whole = [json.dumps(WHOLE[kind]).encode()]
     deep = st.integers(1, 10_000).map(lambda depth: b'{"images":' + b"[" * depth)
-    return st.one_of(changed(kind), changed(kind), damaged(whole), in_an_encoding(damaged(whole)), deep)
+    return st.one_of(
+        changed_json(WHOLE[kind]), changed_json(WHOLE[kind]), damaged(whole), in_an_encoding(damaged(whole)), deep
+    )
 
 
 @few_or_many

@@ -189,7 +189,7 @@ def test_a_last_line_without_its_end_is_an_event(tmp_path):
 
 
 def test_a_start_at_step_0_over_a_log_of_evaluations_is_told_and_loses_nothing(tmp_path, caplog):
-    metrics = logged(tmp_path / METRICS_FILE, {"step": 3}, {"step": 3, "event": "evaluation"})
+    metrics = logged(tmp_path / METRICS_FILE, {"step": 3}, {"step": 3, "event": "evaluation", "student_miou": 0.2})
     before = metrics.read_bytes()
     assert cut_back(metrics, 0) == []
     assert "goes on to step 3, but no checkpoint is there" in caplog.text
