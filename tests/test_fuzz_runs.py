@@ -45,7 +45,10 @@ def a_run(folder):
 def read_all(folder, out):
     """As tables, reports and the end of a training read a run."""
     stored = read_stored(folder)
-    list(known_results(stored))
+    assert all(isinstance(name, str) for name in stored.labels.classes)
+    for result in known_results(stored):
+        scores = [result.miou, *result.iou.values()]
+        assert all(score is None or isinstance(score, float | int) for score in scores)
     write_report([folder], out, network="teacher", checkpoint="last", examples=0, score=False)
     ending(folder)
 
