@@ -323,9 +323,8 @@ def _scores(workdir: Path) -> dict[str, Any] | None:
     """The scores in a run's summary, or those that came with an exported one; None where it has none."""
     if is_taken(workdir):
         with damage_named(workdir / ABOUT, "export it again"):
-            taken: dict[str, Any] | None = json.loads((workdir / ABOUT).read_text(encoding="utf-8"))["trained"][
-                "scores"
-            ]
+            about = json.loads((workdir / ABOUT).read_text(encoding="utf-8"))
+            taken: dict[str, Any] | None = about["trained"]["scores"]
             return taken
     content = stored_summary(workdir)
     kept = {key: content[key] for key in ("best", "last", "per_class", "seed", "steps", "devices") if key in content}

@@ -147,7 +147,7 @@ def _train_in(workdir: Path, c: ConfigDict) -> int | None:
     shown = _shown_state(built.mesh, state)
     if is_primary() and stopped_by is None:
         pictures.save(shown, workdir / "pictures" / "last.png")
-        write_json(workdir / "summary.json", summary(built.config, built.data, reporter.events))
+        write_json(workdir / places.SUMMARY, summary(built.config, built.data, reporter.events))
     return stopped_by
 
 

@@ -13,7 +13,7 @@ from forec_jax.experiment.build import keys_of_epoch
 from forec_jax.experiment.run import check_rows, with_absolute_paths
 from forec_jax.experiment.sources import check_root
 from forec_jax.experiment.sweep import Planned
-from forec_jax.experiment.workdir import check_same_config, damage_named, read_config
+from forec_jax.experiment.workdir import WorkdirError, check_same_config, damage_named, read_config, stored_summary
 from forec_jax.files import write_json
 from forec_jax.keys import flat
 from forec_jax.locking import only_one
@@ -55,10 +55,9 @@ def state_of(folder: Path, c: ConfigDict) -> State:
 def summary_of(folder: Path) -> Mapping[str, Any]:
     """What a training says at its end; empty where it has not ended. A damaged summary is written anew by the training."""
     try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return stored_summary(folder)
+    except (OSError, WorkdirError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def rate_of(folders: Iterable[Path]) -> float | None:

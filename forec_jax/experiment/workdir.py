@@ -111,15 +111,14 @@ def read_config(path: Path) -> ConfigDict:
     c = defaults()
     with damage_named(path, "restore it, or start anew in another --workdir"):
         c.auxiliary.update({task: to_config(TASKS[task].options) for task in content["auxiliary"] if task in TASKS})
-        stored = renamed(flat(content), set(flat(c.to_dict())), text(content["model"]["encoder"]))
-        if unknown := sorted(stored.keys() - flat(c.to_dict()).keys()):
+        usual = flat(c.to_dict())
+        stored = renamed(flat(content), set(usual), text(content["model"]["encoder"]))
+        if unknown := sorted(stored.keys() - usual.keys()):
             raise WorkdirError(
                 f"{path} has options that forec_jax {forec_jax.__version__} does not know ({', '.join(unknown)}): it was "
                 "written by another version; go on with that one, or start anew in another --workdir"
             )
-        if empty := [
-            key for key, value in flat(c.to_dict()).items() if value is not None and stored.get(key, value) is None
-        ]:
+        if empty := [key for key, value in usual.items() if value is not None and stored.get(key, value) is None]:
             raise ValueError(f"{empty[0]} has no value")
         c.update_from_flattened_dict(stored)
         return chosen(c)
