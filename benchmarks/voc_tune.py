@@ -24,7 +24,9 @@ def ids(file: Path) -> list[str]:
 
 def held_back(voc: Path) -> list[str]:
     """The images to choose settings by."""
-    used = {name for file in voc.glob(f"{LISTS}/subset/*/seed*.txt") if int(file.parent.name) <= 78 for name in ids(file)}
+    used = {
+        name for file in voc.glob(f"{LISTS}/subset/*/seed*.txt") if int(file.parent.name) <= 78 for name in ids(file)
+    }
     free = [name for name in ids(voc / LISTS / "train.txt") if name not in used]
     return sorted(sorted(free, key=lambda name: hashlib.sha256(f"tune/{name}".encode()).hexdigest())[:HELD_BACK])
 
