@@ -10,7 +10,7 @@ FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:t
 `s4gan_paper`, `adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `pseudoseg_paper` (as `paper`),
 `cac_paper` (the default's weights), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for those of these
 papers, and by `forec-jax chain` `st_paper`, `st_plus_plus_paper` and `dmt_paper`; `ecs_paper` for what is known of one more;
-`small` for two CPU cores (docs/results.md has its mIoU).
+`small` for a CPU core (docs/results.md has its mIoU; weights: --config.model.weights=efficientnet_lite2).
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one GPU. Not yet measured on a GPU.
 """
 
@@ -243,8 +243,23 @@ CHAIN_PAPERS = {
         meaning="a round of DMT on a list of 529 (1/20): DeepLabV2, crop 321, 1 + 7 images, 4 epochs of the 10,053 others",
     ),
 }
+SMALL = OTHERS["small"].but(
+    {
+        "model.encoder": "efficientnet_lite2",
+        "batch.labelled": 4,
+        "batch.unlabelled": lambda c: min(c.batch.unlabelled, 4),
+        "batch.pseudo": lambda c: min(c.batch.pseudo, 4),
+        "data.longest_side": 256,
+        "data.scale": (0.75, 1.5),  # so that training and evaluation see things at the same size
+        "data.crop": 177,
+        "method.ramp": 0.4,  # first labels, then pseudo-labels
+        "steps": 600,
+    },
+    meaning="EfficientNet-Lite2 with a narrow decoder, photographs of 256 pixels, crop 177: ten minutes on a CPU core",
+)
 PARTS = {
     **CHAIN_PAPERS,
+    "small": SMALL,
     "paper": PAPER,
     "ps_mt_paper": PS_MT_PAPER,
     "s4gan_paper": S4GAN_PAPER,
