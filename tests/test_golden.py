@@ -26,13 +26,9 @@ spec = importlib.util.spec_from_file_location("golden_make", GOLDEN / "make.py")
 make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)
 
-OFTEN = ("shapes:forec",)
-"""To compile a case takes a core a third of a minute, so the rest is slow."""
 
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case in OFTEN else [pytest.mark.slow]) for case in make.stored()]
-)
+@pytest.mark.slow  # to compile a case takes a core a third of a minute
+@pytest.mark.parametrize("case", make.stored())
 def test_two_steps_give_the_numbers_of_the_code_before_the_redesign(case):
     """In a process of one device, as the file was made: eight virtual ones sum in another order, and step 2 shows it."""
     command = [sys.executable, make.__file__, f"--only={case}"]

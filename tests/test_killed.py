@@ -26,6 +26,7 @@ def start(workdir, *options, environment=None):
     return subprocess.Popen([*command, *options], env=environment, stdin=subprocess.DEVNULL, **quiet)
 
 
+@pytest.mark.slow
 def test_a_run_in_odd_surroundings_holds_its_workdir_and_stops_when_asked(tmp_path):
     """A locale that is not UTF-8, no terminal, a path with a space; a second run; then SIGTERM."""
     workdir = tmp_path / "my runs"

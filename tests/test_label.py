@@ -67,7 +67,9 @@ def test_a_milestone_is_kept_and_the_last_state_is_another(trained):
         load_run(trained, 3)
 
 
-@pytest.mark.parametrize(("rank", "flips"), [("confidence", False), ("agreement", True)])
+@pytest.mark.parametrize(
+    ("rank", "flips"), [("confidence", False), pytest.param("agreement", True, marks=pytest.mark.slow)]
+)
 def test_the_unlabelled_images_get_the_masks_that_the_run_predicts(trained, tmp_path, rank, flips):
     run, out = load_run(trained, "last"), tmp_path / "labelled"
     how = Labelling(keep=0.5, rank=rank, flips=flips, scales=(1.0, 0.5) if flips else (1.0,))

@@ -77,8 +77,8 @@ START = 4
 """The step from which they are trained: all terms count. As int32: for a bare number's weak type all is compiled again."""
 
 every_method = pytest.mark.parametrize("variant", VARIANTS)
-OFTEN = ("s4gan", "cps", "u2pl", "prevmatch", "wsss", "mean_teacher+forec")
-"""One of each kind: with a critic, two students, two stores, from tags, averaged with a task."""
+OFTEN = ("s4gan", "cps", "u2pl", "wsss", "mean_teacher+forec")
+"""One of each kind: with a critic, two students, a store, from tags, averaged with a task."""
 each_kind = pytest.mark.parametrize(
     "variant", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 )

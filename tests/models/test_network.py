@@ -140,14 +140,15 @@ def loss_and_stats(network, params, stats, image, key):
     return total, stats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "dtype"),
     [
         ("resnet18", jnp.float32),
-        pytest.param("resnet18", jnp.bfloat16, marks=pytest.mark.slow),
-        pytest.param("mobilenet_v2", jnp.float32, marks=pytest.mark.slow),
-        pytest.param("mobilenet_v2", jnp.bfloat16, marks=pytest.mark.slow),
-        pytest.param("efficientnet_lite0", jnp.float32, marks=pytest.mark.slow),
+        ("resnet18", jnp.bfloat16),
+        ("mobilenet_v2", jnp.float32),
+        ("mobilenet_v2", jnp.bfloat16),
+        ("efficientnet_lite0", jnp.float32),
     ],
 )
 def test_training_step_is_finite_and_moves_all_statistics(encoder, dtype):
