@@ -1,4 +1,4 @@
-"""A part of PASCAL VOC to choose settings on: 60 images of a list are its val, and off every other list (docs/results.md).
+"""A part of PASCAL VOC to choose settings on: 60 images of a list are its val, and off every other list (docs/lessons.md).
 
     python benchmarks/voc_tune.py --voc=VOCdevkit/VOC2012 --of=train --out=VOCTUNE
 
