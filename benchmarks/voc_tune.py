@@ -7,9 +7,10 @@ and masks are links. VOC's own val is not read. `--of=train_aug` has more animal
 """
 
 import argparse
-import hashlib
 import os
 from pathlib import Path
+
+from cats_and_dogs import by_hash
 
 from forec_jax.data.splits import list_sha256
 
@@ -28,7 +29,7 @@ def held_back(voc: Path, split: str) -> list[str]:
         name for file in voc.glob(f"{LISTS}/subset/*/seed*.txt") if int(file.parent.name) <= 78 for name in ids(file)
     }
     free = [name for name in ids(voc / LISTS / f"{split}.txt") if name not in used]
-    return sorted(sorted(free, key=lambda name: hashlib.sha256(f"tune/{name}".encode()).hexdigest())[:HELD_BACK])
+    return sorted(by_hash(free, "tune")[:HELD_BACK])
 
 
 def main() -> None:
