@@ -10,6 +10,7 @@ from workload import LABELS, Workload, random_batch
 
 from forec_jax.contracts import Batch
 from forec_jax.experiment import build
+from forec_jax.experiment.plan import counted_flops
 from forec_jax.parallel import make_mesh, replicated, shard_batch
 from forec_jax.training import abstract_state, compile_step, create_state
 
@@ -31,8 +32,8 @@ class JaxStep:
         self.batch = shard_batch(self.mesh, own_rows(random_batch(c)))
         step = compile_step(method, tx, seed=c.seed, accumulate=c.accumulate, mesh=self.mesh)
         traced = time.perf_counter()
-        lowered = step.lower(abstract_state(method, tx, c.seed, whole), self.batch)
-        self._step, self._lowered_cost = lowered.compile(), lowered.cost_analysis() or {}
+        self._traced = step.trace(abstract_state(method, tx, c.seed, whole), self.batch)
+        self._step = self._traced.lower().compile()
         self.compile_seconds = time.perf_counter() - traced
         self.state = create_state(method, tx, c.seed, whole)
         jax.block_until_ready(self.state)
@@ -56,11 +57,11 @@ class JaxStep:
     def flops(self) -> float | None:
         """Of a step on all devices, by XLA's count; the body of a loop counts once.
 
-        On a CPU of the compiled program. Elsewhere of the program before it was optimised: a compiled one calls other
-        libraries, of whose work XLA's count need not know.
+        On a CPU of the compiled program, in which attention is a loop over heads. Elsewhere of the program before it was
+        optimised: a compiled one calls other libraries, of whose work XLA's count need not know.
         """
         if jax.default_backend() != "cpu":
-            return float(self._lowered_cost["flops"]) if "flops" in self._lowered_cost else None
+            return counted_flops(self._traced)
         cost = self._step.cost_analysis()
         return float(cost["flops"]) * self.mesh.size if cost and "flops" in cost else None
 

@@ -8,7 +8,7 @@ from forec_jax.config import check_options, defaults, load_config
 from forec_jax.contracts import HeadSpec
 from forec_jax.data import DataError
 from forec_jax.experiment.build import build_buckets, build_network, build_optimizer
-from forec_jax.experiment.plan import lowered_step, planned_method
+from forec_jax.experiment.plan import counted_flops, planned_method, traced_step
 from forec_jax.experiment.sources import build_training_data
 from forec_jax.models import count_parameters
 from forec_jax.models.weightfile import Origin, write_variables
@@ -64,12 +64,12 @@ def test_a_step_with_a_frozen_encoder_has_less_to_do_and_less_to_keep():
     network = build_network(c, (HeadSpec("segmentation", 3),))
     variables = jax.eval_shape(network.init, jax.random.key(0))
     rows = jax.ShapeDtypeStruct((c.batch.labelled, 32, 32, 3), jax.numpy.float32)
-    forward = jax.jit(network.encode).lower(variables, rows).cost_analysis()["flops"]
+    forward = counted_flops(jax.jit(network.encode).trace(variables, rows))
     flops, kept = {}, {}
     for freeze in ("", "encoder"):
         c.model.freeze = freeze
         method, tx = planned_method(c, mesh), build_optimizer(c)
-        flops[freeze] = lowered_step(c, method, mesh, 1).cost_analysis()["flops"]
+        flops[freeze] = counted_flops(traced_step(c, method, mesh, 1))
         state = jax.eval_shape(lambda m=method, t=tx: first_state(m, t, 0))
         kept[freeze] = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
     assert flops[""] - flops["encoder"] > 1.5 * forward  # the backward pass is some two times the forward pass

@@ -10,11 +10,11 @@ from forec_jax.experiment.plan import (
     abstract_batch,
     collective_bytes,
     describe,
-    lowered_step,
     parameters_by_part,
     plan_training,
     planned_labels,
     planned_method,
+    traced_step,
 )
 
 PROGRAM = """
@@ -83,7 +83,7 @@ def test_every_kind_of_method_has_a_step_to_lower(config, options, images):
     small = {"data.crop": 33, "model.width": 0.0625, "model.decoder.channels": 4, "model.decoder.low_level_channels": 4}
     c = load_config(config, small | options)
     mesh = build.build_mesh(c)
-    lowered_step(c, planned_method(c, mesh), mesh, 1)
+    traced_step(c, planned_method(c, mesh), mesh, 1).lower()
     assert hasattr(abstract_batch(c, mesh).unlabelled, "label") == c.data.overlap
     assert c.batch.labelled + c.batch.unlabelled + c.batch.tagged == images
     assert c.method.ps_mt.epoch == 0  # the config is as it was
@@ -109,7 +109,7 @@ def test_transformers_have_a_step_to_lower_in_bfloat16_and_over_fsdp(variant, op
     small = {"data.crop": 112, "compute_dtype": "bfloat16", "mesh.fsdp": 8}
     c = load_config(f"configs/shapes.py:{variant}+supervised", small | {"batch.labelled": 8} | options)
     mesh = build.build_mesh(c)
-    text = lowered_step(c, planned_method(c, mesh), mesh, 1).as_text()
+    text = traced_step(c, planned_method(c, mesh), mesh, 1).lower().as_text()
     assert "bf16" in text
     assert "optimization_barrier" in text  # remat
 

@@ -64,17 +64,15 @@ def plan_training(c: ConfigDict) -> Plan:
     mesh = build.build_mesh(c)
     method = planned_method(c, mesh)
     build.build_buckets(c, method, 1)  # whether a training could evaluate
-    compiled = lowered_step(c, method, mesh, c.accumulate).compile(compiler_options=keep_remat())
+    compiled = traced_step(c, method, mesh, c.accumulate).lower().compile(compiler_options=keep_remat())
     memory = compiled.memory_analysis()
-    # The cost analysis counts a scan's body once: FLOPs are those of the batch taken whole.
-    cost: Mapping[str, float] = lowered_step(c, method, mesh, 1).cost_analysis() or {}
     params = _abstract_training_state(c, method, mesh).params
     return Plan(
         devices=f"{mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
         parameters=parameters_by_part(params),
         images=sum(c.batch.values()),
         pooled=c.batch.unlabelled or c.batch.tagged or c.batch.pseudo or c.batch.labelled,
-        flops=float(cost.get("flops", math.nan)),
+        flops=counted_flops(traced_step(c, method, mesh, 1)),  # a loop over parts of the batch would count once
         state_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         collective_bytes=collective_bytes(compiled.as_text() or ""),
@@ -97,11 +95,21 @@ def keep_remat() -> dict[str, str]:
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if jax.default_backend() == "cpu" else {}
 
 
-def lowered_step(c: ConfigDict, method: Method, mesh: Mesh, accumulate: int) -> Any:
-    """The step of a config, ready to be compiled, taken in `accumulate` parts."""
+def traced_step(c: ConfigDict, method: Method, mesh: Mesh, accumulate: int) -> Any:
+    """The step of a config, ready to be lowered, taken in `accumulate` parts."""
     tx = build.build_optimizer(c)
     step: Any = compile_step(method, tx, seed=c.seed, accumulate=accumulate, mesh=mesh, wrap=build.build_guard(c))
-    return step.lower(_abstract_training_state(c, method, mesh), abstract_batch(c, mesh))
+    return step.trace(_abstract_training_state(c, method, mesh), abstract_batch(c, mesh))
+
+
+def counted_flops(traced: Any) -> float:
+    """The FLOPs of a traced program, by XLA's count.
+
+    The count takes a loop's body once. So it is that of a TPU's program: a CPU's takes attention head by head, in a loop,
+    and a GPU's may call cuDNN, of whose work XLA does not know.
+    """
+    cost: Mapping[str, float] = traced.lower(lowering_platforms=("tpu",)).cost_analysis() or {}
+    return float(cost.get("flops", math.nan))
 
 
 def _abstract_training_state(c: ConfigDict, method: Method, mesh: Mesh) -> TrainState:

@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from forec_jax.contracts import IMAGENET_MEAN, IMAGENET_STD, Variables
+from forec_jax.models.dot_product_attention import attend
 from forec_jax.models.encoders.transformer import Dense, embedded, norm
 from forec_jax.models.layers import Conv, keep_valid, valid_extent, within
 from forec_jax.models.network import Encoder, EncoderEntry, Form
@@ -124,8 +125,7 @@ class _Block(nn.Module):
         query = Dense(channels, self.dtype, name="query")(x).reshape(rows, height * width, heads, size)
         pairs = Dense(2 * channels, self.dtype, name="key_value")(small).reshape(rows, -1, 2 * heads, size)
         key, value = jnp.split(pairs, 2, axis=2)
-        mask = None if seen is None else seen.reshape(rows, 1, 1, -1)
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        mixed = attend(query, key, value, None if seen is None else seen.reshape(rows, -1))
         return Dense(channels, self.dtype, name="attended")(mixed.reshape(x.shape))
 
     def _shrunk(self, x: Array, valid: Array | None, extent: Array | None) -> tuple[Array, Array | None]:

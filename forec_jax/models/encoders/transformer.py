@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from forec_jax.models.dot_product_attention import attend
 from forec_jax.models.layers import patch_extent, valid_extent, within
 from forec_jax.models.resize import resize
 
@@ -84,8 +85,7 @@ class Block(nn.Module):
         query, key, value = jnp.split(heads, 3, axis=2)
         if rotation is not None:
             query, key = rotation.turned(query), rotation.turned(key)
-        mask = None if seen is None else seen[:, None, None, :]
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        mixed = attend(query, key, value, seen)
         return Dense(x.shape[-1], self.form.dtype, name="attended")(mixed.reshape(x.shape))
 
     def _projected(self, x: Array) -> Array:
