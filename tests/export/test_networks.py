@@ -22,7 +22,7 @@ RESNET, MOBILENET = {"model.resnet.width": 0.125}, {"model.mobilenet_v2.width": 
 LITE = {"model.efficientnet_lite.width": 0.125}
 DPT = {"model.dpt.channels": 4, "model.dpt.projections": (2, 2, 3, 3)}
 DINOV3 = {"model.dinov3.width": 1 / 6, "model.dinov3.depth": 4, "model.dinov3.licence_accepted": True}
-DINOV2 = {"model.dinov2.width": 1 / 6, "model.dinov2.depth": 4}
+DINOV2 = {"model.dinov2.width": 1 / 6, "model.dinov2.depth": 4, "data.crop": 70}
 MIT = {"model.mit.width": 0.125, "model.mit.depth": 1, "model.segformer.channels": 6}
 CLASSIFIER = {"method.tag_classifier.tag_threshold": 0.5}
 
@@ -62,6 +62,7 @@ def difference(method, size, smaller):
         pytest.param("efficientnet_lite0", LITE | DEEPLAB, (49, 67), (64, 96), marks=slow),
         pytest.param("dinov2_small", DINOV2 | DPT, (42, 56), (56, 56), marks=slow),
         pytest.param("dinov3_small", DINOV3 | DPT, (48, 64), (64, 64), marks=slow),
+        pytest.param("dinov3_small_plus", DINOV3 | DPT, (48, 64), (64, 64), marks=slow),
         pytest.param("mit_b0", MIT, (49, 67), (64, 96), marks=slow),
     ],
 )
