@@ -16,7 +16,8 @@ def attend(query: Array, key: Array, value: Array, seen: Array | None = None) ->
 
     1,370 tokens make a matrix of 7.2 MiB a head, of which `jax.nn.dot_product_attention` keeps several for the backward
     pass. Here they are computed again: on a CPU head by head, so that they stay in its caches; elsewhere all heads at once.
-    An NVIDIA GPU of compute capability 8 takes cuDNN's program, which never holds them, for bfloat16 without `seen`.
+    An NVIDIA GPU of compute capability 8 takes cuDNN's program, which never holds them, for bfloat16, without `seen`, and
+    heads of a multiple of 8 channels.
 
     Args:
       query: [B,T,H,D], float32 or bfloat16.
@@ -27,7 +28,7 @@ def attend(query: Array, key: Array, value: Array, seen: Array | None = None) ->
     Returns:
       [B,T,H,D] in the dtype of `value`; scores and weights are float32.
     """
-    if seen is None and query.dtype == jnp.bfloat16 and _cudnn_can():
+    if seen is None and query.dtype == jnp.bfloat16 and query.shape[-1] % 8 == 0 and _cudnn_can():
         cuda = partial(jax.nn.dot_product_attention, implementation="cudnn")
         return lax.platform_dependent(query, key, value, cuda=cuda, cpu=_by_head, default=_all_heads)
     programs = {"cpu": partial(_by_head, seen=seen), "default": partial(_all_heads, seen=seen)}

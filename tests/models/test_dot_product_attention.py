@@ -14,10 +14,10 @@ PROGRAMS = ("_by_head", "_all_heads")
 SEEN = np.array([[True] * KEYS, [True, True, False, True, False, False, True]])
 
 
-def drawn(dtype=np.float32, scale=1.0):
+def drawn(dtype=np.float32, scale=1.0, size=SIZE):
     """Queries, keys and values."""
     draw = np.random.default_rng(0)
-    shapes = ((ROWS, QUERIES, HEADS, SIZE), (ROWS, KEYS, HEADS, SIZE), (ROWS, KEYS, HEADS, SIZE))
+    shapes = ((ROWS, QUERIES, HEADS, size), (ROWS, KEYS, HEADS, size), (ROWS, KEYS, HEADS, size))
     return tuple(jnp.asarray(scale * draw.normal(size=shape), dtype) for shape in shapes)
 
 
@@ -96,9 +96,15 @@ def test_a_stack_keeps_no_scores(program, matrices):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "seen", "taken"), [(jnp.bfloat16, None, True), (jnp.bfloat16, SEEN, False), (np.float32, None, False)]
+    ("dtype", "seen", "size", "taken"),
+    [
+        (jnp.bfloat16, None, 8, True),
+        (jnp.bfloat16, None, 4, False),
+        (jnp.bfloat16, SEEN, 8, False),
+        (np.float32, None, 8, False),
+    ],
 )
-def test_cudnn_is_asked_for(monkeypatch, dtype, seen, taken):
+def test_cudnn_is_asked_for(monkeypatch, dtype, seen, size, taken):
     """Where a GPU can; the program of a GPU is traced on a CPU as well, and the CPU's is run."""
     asked = []
 
@@ -108,7 +114,7 @@ def test_cudnn_is_asked_for(monkeypatch, dtype, seen, taken):
 
     monkeypatch.setattr(dot_product_attention, "_cudnn_can", lambda: True)
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    arrays = drawn(dtype)
+    arrays = drawn(dtype, size=size)
     result = jax.jit(attend)(*arrays, seen)
     assert asked == (["cudnn"] if taken else [])
     expected = dot_product_attention._by_head(*arrays, seen)
