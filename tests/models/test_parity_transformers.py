@@ -120,7 +120,7 @@ def segformer_of(**more):
     return model
 
 
-MIT = MitOptions(width=1 / 4, epsilon=1e-5)
+MIT = MitOptions(width=1 / 4, epsilon=1e-5, drop_path=0.0)
 HEAD = HeadSpec("segmentation", 5, upsample=False)
 
 

@@ -109,4 +109,13 @@ NETWORKS = [
         "models/test_scales.py evaluation/test_averaged.py",
         ("mirrored(predict(mirrored(image, valid), valid), valid)", "predict(mirrored(image, valid), valid)"),
     ),
+    *of(
+        "models/dot_product_attention.py",
+        "models/test_dot_product_attention.py",
+        ("jnp.where(seen[:, None], scores, _UNSEEN)", "scores"),
+        ("scores.max(axis=-1, keepdims=True)", "scores.mean(axis=-1, keepdims=True)"),
+        ("@jax.checkpoint\n", ""),
+        (" * query.shape[-1] ** -0.5", ""),
+        ("query.shape[-1] % 8 == 0 and ", ""),
+    ),
 ]
