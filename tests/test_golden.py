@@ -122,8 +122,9 @@ def test_a_run_stored_before_the_redesign_is_gone_on_with(stopped_run, gone_on):
 
 
 def without_speed(event):
-    """The numbers of an event, but how fast it was."""
-    numbers = {name: value for name, value in event.items() if name not in ("event", "images_per_second")}
+    """The numbers of an event, but how fast it was, and the learning rate, which was not logged then."""
+    others = ("event", "images_per_second", "learning_rate")
+    numbers = {name: value for name, value in event.items() if name not in others}
     lists = [name for name, value in numbers.items() if isinstance(value, list)]
     for name in lists:
         numbers |= {f"{name}/{k}": value for k, value in enumerate(numbers.pop(name))}

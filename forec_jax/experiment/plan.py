@@ -64,7 +64,10 @@ def plan_training(c: ConfigDict) -> Plan:
     mesh = build.build_mesh(c)
     method = planned_method(c, mesh)
     build.build_buckets(c, method, 1)  # whether a training could evaluate
-    compiled = traced_step(c, method, mesh, c.accumulate).lower().compile(compiler_options=keep_remat())
+    traced = traced_step(c, method, mesh, c.accumulate)
+    compiled = traced.lower().compile(compiler_options=keep_remat())
+    # A loop over parts of the batch would count once: FLOPs are those of the batch taken whole.
+    whole = traced if c.accumulate == 1 else traced_step(c, method, mesh, 1)
     memory = compiled.memory_analysis()
     params = _abstract_training_state(c, method, mesh).params
     return Plan(
@@ -72,7 +75,7 @@ def plan_training(c: ConfigDict) -> Plan:
         parameters=parameters_by_part(params),
         images=sum(c.batch.values()),
         pooled=c.batch.unlabelled or c.batch.tagged or c.batch.pseudo or c.batch.labelled,
-        flops=counted_flops(traced_step(c, method, mesh, 1)),  # a loop over parts of the batch would count once
+        flops=counted_flops(whole),
         state_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         collective_bytes=collective_bytes(compiled.as_text() or ""),

@@ -28,10 +28,9 @@ def attend(query: Array, key: Array, value: Array, seen: Array | None = None) ->
     Returns:
       [B,T,H,D] in the dtype of `value`; scores and weights are float32.
     """
-    if seen is None and query.dtype == jnp.bfloat16 and query.shape[-1] % 8 == 0 and _cudnn_can():
-        cuda = partial(jax.nn.dot_product_attention, implementation="cudnn")
-        return lax.platform_dependent(query, key, value, cuda=cuda, cpu=_by_head, default=_all_heads)
     programs = {"cpu": partial(_by_head, seen=seen), "default": partial(_all_heads, seen=seen)}
+    if seen is None and query.dtype == jnp.bfloat16 and query.shape[-1] % 8 == 0 and _cudnn_can():
+        programs["cuda"] = partial(jax.nn.dot_product_attention, implementation="cudnn")
     return lax.platform_dependent(query, key, value, **programs)
 
 
@@ -43,12 +42,12 @@ def _cudnn_can() -> bool:
     return float(device.compute_capability) >= 8
 
 
-def _by_head(query: Array, key: Array, value: Array, seen: Array | None = None) -> Array:
+def _by_head(query: Array, key: Array, value: Array, seen: Array | None) -> Array:
     heads = tuple(jnp.moveaxis(x, 2, 0) for x in (query, key, value))
     return jnp.moveaxis(lax.map(lambda head: _one_head(*head, seen), heads), 0, 2)
 
 
-def _all_heads(query: Array, key: Array, value: Array, seen: Array | None = None) -> Array:
+def _all_heads(query: Array, key: Array, value: Array, seen: Array | None) -> Array:
     return jax.vmap(_one_head, in_axes=(2, 2, 2, None), out_axes=2)(query, key, value, seen)
 
 

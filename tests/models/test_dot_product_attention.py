@@ -88,7 +88,7 @@ def test_a_stack_keeps_no_scores(program, matrices):
 
     def loss(x):
         for _ in range(6):
-            x = x + getattr(dot_product_attention, program)(x, x, x)
+            x = x + getattr(dot_product_attention, program)(x, x, x, None)
         return jnp.sum(x**2)
 
     memory = jax.jit(jax.grad(loss)).lower(one).compile(compiler_options=keep_remat()).memory_analysis()
