@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from forec_jax.contracts import HeadOutput, HeadSpec, Network, Variables
+from forec_jax.models.dot_product_attention import attend
 from forec_jax.models.layers import ConvNorm, draw_variables
 from forec_jax.models.network import named_key
 
@@ -54,9 +55,8 @@ class _Attention(nn.Module):
         features = seen.features.reshape(batch, height * width, depth)
         maps = seen.maps.reshape(batch, height * width, -1)
         query, key = (_Projection(self.channels, self.dtype, name=name)(features) for name in ("query", "key"))
-        likeness = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32) / self.channels**0.5
-        likeness = jnp.where(seen.inside.reshape(batch, 1, height * width), likeness, -1e9)
-        refined = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(likeness, axis=-1), maps) + maps
+        inside = seen.inside.reshape(batch, height * width)
+        refined = attend(query[:, :, None], key[:, :, None], maps[:, :, None], inside)[:, :, 0] + maps  # one head
         if self.rest:  # of activations up to 2
             refined = jnp.concatenate([2.0 - jnp.max(refined, axis=-1, keepdims=True), refined], axis=-1)
         refined = refined.reshape(batch, height, width, -1)

@@ -22,11 +22,11 @@ def attend(query: Array, key: Array, value: Array, seen: Array | None = None) ->
     Args:
       query: [B,T,H,D], float32 or bfloat16.
       key: [B,S,H,D], the same dtype.
-      value: [B,S,H,D], the same dtype.
+      value: [B,S,H,E], floating; E is D where cuDNN is taken.
       seen: bool[B,S], the keys that count; None for all.
 
     Returns:
-      [B,T,H,D] in the dtype of `value`; scores and weights are float32.
+      [B,T,H,E] in the dtype of `value`; scores and weights are float32.
     """
     programs = {"cpu": partial(_by_head, seen=seen), "default": partial(_all_heads, seen=seen)}
     if seen is None and query.dtype == jnp.bfloat16 and query.shape[-1] % 8 == 0 and _cudnn_can():
@@ -53,11 +53,11 @@ def _all_heads(query: Array, key: Array, value: Array, seen: Array | None) -> Ar
 
 @jax.checkpoint
 def _one_head(query: Array, key: Array, value: Array, seen: Array | None) -> Array:
-    """[B,T,D], [B,S,D], [B,S,D], bool[B,S] -> [B,T,D]."""
+    """[B,T,D], [B,S,D], [B,S,E], bool[B,S] -> [B,T,E]."""
     scores = jnp.einsum("btd,bsd->bts", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     if seen is not None:
         scores = jnp.where(seen[:, None], scores, _UNSEEN)
-    # Divided by the sum after the product and not before it: D numbers a query, not S.
+    # Divided by the sum after the product and not before it: E numbers a query, not S.
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    mixed = jnp.einsum("bts,bsd->btd", weights.astype(value.dtype), value)
+    mixed = jnp.einsum("bts,bse->bte", weights.astype(value.dtype), value)
     return (mixed / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)

@@ -6,9 +6,8 @@ NETWORKS = [
     *of(
         "models/attention.py",
         "models/test_attention.py",
-        ("maps) + maps", "maps)"),
-        ("/ self.channels**0.5", "/ self.channels"),
-        ("likeness, -1e9)", "likeness, 0)"),
+        ("[:, :, 0] + maps", "[:, :, 0]"),
+        ("maps[:, :, None], inside)", "maps[:, :, None])"),
     ),
     *of(
         "losses/soft_targets.py",
@@ -111,7 +110,7 @@ NETWORKS = [
     ),
     *of(
         "models/dot_product_attention.py",
-        "models/test_dot_product_attention.py",
+        "models/test_dot_product_attention.py models/test_attention.py",
         ("jnp.where(seen[:, None], scores, _UNSEEN)", "scores"),
         ("scores.max(axis=-1, keepdims=True)", "scores.mean(axis=-1, keepdims=True)"),
         ("@jax.checkpoint\n", ""),
