@@ -267,7 +267,7 @@ def test_a_dry_run_lists_runs_and_hours_and_the_line_for_slurm(tmp_path, capsys)
     assert not list(tmp_path.glob("*/seed*"))
     said = told(capsys, 0, *FLAGS, f"--workdir={tmp_path}", "--dry_run", "--vary=optim.lr=1e-3,1e-4").out
     assert "forec, optim.lr=1e-4, seed=1: 60 steps\n" in said
-    assert "8 runs have no rate yet" in said
+    assert "8 runs, 0 done; 8 runs have no rate yet" in said  # no hours are claimed
 
 
 @pytest.mark.parametrize(

@@ -227,11 +227,12 @@ def _plan(
         unknown += not state.done and not rates[run.row]
         lines.append(f"{number:>4}  {run.name}: {said}")
     done = sum(state.done for state, _ in states)
-    total = f"{len(planned)} runs, {done} done; {left:.1f} hours are left, one after another, without evaluations"
-    more = (
-        f"; {unknown} runs have no rate yet: give one by --rate (forec-jax plan says what it is of)" if unknown else ""
-    )
-    return "\n".join([*lines, total + more])
+    total = [f"{len(planned)} runs, {done} done"]
+    if unknown < len(planned):
+        total.append(f"{left:.1f} hours are left, one after another, without evaluations")
+    if unknown:
+        total.append(f"{unknown} runs have no rate yet: give one by --rate (forec-jax plan says what it is of)")
+    return "\n".join([*lines, "; ".join(total)])
 
 
 def _array_command(argv: Sequence[str], given: Mapping[str, str], count: int) -> str:
