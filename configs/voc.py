@@ -23,6 +23,7 @@ from forec_jax.variants import (
     OF_STS_AUTHORS,
     OF_VATS_AUTHORS,
     OTHERS,
+    SMALL_PRETRAINED,
     batch_of,
     trained,
 )
@@ -243,23 +244,9 @@ CHAIN_PAPERS = {
         meaning="a round of DMT on a list of 529 (1/20): DeepLabV2, crop 321, 1 + 7 images, 4 epochs of the 10,053 others",
     ),
 }
-SMALL = OTHERS["small"].but(
-    {
-        "model.encoder": "efficientnet_lite2",
-        "batch.labelled": 4,
-        "batch.unlabelled": lambda c: min(c.batch.unlabelled, 4),
-        "batch.pseudo": lambda c: min(c.batch.pseudo, 4),
-        "data.longest_side": 256,
-        "data.scale": (0.75, 1.5),  # so that training and evaluation see things at the same size
-        "data.crop": 177,
-        "method.ramp": 0.4,  # first labels, then pseudo-labels
-        "steps": 600,
-    },
-    meaning="EfficientNet-Lite2 with a narrow decoder, photographs of 256 pixels, crop 177: ten minutes on a CPU core",
-)
 PARTS = {
     **CHAIN_PAPERS,
-    "small": SMALL,
+    "small": SMALL_PRETRAINED,
     "paper": PAPER,
     "ps_mt_paper": PS_MT_PAPER,
     "s4gan_paper": S4GAN_PAPER,

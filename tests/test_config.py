@@ -83,11 +83,13 @@ def same(one, other):
     return config(one).to_json() == config(other).to_json()
 
 
-def test_a_method_comes_first_and_other_lambdas_last_wherever_they_stand():
+def test_a_method_comes_first_and_tasks_next_wherever_they_stand():
     assert same("classmix+ps_mt", "ps_mt+classmix")
     assert config("classmix+ps_mt").augment.mixing == "classmix"
     assert same("other_lambdas+forec", "forec+other_lambdas")
     assert config("other_lambdas+forec").auxiliary.reconstruction.unlabelled_weight == 1.0
+    assert same("reco_paper+reco", "reco+reco_paper")
+    assert config("reco_paper+reco").auxiliary.reco.class_mean == "present"  # not the task's default
     assert same("cutmix+ps_mt_paper", "ps_mt_paper+cutmix")
     assert config("cutmix+ps_mt_paper").augment.mixing == "cutmix_half"
     assert not same("small+reco_paper", "reco_paper+small")  # the others from left to right
@@ -609,6 +611,20 @@ def test_photographs_of_ones_own_on_a_cpu_with_and_without_pretrained_weights():
     assert (c.model.encoder, c.model.weights) == ("efficientnet_lite2", "efficientnet_lite2")
     assert (c.optim.lr, c.optim.head_lr_multiplier) == (2e-4, 5.0)
     assert (c.data.longest_side, c.data.crop, c.method.ramp) == (320, 225, 0.4)
+
+
+@pytest.mark.parametrize("data", ["voc", "camvid"])
+def test_a_short_training_on_photographs_has_no_threshold_but_one_that_a_method_means_by_its_own(data):
+    found = {name: load(f"configs/{data}.py:small+{name}") for name in ("forec", "fixmatch", "s4gan", "classmix+eta")}
+    assert {name: c.method.threshold for name, c in found.items()} == {
+        "forec": 0.0,
+        "fixmatch": 0.0,
+        "s4gan": 0.6,
+        "classmix+eta": 0.97,
+    }
+    assert found["forec"].auxiliary.reconstruction.threshold == 0.0
+    assert load(f"configs/{data}.py:forec+small").auxiliary.reconstruction.threshold == 0.0
+    assert load(f"configs/{data}.py:forec").auxiliary.reconstruction.threshold == 0.95
 
 
 def test_the_paper_variant():

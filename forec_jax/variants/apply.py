@@ -38,8 +38,9 @@ def variants() -> dict[str, Variant]:
 def apply_variant(c: ConfigDict, variant: str, more: Mapping[str, Variant | Change] | None = None) -> ConfigDict:
     """Applies "part+part+..." to a config; `more` holds a data set's own parts. The method is mean_teacher unless named.
 
-    The method comes first and `other_lambdas` last, wherever they stand; the other parts from left to right, the later one
-    winning. Raises ValueError for an unknown part and for two methods.
+    The method comes first and then the tasks, wherever they stand; the other parts from left to right, the later one
+    winning: so `auxiliary.*` in one of them means every task that is named. Raises ValueError for an unknown part and
+    for two methods.
     """
     known: dict[str, Variant | Change] = {**variants(), **(more or {})}
     for part in variant.split("+"):
@@ -51,7 +52,8 @@ def apply_variant(c: ConfigDict, variant: str, more: Mapping[str, Variant | Chan
     parts = parts_of(variant)
     if len(methods := [part for part in parts if _method_of(known[part], part)]) > 1:
         raise ValueError(f"variant {variant!r} names {len(methods)} methods, {' and '.join(methods)}; choose one")
-    for part in sorted(parts, key=lambda part: (part == "other_lambdas") - (part in methods)):
+    tasks = {part for entry in TASKS.values() for part in entry.variants}
+    for part in sorted(parts, key=lambda part: 0 if part in methods else 1 if part in tasks else 2):
         _apply(c, known[part], known)
     return c
 
