@@ -10,7 +10,7 @@ FOrec paper's hyper-parameters (weights of its stem: --config.model.weights=hf:t
 `s4gan_paper`, `adv_semseg_paper`, `gct_paper` and `vat_paper` (hf:timm/resnet101.tv_in1k), `pseudoseg_paper` (as `paper`),
 `cac_paper` (the default's weights), `unimatch_v2_paper` and `fixmatch_paper` (hf:facebook/dinov2-base) for those of these
 papers, and by `forec-jax chain` `st_paper`, `st_plus_plus_paper` and `dmt_paper`; `ecs_paper` for what is known of one more;
-`small` for a CPU core (docs/results.md has its mIoU; weights: --config.model.weights=efficientnet_lite2).
+`small` for a CPU core (weights: --config.model.weights=efficientnet_lite2; docs/results.md has scores).
 The default is ResNet-50 at output stride 16, crop 321, 8 + 8 images a step; one GPU. Not yet measured on a GPU.
 """
 

@@ -51,7 +51,7 @@ COMMANDS = {
     "label": Command("data", "write the masks that a run predicts for its unlabelled images as a data set"),
     "threshold": Command("use", "choose the threshold of masks from image tags"),
     "bridge": Command("data", "write masks from image tags as a data set"),
-    "chain": Command("chain", "train in stages, all in a row: ST, ST++, or from image tags"),
+    "chain": Command("chain", "train in stages, all in a row: ST, ST++, DMT, or from image tags"),
 }
 
 

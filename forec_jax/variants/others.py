@@ -326,7 +326,6 @@ SMALL_PRETRAINED = OTHERS["small"].but(
         "data.crop": 177,
         "method.ramp": 0.4,  # first labels, then pseudo-labels
         "method.threshold": lambda c: _of_a_short_training(c.method.threshold),
-        "auxiliary.*.threshold": 0.0,
         "steps": 600,
     },
     meaning="EfficientNet-Lite2 with a narrow decoder, photographs of 256 pixels, crop 177: ten minutes on a CPU core",
