@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from forec_jax.augment.masking import mean_colour
 from forec_jax.augment.mixing import Mixing, Rows
-from forec_jax.contracts import IGNORE, IMAGENET_MEAN, Array
+from forec_jax.contracts import IGNORE, Array
 from forec_jax.options import ASCENDING, option
 
 
@@ -115,7 +116,7 @@ def _seen_through(rows: Rows, high: _Window, wide: _Window) -> Rows:
         return jnp.where(shown, pick(field, row, column), jnp.asarray(outside, field.dtype))
 
     rows_weights, columns_weights = _bilinear(high, height), _bilinear(wide, width)
-    fill = jnp.asarray(IMAGENET_MEAN, jnp.float32)[None, None, None]
+    fill = mean_colour()
 
     def bilinear(image: Array) -> Array:
         # Full float32 products, so that a factor of 1 gives the same pixels.

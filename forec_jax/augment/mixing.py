@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from forec_jax.augment.boxes import AreaBox, BetaBox, Box, ClippedBox, HalfAreaBox, ShareBox, SquareBox
-from forec_jax.contracts import IGNORE, IMAGENET_MEAN, Array, PyTree
+from forec_jax.augment.masking import mean_colour
+from forec_jax.contracts import IGNORE, Array, PyTree
 from forec_jax.options import SHARE, option
 
 
@@ -63,8 +64,7 @@ class CutOut:
         """`rows` with boxes cut out."""
         rows = _ignore_padding(rows)
         cut = _boxes(key, self.box, self.probability, rows)
-        # The colour that normalisation turns into zeros.
-        fill = jnp.asarray(IMAGENET_MEAN, rows.clean.dtype)[None, None, None]
+        fill = mean_colour()
         return rows._replace(
             clean=jnp.where(cut[..., None], fill, rows.clean),
             strong=jnp.where(cut[..., None], fill, rows.strong),

@@ -11,6 +11,7 @@ from forec_jax.commands.arguments import (
     checkpoint_flags,
     config_flag,
     folders,
+    model_flags,
     parse,
     required,
     resolve_config,
@@ -90,8 +91,7 @@ def report(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_list("workdir", folders_given, "work directories of the runs", flag_values=values)
-        flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "which network", flag_values=values)
-        flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "which checkpoint", flag_values=values)
+        model_flags(values)
         root_flag(values)
         flags.DEFINE_string("out", None, "the page, an HTML file", flag_values=values)
         flags.DEFINE_integer("examples", 6, "images that are shown", lower_bound=0, flag_values=values)

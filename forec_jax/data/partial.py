@@ -81,10 +81,14 @@ class KnownLabels:
     @property
     def ids(self) -> Sequence[str]:
         """The examples' names."""
-        return self.images.ids
+        return self._ids
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def _ids(self) -> tuple[str, ...]:
+        return tuple(self.images.ids)  # of a part of a data set they are put together anew at each call
 
     def __getitem__(self, index: int) -> Example:
         place = self._places.get(self.ids[index])

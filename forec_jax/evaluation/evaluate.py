@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 
 from forec_jax.contracts import IGNORE, Array, Stopped, Variables
 from forec_jax.data import DataError, Example, Source, evaluation_examples
+from forec_jax.data.transforms import PAD_COLOUR
 from forec_jax.evaluation.boundary import boundary_confusion
 from forec_jax.evaluation.metrics import class_iou, confusion_matrix, mean_iou
 from forec_jax.evaluation.sliding import Predicts
 from forec_jax.options import SCALES, at_least, must_be, option
 from forec_jax.parallel import batch_sharding, local_mesh, on_local_devices, replicated, summed
 
-PAD_COLOUR = (124, 116, 104)  # ImageNet's mean; the network masks the padding, so the colour has no effect
 MOST_PIXELS = 2**25  # of a bucket: a ResNet's first features alone take 2 GB there
 Mode = Literal["whole", "center_crop"]
 
@@ -46,6 +46,11 @@ class EvaluationOptions:
         128, "sides are padded up to multiples of it: fewer shapes to compile, same result", at_least(1)
     )
     pictures: int = option(4, "examples shown at each evaluation", at_least(0))
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one window to the next."""
+        return max(round(self.crop * self.stride_fraction), 1)
 
 
 class Evaluation(NamedTuple):

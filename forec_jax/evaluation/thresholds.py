@@ -8,6 +8,7 @@ from forec_jax.contracts import Array, Thresholded, Variables
 from forec_jax.data import Source, evaluation_examples
 from forec_jax.evaluation.evaluate import Buckets
 from forec_jax.evaluation.metrics import confusion_matrix, mean_iou
+from forec_jax.parallel import on_first_device
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 
@@ -31,7 +32,7 @@ class ThresholdSweep:
 
     def __call__(self, variables: dict[str, Variables], source: Source) -> dict[float, float]:
         """The mIoU in [0, 1] by threshold over every example of a source."""
-        variables = jax.device_get(variables)
+        variables = on_first_device(variables)
         total = np.zeros((len(THRESHOLDS), self._classes, self._classes), np.int64)
         for _, padded in self._buckets.batches(evaluation_examples(source)):
             total += np.asarray(self._confusions(variables, *padded)).astype(np.int64)

@@ -310,7 +310,7 @@ def build_single(c: ConfigDict, method: Method) -> Predicts:
     o = from_config(EvaluationOptions, c.eval, "eval")
     if o.mode != "sliding":
         return method
-    return SlidingWindow(method, o.crop, max(round(o.crop * o.stride_fraction), 1), side_multiple(method))
+    return SlidingWindow(method, o.crop, o.stride, side_multiple(method))
 
 
 def network_variables(state: TrainState, network: str) -> dict[str, Variables]:

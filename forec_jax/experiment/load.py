@@ -167,14 +167,28 @@ def keep_guides(c: ConfigDict, workdir: Path) -> None:
 
 def with_chosen_threshold(method: Method, workdir: Path) -> Method:
     """The method with the threshold that `forec-jax threshold` chose for its masks, if it did."""
-    if not isinstance(method, Thresholded) or not (workdir / THRESHOLD).exists():
+    if not isinstance(method, Thresholded) or (chosen := stored_threshold(workdir)) is None:
         return method
+    log.info("%s: mask threshold %.2f, chosen on %s masks of %s", workdir, *chosen)
+    changed: Any = dataclasses.replace(method, mask_threshold=chosen.threshold)  # type: ignore[type-var]
+    return changed
+
+
+class ChosenThreshold(NamedTuple):
+    """What `forec-jax threshold` chose for a run's masks."""
+
+    threshold: float
+    masks: int  # that it was chosen on
+    split: str
+
+
+def stored_threshold(workdir: Path) -> ChosenThreshold | None:
+    """The threshold that was chosen for a run's masks, or None. Raises WorkdirError for a file that does not tell it."""
+    if not (workdir / THRESHOLD).exists():
+        return None
     with damage_named(workdir / THRESHOLD, "remove it, and have it chosen anew by forec-jax threshold"):
         chosen = json.loads((workdir / THRESHOLD).read_text(encoding="utf-8"))
-        threshold, masks, split = float(chosen["threshold"]), chosen["masks"], chosen["split"]
-    log.info("%s: mask threshold %.2f, chosen on %s masks of %s", workdir, threshold, masks, split)
-    changed: Any = dataclasses.replace(method, mask_threshold=threshold)  # type: ignore[type-var]
-    return changed
+        return ChosenThreshold(float(chosen["threshold"]), chosen["masks"], chosen["split"])
 
 
 def choose_threshold(run: Run, workdir: Path, split: str, network: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from forec_jax.data import Example, Source, evaluation_examples
 from forec_jax.experiment import build
 from forec_jax.experiment.load import Run
 from forec_jax.models.scales import both_ways, mean_over_scales
+from forec_jax.parallel import on_first_device
 
 Finder = Callable[[Source], Iterator["Found"]]
 """Images -> their masks, in the order in which shape buckets fill."""
@@ -72,7 +73,7 @@ def found_masks(run: Run, images: Source, how: Labelling) -> Iterator[Found]:
 def _finder(run: Run, how: Labelling) -> Finder:
     """What finds the masks of images; pixels less sure than `how.confidence` are IGNORE."""
     predict, multiple = _probabilities_of(run), build.side_multiple(run.method)
-    variables = jax.device_get(build.network_variables(run.state, how.network))
+    variables = on_first_device(build.network_variables(run.state, how.network))
 
     @jax.jit
     def winner(variables: dict[str, Variables], image: Array, valid: Array, tags: Array) -> tuple[Array, Array]:

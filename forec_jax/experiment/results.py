@@ -11,13 +11,15 @@ from ml_collections import ConfigDict
 
 import forec_jax
 from forec_jax.data import Dataset, Source
+from forec_jax.evaluation import EvaluationOptions
 from forec_jax.experiment import contents
-from forec_jax.experiment.load import THRESHOLD, Stored
+from forec_jax.experiment.load import Stored, stored_threshold
 from forec_jax.experiment.summary import evaluations
 from forec_jax.experiment.workdir import WorkdirError, damage_named
 from forec_jax.files import write_json
 from forec_jax.kinds import listed, mapping, number, text, whole
 from forec_jax.locking import only_one
+from forec_jax.options import from_config
 from forec_jax.training.events import METRICS_FILE, read_events
 
 log = logging.getLogger(__name__)
@@ -53,14 +55,13 @@ def protocol_of(c: ConfigDict, workdir: Path) -> dict[str, Any]:
     if c.eval.mode != "whole":
         found["crop"] = c.eval.crop
     if c.eval.mode == "sliding":
-        found["stride"] = max(round(c.eval.crop * c.eval.stride_fraction), 1)
+        found["stride"] = from_config(EvaluationOptions, c.eval, "eval").stride
     if tuple(c.eval.scales) != (1.0,):
         found["scales"] = list(c.eval.scales)
     if c.eval.flip:
         found["flip"] = True
-    if (workdir / THRESHOLD).exists():
-        with damage_named(workdir / THRESHOLD, "remove it, and have it chosen anew by forec-jax threshold"):
-            found["mask_threshold"] = json.loads((workdir / THRESHOLD).read_text(encoding="utf-8"))["threshold"]
+    if (chosen := stored_threshold(workdir)) is not None:
+        found["mask_threshold"] = chosen.threshold
     return found
 
 

@@ -206,7 +206,7 @@ def _axes(table: Mapping[str, Any], where: str) -> list[list[Choice]]:
         axes.append(
             [_named(key, value, f"{here}[{i}]") for i, value in enumerate(values)]
             if all(named)
-            else [Choice(f"{key}={text}", {key: text}) for text in (_value(value, here) for value in values)]
+            else axis(key, [_value(value, here) for value in values])
         )
     return axes
 

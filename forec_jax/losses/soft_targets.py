@@ -44,7 +44,7 @@ def calibrated_fusion(logits: Array, others: Array, counts: Array, temperature: 
     """
     both = jax.lax.stop_gradient(jnp.stack([logits, others]).astype(jnp.float32))
     squares = jnp.sum(jnp.where(counts[None, ..., None], jnp.square(both), 0.0))
-    number = jnp.maximum(2 * logits.shape[-1] * jnp.sum(counts), 1)
+    number = jnp.maximum(2 * logits.shape[-1] * jnp.sum(counts, dtype=jnp.float32), 1)  # beyond an int32 at full size
     fused = jnp.mean(jax.nn.softmax(both * jax.lax.rsqrt(squares / number + 1e-8), axis=-1), axis=0)
     return jax.nn.softmax(jnp.log(fused) / temperature, axis=-1)
 

@@ -13,11 +13,12 @@ from forec_jax.methods.parts.critic import (
     GapOptions,
     WithDiscriminator,
     both_ways,
+    critic_output,
     own_adam,
     with_truth,
     without_padding,
 )
-from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, run_heads
+from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import (
     PseudoLabelOptions,
@@ -27,7 +28,6 @@ from forec_jax.methods.parts.terms import (
 )
 from forec_jax.methods.parts.views import apart, interleave, labelled_and_others, self_labelled
 from forec_jax.models import pixel_discriminator
-from forec_jax.models.critic import SCORE
 from forec_jax.options import STEPS, at_least, option
 
 
@@ -93,9 +93,8 @@ class AdvSemSeg(WithDiscriminator, _Game):
 
     def judge(self, discriminator: Variables, shown: Array) -> Array:
         """The discriminator's logits f32[N,H,W] that a pixel of class maps f32[N,H,W,K] is truth."""
-        key = jax.random.key(0)  # of no effect: it has no dropout
-        outputs, _ = run_heads(self.discriminator, discriminator, shown, (SCORE,), train=True, rng=key)
-        return outputs[SCORE].output[..., 0]
+        logits, _ = critic_output(self.discriminator, discriminator, shown)
+        return logits[..., 0]
 
     def game(self, learning: Array, judging: Array, views: Views, step: Array) -> tuple[Terms, Array]:
         """L_D and L_adv from D's logits of what it was shown, and those of the predictions f32[B,H,W] without gradient."""
@@ -118,8 +117,7 @@ class AdvSemSeg(WithDiscriminator, _Game):
 def build(o: Options, p: Parts) -> AdvSemSeg:
     """The method with its discriminator. Raises OptionError for ClassMix, which needs labels before there are any."""
     refuse_classmix("adv_semseg", p)
-    size = {"channels": o.channels, "halvings": o.halvings}
-    discriminator = pixel_discriminator(len(p.labels.classes), **size, compute_dtype=p.compute_dtype)
+    discriminator = pixel_discriminator(len(p.labels.classes), **o.size, compute_dtype=p.compute_dtype)
     own = dataclasses.replace(o, trust_start=p.in_steps(o.trust_start))
     # Labelled rows are mixed and zoomed as the others are, whatever the options say: see s4gan.
     return semi_supervised(AdvSemSeg, p, own, discriminator=discriminator, labelled_mixing=p.unlabelled_changes)

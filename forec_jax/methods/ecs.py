@@ -28,17 +28,17 @@ from forec_jax.methods.parts.critic import (
     DenseCriticOptions,
     FirstState,
     both_ways,
+    critic_output,
     own_adam,
     with_critic,
     without_padding,
 )
 from forec_jax.methods.parts.ema import SemiSupervised
-from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, run_heads
+from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, labelled_pixels, supervised_terms
 from forec_jax.methods.parts.views import labelled_and_others, pseudo_labelled
 from forec_jax.models import corrector
-from forec_jax.models.critic import SCORE
 from forec_jax.options import at_least, option
 
 CORRECTOR = "corrector"
@@ -112,9 +112,7 @@ class Ecs(SemiSupervised, _Correction):
 
     def judge(self, corrector: Variables, shown: Array) -> tuple[Array, PyTree]:
         """C's logits f32[B,H,W,K+1] of f32[B,H,W,3+K], and its new batch_stats."""
-        key = jax.random.key(0)  # of no effect: it has no dropout
-        outputs, stats = run_heads(self.corrector, corrector, shown, (SCORE,), train=True, rng=key)
-        return outputs[SCORE].output, stats
+        return critic_output(self.corrector, corrector, shown)
 
     def judged(self, learning: Array, judging: Array, probabilities: Array, views: Views) -> tuple[Terms, Metrics]:
         """L_C and L_a from C's logits f32[B,H,W,K+1] with a gradient for C, and for the student; and how good C is."""
@@ -147,8 +145,7 @@ def corrected(views: Views, probabilities: Array, judging: Array) -> Views:
 def build(o: Options, p: Parts) -> Ecs:
     """The method with its corrector. Raises OptionError for ClassMix, which needs labels before there are any."""
     refuse_classmix("ecs", p)
-    size = {"channels": o.channels, "halvings": o.halvings}
-    network = corrector(len(p.labels.classes), **size, compute_dtype=p.compute_dtype)
+    network = corrector(len(p.labels.classes), **o.size, compute_dtype=p.compute_dtype)
     return semi_supervised(Ecs, p, o, corrector=network)
 
 

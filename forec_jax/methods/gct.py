@@ -27,18 +27,18 @@ from forec_jax.methods.parts.critic import (
     FirstState,
     GapOptions,
     both_ways,
+    critic_output,
     own_adam,
     with_critic,
     without_padding,
 )
-from forec_jax.methods.parts.heads import SEGMENTATION, run_heads
+from forec_jax.methods.parts.heads import SEGMENTATION
 from forec_jax.methods.parts.ramp import exponential_rise
 from forec_jax.methods.parts.students import STUDENTS, StudentsOptions, TwoStudents, of_student
 from forec_jax.methods.parts.teacher import teacher_statistics
 from forec_jax.methods.parts.terms import PseudoLabelOptions, SupervisedOptions, labelled_pixels, supervised_terms
 from forec_jax.methods.parts.views import both_parts, self_labelled
 from forec_jax.models import flaw_detector
-from forec_jax.models.critic import SCORE
 from forec_jax.options import at_least, option
 
 FLAW_DETECTOR = "flaw_detector"
@@ -133,9 +133,8 @@ class Gct(TwoStudents, _Guidance):
 
     def judge(self, detector: Variables, shown: Array) -> tuple[Array, PyTree]:
         """F's flaws f32[B,H,W] of f32[B,H,W,3+K], and its new batch_stats."""
-        key = jax.random.key(0)  # of no effect: it has no dropout
-        outputs, stats = run_heads(self.flaw_detector, detector, shown, (SCORE,), train=True, rng=key)
-        return outputs[SCORE].output[..., 0], stats
+        flaws, stats = critic_output(self.flaw_detector, detector, shown)
+        return flaws[..., 0], stats
 
     def counted(self, views: Views) -> Array:
         """bool[B,H,W]: the pixels over which L_dc and L_fc are means: all but the padding, or with `gaps` shown all."""
@@ -180,8 +179,7 @@ def _rows(views: Views) -> Array:
 def build(o: Options, p: Parts) -> Gct:
     """The method with its flaw detector. Raises OptionError for ClassMix, which needs labels before there are any."""
     refuse_classmix("gct", p)
-    size = {"channels": o.channels, "halvings": o.halvings}
-    detector = flaw_detector(len(p.labels.classes), **size, compute_dtype=p.compute_dtype)
+    detector = flaw_detector(len(p.labels.classes), **o.size, compute_dtype=p.compute_dtype)
     return semi_supervised(Gct, p, o, flaw_detector=detector)
 
 

@@ -22,7 +22,7 @@ from forec_jax.methods.entry import MethodEntry, Parts
 from forec_jax.methods.parts.heads import STUDENT, run_heads
 from forec_jax.methods.parts.tags import TAGS, activations, pooled, tag_errors, tags_head
 from forec_jax.methods.parts.views import Colour, unit_image
-from forec_jax.models import resize, valid_extent
+from forec_jax.models.layers import resize_valid
 from forec_jax.options import SHARE, OptionError, must_be, option, taken
 
 
@@ -115,7 +115,9 @@ class TagClassifier(MaskOptions, Options):
         inside = jnp.ones(image.shape[:3], bool) if valid is None else valid
         found = jax.nn.sigmoid(pooled(maps, inside)) > self.tag_threshold
         shown = found if present is None else present[:, jnp.array(self.foreground)] > 0
-        share = activations(enlarged(maps, (image.shape[1], image.shape[2]), valid), shown, inside)
+        share = activations(
+            resize_valid(maps, (image.shape[1], image.shape[2]), valid, align_corners=True), shown, inside
+        )
         parts = share[..., : self.background], jnp.ones_like(share[..., :1]), share[..., self.background :]
         return jnp.concatenate([part for part in parts if part.shape[-1]], axis=-1)
 
@@ -128,14 +130,6 @@ class TagClassifier(MaskOptions, Options):
     def predict(self, variables: dict[str, Variables], image: Array, valid: Array | None) -> Array:
         """Class probabilities f32[B,H,W,K] of images f32[B,H,W,3] in [0,1]."""
         return self.at_threshold(self.scores(variables, image, valid), self.mask_threshold)
-
-
-def enlarged(maps: Array, size: tuple[int, int], valid: Array | None) -> Array:
-    """Score maps f32[B,h,w,C] at the image's size, each from the valid part of its image alone."""
-    if valid is None:
-        return resize(maps, size, align_corners=True)
-    before, after = valid_extent(valid, valid.shape[1] // maps.shape[1]), valid_extent(valid, 1)
-    return resize(maps, size, align_corners=True, extent_in=before, extent_out=after)
 
 
 def foreground_classes(labels: Labels) -> tuple[int, ...]:

@@ -48,6 +48,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def on_first_device(tree: PyTree) -> PyTree:
+    """A tree of arrays, whole on this process's first device: what its own images are looked at with."""
+    return jax.device_put(jax.device_get(tree), jax.local_devices()[0])
+
+
 def shape_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """The largest axis that the mesh's fsdp axis divides is split over it (the last of equals); a small array is whole."""
     parts = mesh.shape["fsdp"]

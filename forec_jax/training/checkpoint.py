@@ -98,10 +98,16 @@ class Checkpoints:
         self._save(self._kept, state, step)
 
     def restore_kept(self, abstract: TrainState, step: int) -> TrainState | None:
-        """The state of a milestone, or None; errors as `restore_last`."""
+        """The state of a milestone, or None where there is none.
+
+        Raises CheckpointError where it is damaged, as no other state can stand for it, or where the architecture is another.
+        """
         self._kept = self._kept or self._manager("kept", self._read_only, most=None)
         if step not in self._kept.all_steps():
             return None
+        if damage := first_damage(self._path(self._kept, step)):
+            where = self._path(self._kept, step)
+            raise CheckpointError(f"milestone {where} is damaged ({damage}); train the run anew in another --workdir")
         return self._restore_step(self._kept, step, abstract)
 
     def _managers(self) -> tuple[ocp.CheckpointManager, ...]:

@@ -365,14 +365,21 @@ def small_state(step):
     return TrainState(jnp.asarray(step), {"w": jnp.asarray(values)}, {}, {}, (), {})
 
 
-def restored(folder, **options):
-    checkpoints = Checkpoints(folder, **options)
-    like = jax.tree.map(
+def like_small_state():
+    return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), small_state(0)
     )
-    state = checkpoints.restore_last(like)
+
+
+def restored(folder, **options):
+    checkpoints = Checkpoints(folder, **options)
+    state = checkpoints.restore_last(like_small_state())
     checkpoints.close()
     return state
+
+
+def largest_file(folder):
+    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
 
 
 @pytest.mark.parametrize("how", ["deleted", "truncated", "one bit flipped"])
@@ -383,11 +390,27 @@ def test_any_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, c
     checkpoints.close()
     assert_equal(restored(tmp_path), small_state(2))
     assert not caplog.text
-    largest = max((f for f in (tmp_path / "last" / "step_2").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    largest = largest_file(tmp_path / "last" / "step_2")
     damage(largest, how)
     assert_equal(restored(tmp_path), small_state(1))
     assert str(largest) in caplog.text
     assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["deleted", "truncated", "one bit flipped"])
+def test_a_damaged_milestone_is_an_error(tmp_path, how):
+    """No other state can stand for it: labels are chosen by how much the milestones agree."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save_kept(small_state(step), step)
+    checkpoints.wait()
+    assert_equal(checkpoints.restore_kept(like_small_state(), 1), small_state(1))
+    assert checkpoints.restore_kept(like_small_state(), 3) is None
+    damage(largest_file(tmp_path / "kept" / "step_1"), how)
+    with pytest.raises(CheckpointError, match=r"milestone .*step_1 is damaged .*; train the run anew"):
+        checkpoints.restore_kept(like_small_state(), 1)
+    assert_equal(checkpoints.restore_kept(like_small_state(), 2), small_state(2))
+    checkpoints.close()
 
 
 def out_of_memory(*arguments, **options):

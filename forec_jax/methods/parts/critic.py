@@ -10,8 +10,9 @@ import optax
 
 from forec_jax.contracts import Array, Network, PyTree, Variables, Views
 from forec_jax.methods.parts.ema import SemiSupervised
-from forec_jax.methods.parts.heads import STUDENT
+from forec_jax.methods.parts.heads import STUDENT, run_heads
 from forec_jax.methods.parts.terms import labelled_pixels
+from forec_jax.models.critic import SCORE
 from forec_jax.options import at_least, from_to, option
 
 T = TypeVar("T")
@@ -44,6 +45,11 @@ class DenseCriticOptions(CriticOptions):
         "how many of its convolutions halve its map; published: 5, which leaves little of a small image",
         from_to(0, 5),
     )
+
+    @property
+    def size(self) -> dict[str, int]:
+        """How large its network is."""
+        return {"channels": self.channels, "halvings": self.halvings}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,13 @@ def with_critic(first: FirstState, name: str, critic: Network, key: Array) -> Fi
     params, batch_stats, teacher, memory = first
     variables = critic.init(jax.random.fold_in(key, 1))
     return params | {name: variables.params}, batch_stats | {name: variables.batch_stats}, teacher, memory
+
+
+def critic_output(network: Network, critic: Variables, shown: Array) -> tuple[Array, PyTree]:
+    """What a critic without dropout says of f32[B,H,W,C] in train mode, f32[B,H,W,D], and its new batch_stats."""
+    no_key = jax.random.key(0)  # of no effect
+    outputs, stats = run_heads(network, critic, shown, (SCORE,), train=True, rng=no_key)
+    return outputs[SCORE].output, stats
 
 
 def both_ways(judge: Callable[[Variables, PyTree], T], critic: Variables, shown: PyTree) -> tuple[T, T]:

@@ -1,6 +1,5 @@
 """Running a student with its heads, shared by the methods."""
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from forec_jax.contracts import (
     Views,
 )
 from forec_jax.methods.parts.views import apart, interleave
+from forec_jax.models.network import named_key
 
 STUDENT = "student"
 """The trained network's name among a method's."""
@@ -145,8 +145,7 @@ def auxiliary_terms(
     for weight, task in auxiliary:
         # By name, so that another task beside it does not change a task's draws.
         name = task.head.name
-        task_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        task_terms, task_metrics, now = task.loss(outputs, views, task_key, memory.get(name, task.memory))
+        task_terms, task_metrics, now = task.loss(outputs, views, named_key(key, name), memory.get(name, task.memory))
         terms |= {term: Term(mean, weight * share) for term, (mean, share) in task_terms.items()}
         metrics |= task_metrics
         if name in memory:

@@ -9,7 +9,7 @@ import optax
 
 from forec_jax.contracts import Array, Network, PyTree, TrainState, Variables
 from forec_jax.methods.parts.heads import SEGMENTATION, run_heads
-from forec_jax.models.network import PYRAMID
+from forec_jax.models.network import ENCODER, PYRAMID
 from forec_jax.options import SHARE, option
 
 BatchNormMode = Literal["ema", "copy", "own"]
@@ -36,7 +36,7 @@ def ema_decay(step: Array, decay: float) -> Array:
 
 def _restrict(tree: PyTree, heads: tuple[str, ...]) -> PyTree:
     """The parts of a params or batch_stats dict that these heads need; there is a pyramid where it is shared."""
-    return {part: tree[part] for part in ("encoder", PYRAMID, *heads) if part in tree}
+    return {part: tree[part] for part in (ENCODER, PYRAMID, *heads) if part in tree}
 
 
 def first_teacher(student: Variables, heads: tuple[str, ...] = TEACHER_HEADS) -> Variables:

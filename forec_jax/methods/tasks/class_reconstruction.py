@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from forec_jax.contracts import Array, HeadOutput, HeadSpec, Mean, Metrics, PyTree, Term, Terms, Views
 from forec_jax.losses import squared_error
+from forec_jax.losses.contrast import unit
 from forec_jax.methods.entry import TaskEntry, TaskOptions, TaskParts
 from forec_jax.methods.parts.background import PseudoTruth, RowWeights, is_known
 from forec_jax.methods.parts.heads import SEGMENTATION
@@ -94,15 +95,9 @@ def distance_to_class(features: Array, label: Array, known: Array, classes: int)
     member = (label[..., None] == jnp.arange(classes)[None, None, None]) & known[..., None]
     member = member.astype(jnp.float32)
     total = jnp.einsum("bhwk,bhwd->bkd", member, jax.lax.stop_gradient(features), precision="highest")
-    own = jnp.einsum("bhwk,bkd->bhwd", member, _unit(total), precision="highest")  # a sum points where the mean does
-    distance = jnp.where(known, 1.0 - jnp.sum(_unit(features) * own, axis=-1), 0.0)
+    own = jnp.einsum("bhwk,bkd->bhwd", member, unit(total), precision="highest")  # a sum points where the mean does
+    distance = jnp.where(known, 1.0 - jnp.sum(unit(features) * own, axis=-1), 0.0)
     return Mean(jnp.sum(distance), jnp.sum(known, dtype=jnp.float32))
-
-
-def _unit(vector: Array) -> Array:
-    """Vectors [...,D] of length 1; 0 stays 0, with a finite gradient."""
-    squared = jnp.sum(jnp.square(vector), axis=-1, keepdims=True)
-    return vector * jax.lax.rsqrt(jnp.maximum(squared, 1e-12))
 
 
 def build(o: Options, p: TaskParts) -> ClassReconstruction:

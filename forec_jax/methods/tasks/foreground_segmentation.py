@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from forec_jax.contracts import IGNORE, Array, HeadOutput, HeadSpec, Mean, Metrics, PyTree, Term, Terms, Views
-from forec_jax.losses import cross_entropy
+from forec_jax.contracts import IGNORE, Array, HeadOutput, HeadSpec, Metrics, PyTree, Term, Terms, Views
+from forec_jax.losses import mean_cross_entropy
 from forec_jax.methods.entry import TaskEntry, TaskOptions, TaskParts
 from forec_jax.methods.parts.background import PseudoTruth, RowWeights, is_background, is_known
 from forec_jax.options import taken
@@ -38,21 +38,19 @@ class ForegroundSegmentation(RowWeights, PseudoTruth):
         included = is_known(views, self.threshold)
         foreground = ~is_background(views.label, self.background_classes)
         label = jnp.where(included, foreground.astype(jnp.int32), IGNORE)
-        error = cross_entropy(outputs[self.head.name].output, label)
+        logits = outputs[self.head.name].output
         row = views.labelled_row[:, None, None]
         return (
             {
-                "foreground_labelled_loss": Term(masked_mean(error, included & row), self.labelled_weight),
-                "foreground_unlabelled_loss": Term(masked_mean(error, included & ~row), self.unlabelled_weight),
+                name: Term(mean_cross_entropy(logits, label, included & rows), weight)
+                for name, rows, weight in (
+                    ("foreground_labelled_loss", row, self.labelled_weight),
+                    ("foreground_unlabelled_loss", ~row, self.unlabelled_weight),
+                )
             },
             {},
             memory,
         )
-
-
-def masked_mean(error: Array, included: Array) -> Mean:
-    """The mean of f32[B,H,W] over the included pixels."""
-    return Mean(jnp.sum(jnp.where(included, error, 0.0)), jnp.sum(included, dtype=jnp.float32))
 
 
 def build(o: Options, p: TaskParts) -> ForegroundSegmentation:
