@@ -25,7 +25,7 @@ UNLABELLED = 254
 
 
 class Stopped(Exception):
-    """Something long was ended before its time because it was asked to; nothing of it counts."""
+    """A long operation was ended on request; what it has found so far does not count."""
 
 
 class Labelled(NamedTuple):
@@ -86,10 +86,9 @@ class HeadSpec(NamedTuple):
     name: str
     channels: int
     upsample: bool = True  # resize the output to the image's size; otherwise it stays at the decoder's stride
-    linear: bool = (
-        False  # a 1x1 convolution alone: of the encoder's last features, at their stride (a classifier's scores),
-    )
-    #                       or of what the head that it reads fuses, as upsample says
+    linear: bool = False
+    """A 1x1 convolution alone: of the encoder's last features, at their stride (a classifier's scores), or of what the
+    head that it reads fuses, as `upsample` says."""
     reads: str = ""  # the head whose fused features this one classifies; empty: its own
 
 
@@ -127,13 +126,13 @@ class Network(NamedTuple):
     classify: Callable[..., tuple[HeadOutput, PyTree]]  # (variables, head, fused, *, train, rng) -> output, batch_stats
     heads: tuple[HeadSpec, ...]
     multiple: int = 32  # what image sides are multiples of where `valid` is given
-    fuse: Callable[..., tuple[PyTree, PyTree]] = (
-        nothing_fused  # (variables, head, features, *, train, rng) -> fused, batch_stats
-    )
+    fuse: Callable[..., tuple[PyTree, PyTree]] = nothing_fused
+    """(variables, head, features, *, train, rng) -> fused, batch_stats."""
     frozen: tuple[str, ...] = ()  # parts of the variables that training leaves as they are
     given: tuple[str, ...] = ()  # parts whose first values come from elsewhere, whatever the key
-    std: RGB = (1.0, 1.0, 1.0)  # what it divides the channels of its images by, after it has taken away
+    std: RGB = (1.0, 1.0, 1.0)
     mean: RGB = (0.0, 0.0, 0.0)
+    """Images are normalised as (image - mean) / std, channel by channel."""
 
     def decode(
         self, variables: Variables, head: str, features: PyTree, *, train: bool = False, rng: Array | None = None
@@ -197,9 +196,8 @@ class TrainState(NamedTuple):
     batch_stats: dict[str, PyTree]  # by network name
     teacher: dict[str, Variables]  # by network name, float32; empty when the method has none
     opt_state: PyTree
-    memory: (
-        PyTree  # the method's own (a fixed classifier) and its tasks', by their heads' names; no gradient flows into it
-    )
+    memory: PyTree
+    """The method's own (a fixed classifier) and its tasks', by their heads' names; no gradient flows into it."""
 
 
 class AuxiliaryTask(Protocol):

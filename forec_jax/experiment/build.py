@@ -186,10 +186,8 @@ def _of_run(workdir: Path, m: ModelOptions) -> Variables:
 
 def _misfit(m: ModelOptions, encoder: EncoderEntry, options: Any, error: WeightsError) -> str:
     """What matters for whether published weights fit, in words."""
-    prefix, form = (
-        f"model.{encoder.name}",
-        {key: vars(options)[key] for key in ("stem", "width") if key in vars(options)},
-    )
+    prefix = f"model.{encoder.name}"
+    form = {key: vars(options)[key] for key in ("stem", "width") if key in vars(options)}
     chosen = ", ".join((f"model.encoder={m.encoder!r}", *(f"{prefix}.{key}={value!r}" for key, value in form.items())))
     published = "" if form.get("width", 1) == 1 else f"; published weights need {prefix}.width=1"
     return f" with {chosen}: {error}{published}"

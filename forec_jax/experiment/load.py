@@ -1,5 +1,6 @@
 """Models read back from work directories."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -99,9 +100,8 @@ def load_run(workdir: Path, checkpoint: str | int, root: str | None = None) -> R
         state = jax.device_put(taken_state(workdir, method), replicated(mesh))
         return Run(c, labels, method, state, mesh, val_ids, workdir)
     abstract = abstract_state(method, build.build_optimizer(c), c.seed, replicated(mesh))
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    state = restored(checkpoints, checkpoint, abstract)
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", read_only=True)) as checkpoints:
+        state = restored(checkpoints, checkpoint, abstract)
     if state is None:
         best = checkpoint == "last" and any((workdir / "checkpoints" / "best").glob("step_*"))
         remedy = "choose --checkpoint=best" if best else "train longer"

@@ -1,6 +1,6 @@
 """What a training step needs, from the compiler alone: no step is run and no image is read.
 
-Of wsss_rec the trained classifier is, whose weights are part of the state.
+The exception is wsss_rec: its trained classifier is loaded, as the classifier's weights are part of the state.
 """
 
 import math

@@ -114,6 +114,7 @@ def _train_in(workdir: Path, c: ConfigDict) -> int | None:
     if is_primary():
         _begin_run(workdir, built)
     places.meet(workdir)
+    pictures = _build_panel(built)  # an image that cannot be read is an error before anything is opened
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = _first_or_resumed(built, checkpoints)
     first_step = int(jax.device_get(state.step))
@@ -129,7 +130,6 @@ def _train_in(workdir: Path, c: ConfigDict) -> int | None:
         start=getattr(built.method, "start", 0),
         rate=build.build_rate(built.config),
     )
-    pictures = _build_panel(built)
     if first_step < built.config.steps:
         log.info("the first step takes longer: it compiles the program, a minute or so on a CPU")
     else:

@@ -45,10 +45,8 @@ def taken_state(workdir: Path, method: Method) -> TrainState:
         raise WorkdirError(f"{workdir / ABOUT} names the networks {unknown}, which its config does not have; {_REMEDY}")
     params, batch_stats = {}, {}
     for name in networks:
-        path, layout = (
-            workdir / weights_file(name, networks),
-            jax.eval_shape(method.networks[name].init, jax.random.key(0)),
-        )
+        path = workdir / weights_file(name, networks)
+        layout = jax.eval_shape(method.networks[name].init, jax.random.key(0))
         read = read_variables(path, statistics=bool(jax.tree.leaves(layout.batch_stats)))
         _check_layout(path, read, layout)
         params[name] = jax.tree.map(jnp.asarray, read.params)

@@ -29,7 +29,7 @@ class ClassMeans(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """The sampled pixels by index. Those of inactive classes are any pixels."""
+    """The sampled pixels by index. Those of inactive classes mean nothing: mask them out."""
 
     query: Array  # i32[K,Q], of the representation
     key: Array  # i32[K,S,M], of what the keys are drawn from

@@ -135,13 +135,11 @@ class MethodEntry(NamedTuple):
     published: Mapping[str, Any] = {}  # dotted key -> value: what its variant sets beside method.name
     needs: frozenset[str] = frozenset({"labelled", "unlabelled"})  # parts of the batch
     optimizers: Callable[[Any, Callable[[float], optax.Schedule]], Mapping[str, optax.GradientTransformation]] = nothing
-    # options, peak rate -> schedule: networks with an optimiser of their own, by name
-    of_epoch: Callable[[Any, Epoch], Mapping[str, Any]] = (
-        nothing  # options, epoch: dotted key -> value of the config's options that follow from it
-    )
-    guides: Callable[[Any], Mapping[str, str]] = (
-        nothing  # options: work directories of runs that it learns from, by role
-    )
+    """Of the options and (peak rate -> schedule): the optimisers of networks that have their own, by name."""
+    of_epoch: Callable[[Any, Epoch], Mapping[str, Any]] = nothing
+    """Of the options and an epoch: values of the config's options that follow from it, by dotted key."""
+    guides: Callable[[Any], Mapping[str, str]] = nothing
+    """Of the options: the work directories of runs that it learns from, by role."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -171,7 +171,7 @@ def build(o: Options, p: Parts) -> PseudoSeg:
     classes, background = len(p.labels.classes), p.labels.background_classes
     foreground = tuple(k for k in range(classes) if k not in background)
     if not foreground:
-        raise OptionError("pseudoseg tells by the classes that are no background, and all are: set data.background")
+        raise OptionError("pseudoseg needs a class that is not background, and all are: set data.background")
     head = tags_head(foreground)
     attention = attention_network(
         depth_of_tags(p.network((head,))),

@@ -57,12 +57,10 @@ class Decoder(NamedTuple):
 
     head: Callable[[HeadSpec], Callable[[bool], nn.Module]]  # head -> train -> module: (*maps, size, valid) -> two maps
     reads: str  # the kind of maps
-    fuse: Callable[[bool], nn.Module] | None = (
-        None  # train -> module: (*maps, size, valid) -> the map that a head's module gets in place of them
-    )
-    shared: Callable[[bool], nn.Module] | None = (
-        None  # train -> module that all heads read: (last map, valid) -> its map
-    )
+    fuse: Callable[[bool], nn.Module] | None = None
+    """train -> module: (*maps, size, valid) -> the map that a head's module gets in place of them."""
+    shared: Callable[[bool], nn.Module] | None = None
+    """train -> module that all heads read: (last map, valid) -> its map."""
 
 
 class EncoderEntry(NamedTuple):

@@ -106,7 +106,9 @@ class Lines:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
             log.warning(
-                "%s cannot be written (%s); what is new in it is kept until it can", self._file.name, error.strerror
+                "%s cannot be written (%s); its new lines are kept in memory until there is room",
+                self._file.name,
+                error.strerror,
             )
 
     def close(self) -> None:

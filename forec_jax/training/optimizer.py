@@ -19,7 +19,7 @@ def poly_schedule(peak: float, steps: int, power: float, warmup: int, hold: int 
     """lr(t) = peak * (1 - t/steps)^power, per step, after a linear rise over the first `warmup` steps.
 
     In the first `hold` of the steps the rate does not decay: t and `steps` are counted from their end.
-    Of a plain number it makes one on the host, which waits for no device.
+    A Python int gives a NumPy number, so that no device is waited for.
     """
     decaying = max(steps - hold, 1)
 

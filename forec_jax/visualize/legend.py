@@ -9,11 +9,8 @@ from forec_jax.contracts import IGNORE
 from forec_jax.data import Labels
 from forec_jax.visualize.palettes import colourise
 
-_LINE, _SWATCH, _GAP = (
-    20,
-    12,
-    6,
-)  # pixels: a line's height, a colour's side, between a colour, its name and the next one
+# In pixels: a line's height, a colour's side, and the space between a colour, its name and the next one.
+_LINE, _SWATCH, _GAP = 20, 12, 6
 
 
 def with_legend(picture: np.ndarray, labels: Labels, shown: Iterable[np.ndarray]) -> np.ndarray:

@@ -60,8 +60,8 @@ def decode_heads(
     """Every named head on the features that are given for it; returns the outputs by head and the new batch_stats.
 
     A head that is named in `changes` classifies its fused features as they are changed there, no other head does.
-    Heads that read the same head and are given the same features, as objects, share what is fused. Statistics are moved
-    by the features that a head is given itself, and not by others that a head is given which reads it.
+    Heads that read the same head and are given the same features, as objects, share what is fused. A head's
+    statistics are moved by its own features, and not by those that are given to a head which reads it.
     """
     owners = {spec.name: spec.reads or spec.name for spec in network.heads}
     outputs, fused, stats = {}, {}, variables.batch_stats
