@@ -200,6 +200,10 @@ class TrainState(NamedTuple):
     """The method's own (a fixed classifier) and its tasks', by their heads' names; no gradient flows into it."""
 
 
+FirstState = tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]
+"""What a method starts from: params, batch_stats and teacher by network name, and memory."""
+
+
 class AuxiliaryTask(Protocol):
     """A task beside segmentation that attaches to any method. A frozen dataclass; applies its own threshold."""
 
@@ -228,7 +232,7 @@ class Method(Protocol):
         """The trained networks, by the names that they have in the state's params."""
         ...
 
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+    def init(self, key: Array) -> FirstState:
         """The first params, batch_stats, teacher and memory."""
         ...
 

@@ -53,6 +53,11 @@ def write_whole(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)  # there only where writing failed, on a disk that needs the room
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError or ValueError where it cannot be read."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON as `write_whole` does; a number that is not finite becomes null."""
     write_whole(path, (to_json(content, indent=1, sort_keys=True) + "\n").encode())

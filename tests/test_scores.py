@@ -17,7 +17,7 @@ from forec_jax.experiment.contents import differing, stored_contents
 from forec_jax.experiment.load import Stored, load_run
 from forec_jax.experiment.results import Question, Result, forget_after, kept_results
 from forec_jax.experiment.score import say_what_is_not_shown
-from forec_jax.experiment.table import Row, differences, repetitions, spread, warnings
+from forec_jax.experiment.table import Row, differences, incomparable, repetitions, spread
 from forec_jax.experiment.use import Seen
 from forec_jax.options import OptionError
 
@@ -339,9 +339,9 @@ def test_runs_of_one_experiment_have_a_mean_and_a_deviation():
 def test_what_runs_differ_in_is_listed_and_what_cannot_be_compared_is_marked():
     one, two = row("one", {}), row("two", {"optim.lr": 1.0, "log_every": 7}, sha256="t", mode="sliding", step=20)
     assert differences([one, one]) == []
-    assert differences([one, two])[2:] == [f"  optim.lr: {one.stored.config.optim.lr} | 1.0"]
-    assert warnings([one, one], ["val"], unfinished=True) == []
-    assert warnings([one, two], ["val"], unfinished=True)[1:] == [
+    assert differences([one, two]) == [f"optim.lr: {one.stored.config.optim.lr} | 1.0"]
+    assert incomparable([one, one], ["val"], unfinished=True) == []
+    assert incomparable([one, two], ["val"], unfinished=True) == [
         "NOT COMPARABLE: two is not finished: step 20 of 800",
         "NOT COMPARABLE: one and two were scored on different images or masks of val",
         "NOT COMPARABLE: one and two were scored differently: mode whole | sliding",

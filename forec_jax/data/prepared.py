@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from forec_jax.data.decode import ColourRule, MaskRule, decode_image, decode_mask
 from forec_jax.data.source import DataError, Example
-from forec_jax.files import cache_folder
+from forec_jax.files import cache_folder, read_json
 from forec_jax.locking import only_one
 from forec_jax.progress import progress_bar
 
@@ -216,7 +216,7 @@ def prepare(
 def notes_of(folder: Path) -> Notes:
     """What was found out while a folder was packed. Raises DataError where that cannot be read."""
     try:
-        stored = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
+        stored = read_json(folder / _NOTES)
         copies, unreadable, sums = tuple(stored["copies"]), tuple(stored["unreadable"]), dict(stored.get("sums", {}))
         if not all(isinstance(name, str) for group in (*copies, unreadable, sums.values()) for name in group):
             raise TypeError("an id is no text")

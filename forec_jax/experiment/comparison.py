@@ -14,10 +14,10 @@ from forec_jax.experiment.table import (
     Row,
     differences,
     experiment_of,
+    incomparable,
     network_of,
     result_of,
     spread,
-    warnings,
 )
 from forec_jax.experiment.use import Seen
 from forec_jax.training import newest_step
@@ -145,10 +145,10 @@ def _in_groups(
     for number, others in enumerate(several[1:], 2):
         name, pair = f"{row} ({number})", [several[0][0], others[0]]
         groups.append(Group(name, baseline, others, len(others)))
-        why = differences(pair, REPEATED)[2:] + warnings(pair, columns.one_a_split(), unfinished=False)[1:]
+        why = differences(pair, REPEATED) + incomparable(pair, columns.one_a_split(), unfinished=False)
         why += [] if why else ["another number of images is trained on"]
         notes.append(f"NOT AVERAGED: {name}, {_names(others)}, is another experiment than {row}:")
-        notes += [f"  {reason.strip()}" for reason in why]
+        notes += [f"  {reason}" for reason in why]
     return groups, notes
 
 
@@ -156,7 +156,7 @@ def _remarks(runs: Sequence[Row], columns: Columns) -> Iterator[str]:
     """What makes scores of different rows incomparable, and which networks stand for others."""
     if not runs:
         return
-    yield from warnings(runs, columns.one_a_split(), unfinished=False)[1:]
+    yield from incomparable(runs, columns.one_a_split(), unfinished=False)
     for run in runs if "teacher" in columns.networks else ():
         if network_of(run.stored.workdir, "teacher") == "student":
             yield f"{run.stored.config.method.name} has no teacher: its student stands in that column"

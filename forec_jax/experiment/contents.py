@@ -1,7 +1,6 @@
 """What a run was trained and scored on, image by image, so that no result changes silently when a data set does."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from typing import NamedTuple
 from forec_jax.data import Labels
 from forec_jax.experiment.sources import TrainingData
 from forec_jax.experiment.workdir import WorkdirError, damage_named
-from forec_jax.files import write_json
+from forec_jax.files import read_json, write_json
 from forec_jax.kinds import mapping, text, whole
 
 CONTENTS = "data.json"
@@ -57,7 +56,7 @@ def stored_contents(workdir: Path) -> Contents | None:
     if not (workdir / CONTENTS).exists():
         return None
     with damage_named(workdir / CONTENTS, "remove it if images and masks are as they were when the run began"):
-        stored = json.loads((workdir / CONTENTS).read_text(encoding="utf-8"))
+        stored = read_json(workdir / CONTENTS)
         scored, trained = ({k: text(v) for k, v in mapping(stored[key]).items()} for key in ("scored", "trained"))
         changed = stored.get("changed", False) is not False
         return Contents(text(stored["split"]), scored, trained, whole(stored["labelled"]), changed)

@@ -20,7 +20,7 @@ from forec_jax.experiment.load import THRESHOLD, Run, guides, stored_method, wit
 from forec_jax.experiment.taken import ABOUT, is_taken, weights_file
 from forec_jax.experiment.workdir import SPLIT, damage_named, read_config, stored_summary
 from forec_jax.export import ExportError, Input, symbolic, to_onnx
-from forec_jax.files import sha256_of, write_json, write_whole
+from forec_jax.files import read_json, sha256_of, write_json, write_whole
 from forec_jax.kinds import mapping
 from forec_jax.models.encoders import ENCODERS
 from forec_jax.models.layers import within
@@ -316,14 +316,14 @@ def _split(workdir: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     with damage_named(file, "remove it if the lists of images are as they were"):
-        return dict(mapping(json.loads(file.read_text(encoding="utf-8"))))
+        return dict(mapping(read_json(file)))
 
 
 def _scores(workdir: Path) -> dict[str, Any] | None:
     """The scores in a run's summary, or those that came with an exported one; None where it has none."""
     if is_taken(workdir):
         with damage_named(workdir / ABOUT, "export it again"):
-            about = json.loads((workdir / ABOUT).read_text(encoding="utf-8"))
+            about = read_json(workdir / ABOUT)
             taken: dict[str, Any] | None = about["trained"]["scores"]
             return taken
     content = stored_summary(workdir)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from forec_jax.experiment import build, sources
 from forec_jax.experiment.contents import check_same_classes
 from forec_jax.experiment.taken import is_taken, taken_state
 from forec_jax.experiment.workdir import WorkdirError, damage_named, read_config, read_labels, stored_val
-from forec_jax.files import write_json
+from forec_jax.files import read_json, write_json
 from forec_jax.methods.entry import Guide
 from forec_jax.methods.parts.heads import STUDENT
 from forec_jax.options import choose
@@ -162,7 +161,7 @@ def guide_of(c: ConfigDict) -> Callable[[str], Guide | None]:
 def keep_guides(c: ConfigDict, workdir: Path) -> None:
     """Writes the configs of the runs that a training learns from into its own work directory: they may be gone later."""
     for role, guiding in guides(c).items():
-        write_json(workdir / f"{role}.json", json.loads((Path(guiding) / "config.json").read_text(encoding="utf-8")))
+        write_json(workdir / f"{role}.json", read_json(Path(guiding) / "config.json"))
 
 
 def with_chosen_threshold(method: Method, workdir: Path) -> Method:
@@ -187,7 +186,7 @@ def stored_threshold(workdir: Path) -> ChosenThreshold | None:
     if not (workdir / THRESHOLD).exists():
         return None
     with damage_named(workdir / THRESHOLD, "remove it, and have it chosen anew by forec-jax threshold"):
-        chosen = json.loads((workdir / THRESHOLD).read_text(encoding="utf-8"))
+        chosen = read_json(workdir / THRESHOLD)
         return ChosenThreshold(float(chosen["threshold"]), chosen["masks"], chosen["split"])
 
 

@@ -18,7 +18,7 @@ from forec_jax.experiment.load import Run, Stored, load_run
 from forec_jax.experiment.results import Result, networks_of
 from forec_jax.experiment.score import evaluated
 from forec_jax.experiment.summary import evaluations
-from forec_jax.experiment.table import Row, named, short, warnings
+from forec_jax.experiment.table import Row, incomparable, named, short
 from forec_jax.experiment.workdir import damage_named, stored_summary
 from forec_jax.files import write_whole
 from forec_jax.keys import flat
@@ -204,7 +204,7 @@ def _remarks(seen: Mapping[str, _Seen], *, unfinished: bool) -> list[str]:
         return []
     split = next(iter(scored.values())).stored.config.eval.split
     rows = [Row(name, one.stored, {split: one.result}) for name, one in scored.items() if one.result is not None]
-    return [line for line in warnings(rows, [split], unfinished=unfinished) if line]
+    return incomparable(rows, [split], unfinished=unfinished)
 
 
 def _examples(runs: Mapping[str, Run], labels: Labels, network: str, count: int) -> list[report.Example]:

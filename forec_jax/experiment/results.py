@@ -1,7 +1,6 @@
 """The scores of a run's checkpoints that were found once: kept beside the run, and looked up before one is found anew."""
 
 import datetime
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from forec_jax.experiment import contents
 from forec_jax.experiment.load import Stored, stored_threshold
 from forec_jax.experiment.summary import evaluations
 from forec_jax.experiment.workdir import WorkdirError, damage_named
-from forec_jax.files import write_json
+from forec_jax.files import read_json, write_json
 from forec_jax.kinds import listed, mapping, number, text, whole
 from forec_jax.locking import only_one
 from forec_jax.options import from_config
@@ -84,7 +83,7 @@ def kept_results(workdir: Path) -> list[Result]:
     if not (workdir / EVALUATIONS).exists():
         return []
     with damage_named(workdir / EVALUATIONS, "remove it, and its scores are found anew"):
-        entries = json.loads((workdir / EVALUATIONS).read_text(encoding="utf-8"))
+        entries = read_json(workdir / EVALUATIONS)
         return [_from_entry(entry) for entry in listed(entries)]
 
 

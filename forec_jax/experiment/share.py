@@ -1,6 +1,5 @@
 """Trained models on the Hugging Face hub: a repository of what `export` writes as safetensors, with a model card."""
 
-import json
 import re
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from forec_jax.experiment.export import Wanted, export
 from forec_jax.experiment.load import Run
 from forec_jax.experiment.taken import ABOUT
 from forec_jax.experiment.workdir import damage_named
+from forec_jax.files import read_json
 from forec_jax.models import WeightsError
 
 CARD = "README.md"
@@ -153,7 +153,7 @@ def _check_fetched(folder: Path, repository: str) -> None:
     if not (folder / ABOUT).is_file() or not config.is_file():
         raise WeightsError(f"{repository} holds no model that forec-jax push put there (no {ABOUT})")
     with damage_named(config, "fetch it again"):
-        plugin = json.loads(config.read_text(encoding="utf-8"))["plugin"]
+        plugin = read_json(config)["plugin"]
     if plugin:
         raise WeightsError(f"{repository} needs a plugin ({plugin!r:.80}), which is code, and is not fetched")
 

@@ -4,7 +4,6 @@
 list.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from forec_jax.experiment.load import THRESHOLD, Run, choose_threshold, load_run
 from forec_jax.experiment.masks import Labelling
 from forec_jax.experiment.run import run_training
 from forec_jax.experiment.workdir import WorkdirError, damage_named, make_workdir
-from forec_jax.files import write_json
+from forec_jax.files import read_json, write_json
 from forec_jax.kinds import mapping
 
 log = logging.getLogger(__name__)
@@ -115,7 +114,7 @@ def begin(workdir: Path, options: Mapping[str, Any]) -> None:
     before = options
     if stored.exists():
         with damage_named(stored, "remove it if the options are those that the work directory was begun with"):
-            before = mapping(json.loads(stored.read_text(encoding="utf-8")))
+            before = mapping(read_json(stored))
     if changed := [
         f"--{key}={options[key]} (was {before.get(key)})" for key in options if before.get(key) != options[key]
     ]:

@@ -14,7 +14,7 @@ from forec_jax.experiment.run import check_rows, with_absolute_paths
 from forec_jax.experiment.sources import check_root
 from forec_jax.experiment.sweep import Planned
 from forec_jax.experiment.workdir import WorkdirError, check_same_config, damage_named, read_config, stored_summary
-from forec_jax.files import write_json
+from forec_jax.files import read_json, write_json
 from forec_jax.keys import flat
 from forec_jax.locking import only_one
 from forec_jax.training import holds_any, newest_step
@@ -47,7 +47,7 @@ def state_of(folder: Path, c: ConfigDict) -> State:
     for key in keys_of_epoch(c):  # from the data, which is not read here
         given[key] = stored.get(key)
     check_same_config(stored, given, folder)
-    written = flat(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    written = flat(read_json(folder / "config.json"))
     done = summary_of(folder).get("config") == written  # another run's may be left from before
     return State(newest_step(folder / "checkpoints", "last") or 0, done)
 
@@ -91,7 +91,7 @@ def read_record(workdir: Path) -> Record | None:
     if not (workdir / RECORD).is_file():
         return None
     with damage_named(workdir / RECORD, "the command of the sweep with --dry_run writes it anew"):
-        content = json.loads((workdir / RECORD).read_text(encoding="utf-8"))
+        content = read_json(workdir / RECORD)
         rows = {of["row"]: [(str(draw), _inside(folder)) for draw, folder in of["runs"]] for of in content["rows"]}
         baselines = {of["row"]: of["baseline"] for of in content["rows"] if of["baseline"]}
         return Record(rows, baselines, [str(split) for split in content["splits"]])

@@ -22,6 +22,7 @@ from forec_jax.experiment.results import (
 from forec_jax.experiment.score import evaluated, say_if_changed
 from forec_jax.experiment.use import Seen
 from forec_jax.experiment.workdir import REPORTING_KEYS, SPLIT, damage_named
+from forec_jax.files import read_json
 from forec_jax.keys import flat
 from forec_jax.training import newest_step
 
@@ -73,7 +74,11 @@ def compare_runs(
     cells: list[tuple[Cell, ...]] = [(row.name, *(percent(row, split) for split in splits)) for row in rows]
     cells += [(name, *(spread(group, split) for split in splits)) for name, group in repetitions(rows)]
     table = Table(f"mIoU (%) of the {network}, {checkpoint} checkpoint", ("", *splits), tuple(cells))
-    return table, differences(rows) + warnings(rows, splits, unfinished=checkpoint == "last")
+    differing, reasons = differences(rows), incomparable(rows, splits, unfinished=checkpoint == "last")
+    return table, [
+        *(["", "The runs differ in", *(f"  {line}" for line in differing)] if differing else []),
+        *(["", *reasons] if reasons else []),
+    ]
 
 
 def named(workdirs: Sequence[Path], root: str | None) -> dict[str, Stored]:
@@ -143,7 +148,7 @@ def _labelled_images(workdir: Path) -> dict[str, str]:
     if not (workdir / SPLIT).exists():
         return {}
     with damage_named(workdir / SPLIT, "remove it if the lists of images are as they were"):
-        sums = json.loads((workdir / SPLIT).read_text(encoding="utf-8"))
+        sums = read_json(workdir / SPLIT)
         return {_images_of(part): sums[part][:8] for part in IMAGES}
 
 
@@ -160,13 +165,8 @@ def differences(rows: Sequence[Row], leave: Collection[str] = ()) -> list[str]:
     different = [key for key in keys if any(o.get(key, missing) != options[0].get(key, missing) for o in options)]
     # What all runs have comes first: the rest is of methods and parts that some do not use.
     different.sort(key=lambda key: (not all(key in of_run for of_run in options), key))
-    if not different:
-        return []
-    lines = [
-        f"  {key}: " + " | ".join(short(of_run.get(key, NOTHING)) for of_run in options) for key in different[:MOST]
-    ]
-    more = [f"  ... and {len(different) - MOST} more (config.json)"] if len(different) > MOST else []
-    return ["", "The runs differ in", *lines, *more]
+    lines = [f"{key}: " + " | ".join(short(of_run.get(key, NOTHING)) for of_run in options) for key in different[:MOST]]
+    return [*lines, f"... and {len(different) - MOST} more (config.json)"] if len(different) > MOST else lines
 
 
 def short(value: Any) -> str:
@@ -175,7 +175,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 40 else f"...{text[-37:]}"
 
 
-def warnings(rows: Sequence[Row], splits: Sequence[str], *, unfinished: bool) -> list[str]:
+def incomparable(rows: Sequence[Row], splits: Sequence[str], *, unfinished: bool) -> list[str]:
     """What makes scores in these columns incomparable, a line each; `unfinished` asks for the end of every training."""
     first, found = rows[0], []
     for row in rows if unfinished else ():
@@ -192,7 +192,7 @@ def warnings(rows: Sequence[Row], splits: Sequence[str], *, unfinished: bool) ->
                 found.append(f"{pair} were scored on different images or masks of {split}")
             if one.protocol != two.protocol:
                 found.append(f"{pair} were scored differently: {in_words(one.protocol, two.protocol)}")
-    return ["", *(f"NOT COMPARABLE: {reason}" for reason in dict.fromkeys(found))] if found else []
+    return [f"NOT COMPARABLE: {reason}" for reason in dict.fromkeys(found)]
 
 
 def in_words(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:

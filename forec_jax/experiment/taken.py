@@ -1,6 +1,5 @@
 """An exported folder of safetensors, read back as a run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 
 from forec_jax.contracts import Method, TrainState
 from forec_jax.experiment.workdir import WorkdirError, damage_named
+from forec_jax.files import read_json
 from forec_jax.models.convert import leaves
 from forec_jax.models.weightfile import read_variables
 
@@ -34,7 +34,7 @@ def taken_state(workdir: Path, method: Method) -> TrainState:
     Raises WorkdirError where the folder holds none, or other ones than its config says.
     """
     with damage_named(workdir / ABOUT, _REMEDY):
-        about = json.loads((workdir / ABOUT).read_text(encoding="utf-8"))
+        about = read_json(workdir / ABOUT)
         networks, step = tuple(map(str, about["networks"])), int(about["trained"]["step"])
         if about["format"] != "safetensors":
             raise WorkdirError(

@@ -14,7 +14,7 @@ import forec_jax
 from forec_jax.config import chosen, defaults
 from forec_jax.data import Labels
 from forec_jax.data.splits import Split, list_sha256
-from forec_jax.files import write_json
+from forec_jax.files import read_json, write_json
 from forec_jax.keys import flat, new_key
 from forec_jax.kinds import listed, mapping, number, text, whole
 from forec_jax.methods.tasks import TASKS
@@ -105,7 +105,7 @@ def read_config(path: Path) -> ConfigDict:
     cannot be read, or has options that this version does not know.
     """
     with damage_named(path, "restore it, or start anew in another --workdir"):
-        content = mapping(json.loads(path.read_text(encoding="utf-8")))
+        content = mapping(read_json(path))
         plugin = text(content.get("plugin", ""))
     use_plugin(plugin)
     c = defaults()
@@ -169,7 +169,7 @@ def _check_same_images(split: Split, c: ConfigDict, workdir: Path) -> None:
     if not stored.exists():
         return
     with damage_named(stored, "remove it if the lists of images are as they were"):
-        before = json.loads(stored.read_text(encoding="utf-8"))
+        before = read_json(stored)
         changed = [
             f"data.{part}={c.data[part]!r}" for part, sums in _image_sums(split).items() if before.get(part, "") != sums
         ]
@@ -194,7 +194,7 @@ def meet(workdir: Path) -> None:
 def read_labels(path: Path) -> Labels:
     """The classes, colours and background that a run was trained with. Raises WorkdirError where the file is damaged."""
     with damage_named(path, "remove it, and rerun the training's command, which writes it anew"):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         classes = tuple(text(name) for name in listed(content["classes"]))
         palette = tuple(_colour(colour) for colour in listed(content["palette"]))
         background = tuple(whole(k) for k in listed(content["background_classes"]))
@@ -216,7 +216,7 @@ def stored_val(workdir: Path) -> tuple[str, ...] | None:
     if not (workdir / VAL).exists():
         return None
     with damage_named(workdir / VAL, "remove it if the masks are as they were when the run began"):
-        return tuple(text(name) for name in listed(json.loads((workdir / VAL).read_text(encoding="utf-8"))))
+        return tuple(text(name) for name in listed(read_json(workdir / VAL)))
 
 
 def stored_summary(workdir: Path) -> Mapping[str, Any]:
@@ -225,7 +225,7 @@ def stored_summary(workdir: Path) -> Mapping[str, Any]:
     if not file.exists():
         return {}
     with damage_named(file, "remove it, and train with the same command: the finished run writes it again"):
-        content = mapping(json.loads(file.read_text(encoding="utf-8")))
+        content = mapping(read_json(file))
         if ("last" in content) != ("best" in content):
             raise ValueError('"last" and "best" belong together')
         for scored in (content[which] for which in ("last", "best") if which in content):

@@ -13,6 +13,7 @@ from forec_jax.contracts import (
     Array,
     Aux,
     Batch,
+    FirstState,
     Labelled,
     Mean,
     Metrics,
@@ -100,7 +101,7 @@ class Ael(SemiSupervised, Equalization):
     copy_paste: CopyPaste = dataclasses.field(kw_only=True)
     cutmix: AdaptiveCutMix = dataclasses.field(kw_only=True)
 
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+    def init(self, key: Array) -> FirstState:
         """The first params, batch_stats, teacher and memory: the tasks', and the bank f32[K]."""
         params, batch_stats, teacher, memory = super().init(key)
         noise = jax.random.uniform(jax.random.fold_in(key, 1), (self.classes,))

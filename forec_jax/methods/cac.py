@@ -11,6 +11,7 @@ from forec_jax.contracts import (
     Array,
     Aux,
     Batch,
+    FirstState,
     HeadSpec,
     Labelled,
     Mean,
@@ -83,7 +84,7 @@ class Cac(SemiSupervised, Contrast):
     own_passes: ClassVar[bool] = True
     completes_labels: ClassVar[bool] = False
 
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+    def init(self, key: Array) -> FirstState:
         """The first params, batch_stats, teacher and memory: the tasks', and an empty store of vectors with their class."""
         params, batch_stats, teacher, memory = super().init(key)
         return params, batch_stats, teacher, memory | {PROJECTION: empty_ring(1, self.queue, self.channels + 1)}

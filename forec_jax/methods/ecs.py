@@ -12,6 +12,7 @@ from forec_jax.contracts import (
     Array,
     Aux,
     Batch,
+    FirstState,
     Mean,
     Metrics,
     Network,
@@ -26,7 +27,6 @@ from forec_jax.losses import cross_entropy, mean_cross_entropy
 from forec_jax.methods.entry import MethodEntry, Parts, refuse_classmix, semi_supervised
 from forec_jax.methods.parts.critic import (
     DenseCriticOptions,
-    FirstState,
     both_ways,
     critic_output,
     own_adam,

@@ -10,6 +10,7 @@ from forec_jax.contracts import (
     Array,
     Aux,
     Batch,
+    FirstState,
     Mean,
     Metrics,
     Network,
@@ -24,7 +25,6 @@ from forec_jax.losses import flaw_target, handled, keeps_own, mean_squared_dista
 from forec_jax.methods.entry import Epoch, MethodEntry, Parts, refuse_classmix, semi_supervised
 from forec_jax.methods.parts.critic import (
     DenseCriticOptions,
-    FirstState,
     GapOptions,
     both_ways,
     critic_output,

@@ -7,7 +7,20 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from forec_jax.contracts import IGNORE, Array, Aux, Batch, Metrics, PyTree, Term, Terms, TrainState, Variables, Views
+from forec_jax.contracts import (
+    IGNORE,
+    Array,
+    Aux,
+    Batch,
+    FirstState,
+    Metrics,
+    PyTree,
+    Term,
+    Terms,
+    TrainState,
+    Variables,
+    Views,
+)
 from forec_jax.methods import unimatch
 from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
 from forec_jax.methods.parts.heads import STUDENT
@@ -56,7 +69,7 @@ class PrevMatch(UniMatch, Options):
 
     steps: int = dataclasses.field(kw_only=True)
 
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+    def init(self, key: Array) -> FirstState:
         """The first params, batch_stats, teacher and memory: the tasks', and room for the snapshots."""
         params, batch_stats, teacher, memory = super().init(key)
         student = Variables(params[STUDENT], batch_stats[STUDENT])

@@ -11,6 +11,7 @@ from forec_jax.contracts import (
     Array,
     Aux,
     Batch,
+    FirstState,
     HeadOutput,
     Labelled,
     PyTree,
@@ -91,7 +92,7 @@ class PsMt(SemiSupervised, Options):
     An `epoch` of 0 is unknown, which is enough to predict.
     """
 
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+    def init(self, key: Array) -> FirstState:
         """The first params, batch_stats, teachers and memory."""
         params, batch_stats, _, memory = super().init(key)
         student = Variables(params[STUDENT], batch_stats[STUDENT])

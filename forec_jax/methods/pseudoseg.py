@@ -11,6 +11,7 @@ from forec_jax.contracts import (
     Array,
     Aux,
     Batch,
+    FirstState,
     HeadOutput,
     Labelled,
     Metrics,
@@ -25,7 +26,7 @@ from forec_jax.contracts import (
 )
 from forec_jax.losses import calibrated_fusion, mean_cross_entropy, weighted_soft_cross_entropy
 from forec_jax.methods.entry import MethodEntry, Parts, semi_supervised
-from forec_jax.methods.parts.critic import FirstState, with_critic
+from forec_jax.methods.parts.critic import with_critic
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, head_names, run_heads
 from forec_jax.methods.parts.refined_maps import bias_of_tags, depth_of_tags, refined_maps

@@ -9,6 +9,7 @@ from forec_jax.contracts import (
     Array,
     Aux,
     Batch,
+    FirstState,
     Network,
     PyTree,
     Tagged,
@@ -77,7 +78,7 @@ class TagClassifier(MaskOptions, Options):
         """The classifier."""
         return {STUDENT: self.network}
 
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+    def init(self, key: Array) -> FirstState:
         """The first params, batch_stats, teacher (none) and memory (none)."""
         variables = self.network.init(key)
         return {STUDENT: variables.params}, {STUDENT: variables.batch_stats}, {}, {}

@@ -10,6 +10,7 @@ from forec_jax.contracts import (
     Array,
     Aux,
     Batch,
+    FirstState,
     HeadSpec,
     Mean,
     Metrics,
@@ -103,7 +104,7 @@ class U2pl(SemiSupervised, Contrast):
     classes: int = dataclasses.field(kw_only=True)
     steps: int = dataclasses.field(kw_only=True)  # of the whole training: t is the share of them that is over
 
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+    def init(self, key: Array) -> FirstState:
         """The first params, batch_stats, teacher and memory: the tasks', and an empty store."""
         params, batch_stats, teacher, memory = super().init(key)
         return params, batch_stats, teacher, memory | {EMBEDDING: empty_ring(self.classes, self.queue, self.channels)}

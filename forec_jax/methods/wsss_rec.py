@@ -11,6 +11,7 @@ from forec_jax.contracts import (
     Array,
     Aux,
     Batch,
+    FirstState,
     HeadSpec,
     Mean,
     Metrics,
@@ -116,7 +117,7 @@ class WsssRec(EmaMethod, Weights, MaskOptions):
     foreground: tuple[int, ...]  # the classes of the classifier's channels
     background: int
 
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+    def init(self, key: Array) -> FirstState:
         """The first params, batch_stats, teacher and memory: the classifier."""
         params, batch_stats, teacher, _ = super().init(key)
         return params, batch_stats, teacher, {CLASSIFIER: self.classifier.init(key)}

@@ -1,13 +1,12 @@
 """Weights from the Hugging Face hub, by name and checksum."""
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forec_jax.files import cache_folder, sha256_of
+from forec_jax.files import cache_folder, read_json, sha256_of
 from forec_jax.models.naming import WeightsError
 
 log = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ def check_computes_alike(weights: Path) -> None:
     if weights.name != FILE or not config.is_file():
         return
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = read_json(config)
     except (ValueError, OSError, RecursionError) as error:
         raise WeightsError(f"{config} is damaged ({error}); fetch it again, or remove it") from error
     if isinstance(content, dict) and (otherwise := _computes_otherwise(content)):

@@ -1,9 +1,8 @@
 """Checksums of a checkpoint's files: a bit that flips in an array's data goes unnoticed when orbax reads it."""
 
-import json
 from pathlib import Path
 
-from forec_jax.files import sha256_of, write_json
+from forec_jax.files import read_json, sha256_of, write_json
 
 CHECKSUMS_FILE = "checksums.json"
 LATER = (CHECKSUMS_FILE, "_CHECKPOINT_METADATA", "commit_success.txt")
@@ -25,7 +24,7 @@ def first_damage(folder: Path) -> str | None:
     if not stored.exists():
         return None
     try:
-        sums: dict[str, str] = json.loads(stored.read_text(encoding="utf-8"))
+        sums: dict[str, str] = read_json(stored)
         for name, expected in sums.items():
             if not (folder / name).is_file():
                 return f"{folder / name} is missing"

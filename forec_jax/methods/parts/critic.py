@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from forec_jax.contracts import Array, Network, PyTree, Variables, Views
+from forec_jax.contracts import Array, FirstState, Network, PyTree, Variables, Views
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import STUDENT, run_heads
 from forec_jax.methods.parts.terms import labelled_pixels
@@ -22,8 +22,6 @@ DISCRIMINATOR = "discriminator"
 
 Optimizers = dict[str, optax.GradientTransformation]
 """By the network that each is of."""
-
-FirstState = tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

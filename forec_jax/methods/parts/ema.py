@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from forec_jax.augment import Mixing, NoMixing
 from forec_jax.contracts import (
     Array,
+    FirstState,
     HeadOutput,
     Labelled,
     Metrics,
@@ -61,7 +62,7 @@ class EmaMethod(EmaOptions):
         """The student."""
         return {STUDENT: self.network}
 
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+    def init(self, key: Array) -> FirstState:
         """The first params, batch_stats, teacher and memory (none)."""
         student = self.network.init(key)
         teacher = first_teacher(student, self.teacher_heads)
@@ -105,7 +106,7 @@ class WithLabels(EmaMethod, SupervisedWeight):
         """The change of colours of labelled rows."""
         return self.colour if self.colour_labelled else unchanged
 
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+    def init(self, key: Array) -> FirstState:
         """The first params, batch_stats, teacher and memory: the auxiliary tasks'."""
         params, batch_stats, teacher, _ = super().init(key)
         return params, batch_stats, teacher, self.first_memory()

@@ -6,7 +6,18 @@ from typing import Literal, TypeVar
 
 import jax
 
-from forec_jax.contracts import Array, HeadOutput, Metrics, Network, PyTree, Terms, TrainState, Variables, Views
+from forec_jax.contracts import (
+    Array,
+    FirstState,
+    HeadOutput,
+    Metrics,
+    Network,
+    PyTree,
+    Terms,
+    TrainState,
+    Variables,
+    Views,
+)
 from forec_jax.methods.parts.ema import SemiSupervised
 from forec_jax.methods.parts.heads import SEGMENTATION, STUDENT, class_probabilities, mean_class_probabilities
 from forec_jax.methods.parts.teacher import first_teacher
@@ -50,7 +61,7 @@ class TwoStudents(SemiSupervised, StudentsOptions):
         """The students."""
         return dict.fromkeys(STUDENTS, self.network)
 
-    def init(self, key: Array) -> tuple[dict[str, PyTree], dict[str, PyTree], dict[str, Variables], PyTree]:
+    def init(self, key: Array) -> FirstState:
         """The first params, batch_stats and teacher of each student, from a key of its own, and memory by student."""
         params, batch_stats, teacher, memory = {}, {}, {}, {}
         for number, name in enumerate(STUDENTS):
