@@ -10,7 +10,7 @@ from PIL import Image
 from forec_jax.data import DataError, Example, Labels, evaluation_examples, select
 from forec_jax.data.partial import Rounding
 from forec_jax.experiment import build, sources
-from forec_jax.experiment.load import Run, load_run
+from forec_jax.experiment.load import Run, by_name, load_run
 from forec_jax.experiment.use import photos, unused_stem
 from forec_jax.experiment.workdir import WorkdirError
 from forec_jax.files import write_json
@@ -33,12 +33,8 @@ from forec_jax.visualize import (
 
 
 def load_runs(workdirs: Sequence[Path], checkpoint: str, root: str | None = None) -> dict[str, Run]:
-    """The models of several work directories by their folders' names, or by their paths where two names are the same.
-
-    `root` is where their data set lies now, if it was moved.
-    """
-    unique = len({workdir.name for workdir in workdirs}) == len(workdirs)
-    return {workdir.name if unique else str(workdir): load_run(workdir, checkpoint, root) for workdir in workdirs}
+    """The models of work directories as `by_name` calls them; `root` is where their data set lies now, if it moved."""
+    return {name: load_run(workdir, checkpoint, root) for name, workdir in by_name(workdirs).items()}
 
 
 def visualize_runs(

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +68,13 @@ class Run(NamedTuple):
     def dataset(self) -> Dataset:
         """The data set that it was trained on; raises as `Stored.dataset` does."""
         return Stored(self.workdir, self.config, self.labels, self.val_ids).dataset()
+
+
+def by_name(workdirs: Sequence[Path]) -> dict[str, Path]:
+    """Work directories by their folders' names, or by their paths where two names are the same; each once."""
+    different = list(dict.fromkeys(workdirs))
+    unique = len({workdir.name for workdir in different}) == len(different)
+    return {workdir.name if unique else str(workdir): workdir for workdir in different}
 
 
 def read_stored(workdir: Path, root: str | None = None) -> Stored:

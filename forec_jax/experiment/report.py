@@ -14,11 +14,11 @@ from forec_jax.data import Example as Image
 from forec_jax.data import Labels, evaluation_examples, select
 from forec_jax.evaluation import Evaluation
 from forec_jax.experiment.figures import shared_labels, shown_model
-from forec_jax.experiment.load import Run, Stored, load_run
+from forec_jax.experiment.load import Run, Stored, by_name, load_run, read_stored
 from forec_jax.experiment.results import Result, networks_of
 from forec_jax.experiment.score import evaluated
 from forec_jax.experiment.summary import evaluations
-from forec_jax.experiment.table import Row, incomparable, named, short
+from forec_jax.experiment.table import Row, incomparable, short
 from forec_jax.experiment.workdir import damage_named, stored_summary
 from forec_jax.files import write_whole
 from forec_jax.keys import flat
@@ -73,7 +73,7 @@ def write_report(
     `root` is where the runs' data set lies now, if it moved. Raises WorkdirError where a folder holds no run or the runs'
     classes differ.
     """
-    stored = named(workdirs, root)
+    stored = {name: read_stored(workdir, root) for name, workdir in by_name(workdirs).items()}
     runs = {name: load_run(one.workdir, checkpoint, root) for name, one in stored.items()} if examples or score else {}
     labels = shared_labels(runs) if runs else next(iter(stored.values())).labels
     seen = {name: _seen(one, runs.get(name) if score else None, network, checkpoint) for name, one in stored.items()}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from forec_jax.data import Dataset
 from forec_jax.experiment import contents
 from forec_jax.experiment.layout import NOTHING, Cell, Spread, Table, spread_of
-from forec_jax.experiment.load import Stored, load_run, read_stored
+from forec_jax.experiment.load import Stored, by_name, load_run, read_stored
 from forec_jax.experiment.results import (
     Question,
     Result,
@@ -67,7 +67,8 @@ def compare_runs(
     """
     seen = seen or Seen()
     rows = []
-    for name, stored in named(workdirs, root).items():
+    for name, workdir in by_name(workdirs).items():
+        stored = read_stored(workdir, root)
         dataset = stored.dataset()
         results = {split: result_of(stored, dataset, split, network, checkpoint, seen) for split in splits}
         rows.append(Row(name, stored, results))
@@ -79,13 +80,6 @@ def compare_runs(
         *(["", "The runs differ in", *(f"  {line}" for line in differing)] if differing else []),
         *(["", *reasons] if reasons else []),
     ]
-
-
-def named(workdirs: Sequence[Path], root: str | None) -> dict[str, Stored]:
-    """The runs by their folders' names, or by their paths where two names are the same; each once."""
-    different = list(dict.fromkeys(workdirs))
-    unique = len({workdir.name for workdir in different}) == len(different)
-    return {workdir.name if unique else str(workdir): read_stored(workdir, root) for workdir in different}
 
 
 def result_of(stored: Stored, dataset: Dataset, split: str, network: str, checkpoint: str, seen: Seen) -> Result:

@@ -19,10 +19,7 @@ from forec_jax.visualize.latents import (
 from forec_jax.visualize.legend import with_legend
 from forec_jax.visualize.painter import Painted, Painter, painter_of
 from forec_jax.visualize.palettes import colourise, overlay
-from forec_jax.visualize.sheets import captioned, fit, heatmap, sheet
-
-CELL_SIDE = 240
-"""The longer side of a sheet's pictures, in pixels."""
+from forec_jax.visualize.sheets import cell, heatmap, sheet
 
 
 class Model(NamedTuple):
@@ -116,29 +113,25 @@ def _row(model: Model, found: Finding, labels: Labels, shown: int, count: int) -
     example = prediction.example
     label, origin = (prediction.label, "predicted") if example.label is None else (example.label, "truth")
     row = [
-        _cell(example.image, model.name),
-        _cell(overlay(example.image, label, labels.palette), origin),
-        _cell(colourise(truth_of(example), labels.palette), "unknown" if example.label is None else ""),
-        _cell(colourise(prediction.label, labels.palette), model.network),
-        _cell(heatmap(prediction.confidence), f"mean {prediction.confidence.mean():.2f}"),
+        cell(example.image, model.name),
+        cell(overlay(example.image, label, labels.palette), origin),
+        cell(colourise(truth_of(example), labels.palette), "unknown" if example.label is None else ""),
+        cell(colourise(prediction.label, labels.palette), model.network),
+        cell(heatmap(prediction.confidence), f"mean {prediction.confidence.mean():.2f}"),
     ]
     if painted is None:
         return row
-    row.append(_cell(painted.image, found.painted_by))
+    row.append(cell(painted.image, found.painted_by))
     correlations = class_correlations(painted.latent, label)
     if shown not in correlations:
         return row
     height, width = example.image.shape[:2]
-    row.append(_cell(latent_image(label == shown, height, width), f"{labels.classes[shown]} ({origin})"))
+    row.append(cell(latent_image(label == shown, height, width), f"{labels.classes[shown]} ({origin})"))
     correlation = correlations[shown]
     for channel in top_channels(correlation, count):
         picture = latent_image(painted.latent[..., channel], height, width)
-        row.append(_cell(picture, f"channel {channel}: {correlation[channel]:+.2f}"))
+        row.append(cell(picture, f"channel {channel}: {correlation[channel]:+.2f}"))
     return row
-
-
-def _cell(picture: np.ndarray, text: str) -> np.ndarray:
-    return captioned(fit(picture, CELL_SIDE), text)
 
 
 def truth_of(example: Example) -> np.ndarray:

@@ -9,8 +9,7 @@ from forec_jax.contracts import IGNORE, Array, Variables
 from forec_jax.data import Example
 from forec_jax.evaluation import Buckets
 from forec_jax.methods import WsssRec
-from forec_jax.visualize.compare import CELL_SIDE
-from forec_jax.visualize.sheets import captioned, fit, heatmap, sheet
+from forec_jax.visualize.sheets import cell, heatmap, sheet
 
 COLUMNS = ("input", "mask-let M", "image-let X", "M X", "sum of all M X")
 
@@ -39,11 +38,11 @@ def decompositions(
         shown = [method.background, *(k for k in np.unique(label) if k not in (method.background, IGNORE))]
         rows = [
             [
-                _cell(example.image, classes[k]),
-                _cell(heatmap(masks[..., k]), f"mean {masks[..., k].mean():.2f}"),
-                _cell(_colours(images[..., k, :])),
-                _cell(_colours(parts[..., k, :])),
-                _cell(_colours(total)),
+                cell(example.image, classes[k]),
+                cell(heatmap(masks[..., k]), f"mean {masks[..., k].mean():.2f}"),
+                cell(_colours(images[..., k, :])),
+                cell(_colours(parts[..., k, :])),
+                cell(_colours(total)),
             ]
             for k in shown
         ]
@@ -53,7 +52,3 @@ def decompositions(
 def _colours(values: np.ndarray) -> np.ndarray:
     """u8[H,W,3] of f32[H,W,3] in [0, 1]."""
     return np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
-
-
-def _cell(picture: np.ndarray, text: str = "") -> np.ndarray:
-    return captioned(fit(picture, CELL_SIDE), text)

@@ -8,10 +8,9 @@ from scipy import ndimage
 
 from forec_jax.contracts import UNLABELLED
 from forec_jax.data import Example, Labels, Source
-from forec_jax.visualize.compare import CELL_SIDE
 from forec_jax.visualize.legend import with_legend
 from forec_jax.visualize.palettes import colourise, overlay
-from forec_jax.visualize.sheets import captioned, fit, sheet
+from forec_jax.visualize.sheets import cell, sheet
 
 _WIDTH = 1 / 30
 """What a single labelled pixel covers at least, as a share of the picture's longer side: else nobody would see it."""
@@ -36,7 +35,7 @@ def label_sheets(
             *("" for _ in over),
             *(f"{100 * np.mean(label < UNLABELLED):.3g} % of the pixels" for label in shown),
         ]
-        row = [captioned(fit(picture, CELL_SIDE), text) for picture, text in zip(pictures, captions, strict=True)]
+        row = [cell(picture, text) for picture, text in zip(pictures, captions, strict=True)]
         yield examples[0], with_legend(sheet([row], titles), labels, shown)
 
 

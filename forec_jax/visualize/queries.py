@@ -16,11 +16,11 @@ from forec_jax.losses.contrast import Draws
 from forec_jax.methods import RegionalContrast
 from forec_jax.methods.parts.heads import SEGMENTATION
 from forec_jax.methods.tasks.reco import label_probability
-from forec_jax.visualize.compare import CELL_SIDE, Model, sheets_class
+from forec_jax.visualize.compare import Model, sheets_class
 from forec_jax.visualize.legend import with_legend
 from forec_jax.visualize.palettes import colourise
 from forec_jax.visualize.relations import segmenting_network
-from forec_jax.visualize.sheets import captioned, fit, heatmap, sheet
+from forec_jax.visualize.sheets import CELL_SIDE, captioned, cell, fit, heatmap, sheet
 
 COLUMNS = ("input", "label", "probability of label", "easy queries", "hard queries", "queries and keys")
 
@@ -125,9 +125,9 @@ def _row(model: Model, example: Example, found: Finding, labels: Labels, shown: 
     origin = "predicted" if example.label is None else "truth"
     known = found.label != IGNORE
     row = [
-        _cell(example.image, model.name),
-        _cell(colourise(found.label, labels.palette), origin),
-        _cell(heatmap(found.probability), f"mean {found.probability[known].mean() if known.any() else 0.0:.2f}"),
+        cell(example.image, model.name),
+        cell(colourise(found.label, labels.palette), origin),
+        cell(heatmap(found.probability), f"mean {found.probability[known].mean() if known.any() else 0.0:.2f}"),
     ]
     if found.contrast is None:
         return row
@@ -137,7 +137,7 @@ def _row(model: Model, example: Example, found: Finding, labels: Labels, shown: 
     valid, hard = contrast.valid[inside], contrast.hard[inside]
     for queries in (~hard & valid, hard & valid):
         row.append(
-            _cell(_lit(example.image, queries), f"{100 * queries.sum() / max(valid.sum(), 1):.0f} % of the pixels")
+            cell(_lit(example.image, queries), f"{100 * queries.sum() / max(valid.sum(), 1):.0f} % of the pixels")
         )
     if shown == IGNORE or not contrast.draws.active[shown]:
         return row
@@ -176,7 +176,3 @@ def _place(pixel: int, grid: tuple[int, ...], image: tuple[int, ...]) -> tuple[f
 
 def _box(x: float, y: float, radius: int) -> tuple[float, float, float, float]:
     return x - radius, y - radius, x + radius, y + radius
-
-
-def _cell(picture: np.ndarray, text: str) -> np.ndarray:
-    return captioned(fit(picture, CELL_SIDE), text)

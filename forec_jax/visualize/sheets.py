@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+CELL_SIDE = 240
+"""The longer side of a sheet's pictures, in pixels."""
+
 _MARGIN = 4
 _TITLE_HEIGHT = 18
 # From low to high: every step is lighter than the last, so that the map survives grayscale print.
@@ -34,6 +37,11 @@ def captioned(picture: np.ndarray, text: str) -> np.ndarray:
     """u8[H+18,W,3]: the picture u8[H,W,3] with a line of text below it, as large as fits."""
     width = picture.shape[1]
     return np.concatenate([picture, _line(text, width, _font([text], width))])
+
+
+def cell(picture: np.ndarray, text: str = "") -> np.ndarray:
+    """u8[h,w,3]: a picture u8[H,W,3] at a sheet's size, with a line of text below it."""
+    return captioned(fit(picture, CELL_SIDE), text)
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> np.ndarray:

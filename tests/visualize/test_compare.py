@@ -14,8 +14,9 @@ from forec_jax.methods import Supervised
 from forec_jax.models.layers import channelwise
 from forec_jax.training import first_state
 from forec_jax.visualize import IGNORE_COLOUR, Model, Painter, compare, mean_correlations, overlay
-from forec_jax.visualize.compare import CELL_SIDE, painting_variables
+from forec_jax.visualize.compare import painting_variables
 from forec_jax.visualize.panel import Panel
+from forec_jax.visualize.sheets import CELL_SIDE
 
 COLOURS = ((0, 0, 0), (250, 10, 10), (10, 10, 250))
 PALETTE = np.array(COLOURS, np.uint8)

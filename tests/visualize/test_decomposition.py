@@ -6,7 +6,7 @@ from forec_jax.methods import WsssRec
 from forec_jax.methods.parts.tags import tags_head
 from forec_jax.methods.wsss_rec import wsss_heads
 from forec_jax.visualize import decompositions
-from forec_jax.visualize.compare import CELL_SIDE
+from forec_jax.visualize.sheets import CELL_SIDE
 
 
 def test_a_row_for_the_background_and_each_class_that_is_there(make_toy_network):

@@ -11,8 +11,8 @@ from forec_jax.data import Example, Labels
 from forec_jax.methods import Auxiliary, RegionalContrast, Supervised
 from forec_jax.training import first_state
 from forec_jax.visualize import Model, heatmap, query_sheets
-from forec_jax.visualize.compare import CELL_SIDE
 from forec_jax.visualize.queries import contrast_of
+from forec_jax.visualize.sheets import CELL_SIDE
 
 COLOURS = ((0, 0, 0), (250, 10, 10), (10, 10, 250))
 PALETTE = np.array(COLOURS, np.uint8)
