@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from forec_jax.config import load_config
 from forec_jax.data import Example
@@ -42,9 +42,9 @@ class Model:
         self._predict = jax.jit(lambda v, image, valid: predicts.predict(v, image.astype(np.float32) / 255.0, valid))
 
     def predict(self, image: str | Path | Image.Image | np.ndarray) -> Prediction:
-        """Segments an image: a file, a picture of PIL, or u8[H,W,3].
+        """Segments an image: a file, a picture of PIL, or u8[H,W,3]. A picture is turned upright, as its EXIF says.
 
-        Raises DataError for a file that cannot be read, ValueError for an array of another type or shape.
+        Raises DataError for a file that cannot be read, ValueError for a picture or an array of another type or shape.
         """
         photo = self._photo(image)
         ((_, padded),) = self._buckets.batches([photo.example])
@@ -94,7 +94,9 @@ def train(config: str, workdir: str | Path, options: Mapping[str, Any] | None = 
 
 def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"a picture of mode {image.mode} has no colours of 8 bits: scale it to 0..255 first")
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"an image is u8[H,W,3], not {image.dtype}{list(image.shape)}")
     return image

@@ -149,6 +149,8 @@ def test_a_missing_voc_folder_is_an_error(tmp_path, capsys):
         (["evaluate", "--workdir=x", "--network=both"], "network"),
         (["predict", "--workdir=x", "--out=y"], "--images is missing"),
         (["evaluate", "run"], "unexpected argument"),
+        (["evaluate", "--workdir=x", "--images=a", "--masks=b", "--split=val"], "--split is of the run's data set"),
+        (["prepare", "--config=configs/voc.py", "--dataset=voc"], "--dataset and --source are for a data set without"),
     ],
 )
 def test_a_wrong_command_line_is_explained(capsys, argv, message):

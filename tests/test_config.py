@@ -265,6 +265,22 @@ def test_an_epoch_is_the_unlabelled_images_over_the_batch():
     assert sources.epoch_of(c, partial._replace(labelled=None)) == (0, 0)  # tags
     c.method.ps_mt.epoch = 7
     assert build.with_epoch(c, sources.epoch_of(c, data)).method.ps_mt.epoch == 7
+    c.batch.labelled, c.batch.unlabelled, c.data.unlabelled_pairs = 0, 1, True
+    assert sources.epoch_of(c, data) == (101, 8)  # too few rows, which is told where rows are built
+
+
+def test_pairs_of_one_image_are_not_torn_apart():
+    c = config("mean_teacher")
+    c.data.unlabelled_pairs, c.accumulate = True, 2
+    with pytest.raises(OptionError, match=r"tear the pairs of data\.unlabelled_pairs apart; set accumulate=1"):
+        build.build_mesh(c)
+
+
+def test_stored_masks_that_no_row_would_show_are_an_error():
+    c = config("mean_teacher")
+    c.data.pseudo = "somewhere"
+    with pytest.raises(OptionError, match=r"data\.pseudo is of no use with batch\.pseudo=0"):
+        check_rows(c)
 
 
 def test_a_warm_up_in_passes_lies_beside_the_schedule():

@@ -77,6 +77,15 @@ def test_the_python_lines_of_the_readme_run(folder, monkeypatch, capsys):
     assert [file.name for file in Path("predictions/overlay").iterdir()] == ["a.png"]
 
 
+def test_a_picture_of_more_than_8_bits_is_refused_and_one_with_an_orientation_is_turned_upright(model):
+    for pixels in (np.full((50, 70), 3000, np.uint16), np.full((50, 70), 0.5, np.float32)):
+        with pytest.raises(ValueError, match="has no colours of 8 bits"):
+            model.predict(Image.fromarray(pixels))
+    picture = Image.fromarray(np.zeros((50, 70, 3), np.uint8))
+    picture.getexif()[0x0112] = 6  # a quarter turn
+    assert model.predict(picture).label.shape == (70, 50)
+
+
 def test_an_array_that_is_no_image_is_refused(model):
     with pytest.raises(ValueError, match=r"u8\[H,W,3\], not float32\[4, 4\]"):
         model.predict(np.zeros((4, 4), np.float32))

@@ -167,6 +167,9 @@ def test_reliability_is_the_mean_agreement_of_the_milestones_with_the_last_state
     runs = [SimpleNamespace(name=name, labels=SimpleNamespace(classes=("background", "disc"))) for name in said]
     scores = label._by_agreement(runs, Labelling())(tmp_path, (), {"a": 0.5, "b": 0.5})
     assert scores == pytest.approx({"a": 0.791667, "b": 1.0}, abs=1e-6)
+    save_index_png(tmp_path / "masks" / "b.png", np.full_like(last, IGNORE), shapes_dataset(size=SIZE).palette)
+    scores = label._by_agreement(runs, Labelling())(tmp_path, (), {"a": 0.5, "b": 0.5})
+    assert scores == pytest.approx({"a": 0.791667, "b": 0.0}, abs=1e-6)  # nobody is sure of a pixel: the last in rank
 
 
 def test_pixels_below_the_confidence_are_void(trained, tmp_path):

@@ -1,5 +1,6 @@
 """Scores of stored runs: of their own data set, of any other, side by side, and when the data changes under them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from forec_jax.data import DataError, Labels, folder_dataset
 from forec_jax.evaluation import Evaluation
 from forec_jax.experiment import table
 from forec_jax.experiment.contents import differing, stored_contents
-from forec_jax.experiment.load import Stored, load_run
+from forec_jax.experiment.load import Stored, load_run, read_stored
 from forec_jax.experiment.results import Question, Result, forget_after, kept_results
 from forec_jax.experiment.score import say_what_is_not_shown
 from forec_jax.experiment.table import Row, differences, incomparable, repetitions, spread
@@ -357,6 +358,22 @@ def test_states_that_are_made_anew_have_no_score_on_record(here, capsys):
     assert len(kept_results(run)) == 1
     forget_after(run, STEPS - 1)
     assert kept_results(run) == []
+
+
+def test_a_score_is_found_anew_where_nothing_tells_whether_the_images_are_the_same(here, capsys, monkeypatch):
+    """Rows of a hub's data set have numbers for names, no folder and no sums: other masks would go unseen."""
+    _, run = here
+    told(capsys, 0, "evaluate", f"--workdir={run}")
+    stored = read_stored(run)
+    dataset = dataclasses.replace(stored.dataset(), sums={})
+    stored.config.data.root = ""
+    monkeypatch.setattr(table, "evaluated", lambda *_: (None, "anew"))
+    kept_as_if_fixed = table.sum_of(dataset, dataset.scored("val"))
+    monkeypatch.setattr(table, "found_before", lambda results, question: question.sha256)
+    asked = (stored, dataset, "val", "teacher", "last", Seen())
+    assert table.result_of(*asked) == "anew"
+    fixed = dataclasses.replace(dataset, fixed=True)
+    assert table.result_of(stored, fixed, *asked[2:]) == kept_as_if_fixed
 
 
 def test_a_damaged_record_of_scores_costs_the_record_alone(here, capsys, caplog):

@@ -151,6 +151,8 @@ def test_one_command_goes_from_tags_to_a_segmenter_and_goes_on_where_it_was_stop
         ("--split=nowhere", "shapes has no split 'nowhere'"),
         ("--labelled=9999:0", "labelled=9999:0"),
         ("--segmenter.batch.labelled=3", "batch.labelled=3 must be a multiple"),
+        ("--config.batch.labelled=3", "batch.labelled=3 must be a multiple"),  # of all stages
+        ("--config.stepps=3", "stepps"),
     ],
 )
 def test_a_chain_that_would_break_later_does_not_begin(tmp_path, capsys, option, message):

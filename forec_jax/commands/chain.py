@@ -79,10 +79,13 @@ def _from_tags(argv: Sequence[str]) -> int:
     """From image tags to a segmenter: classifier, WSSSByRec, its masks, segmenter."""
     from forec_jax.experiment.stages import STAGES, run_chain
 
-    argv = resolve_config(argv)
+    # An option of all trainings need not be one of the config that they start from.
+    shared = [a for a in argv if a.startswith("--config.")]
+    argv = resolve_config([a for a in argv if a not in shared])
     given = _given(argv)
     files = {stage: f"{given}{'+' if ':' in given else ':'}{stage}" for stage in STAGES if given}
-    argv = _for_stages(argv, files)
+    _check_keys(shared, "config", list(files.values()))
+    argv = _for_stages(_shared([*argv, *shared], {"config": tuple(files)}), files)
 
     def define(values: flags.FlagValues) -> None:
         _stage_flags(values, argv, files)

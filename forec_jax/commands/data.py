@@ -133,11 +133,15 @@ def prepare(argv: Sequence[str]) -> int:
     values = parse(argv, define, prepare.__doc__)
     if values.config is None:
         required(values, "dataset", "source")
+    elif values.dataset or values.source:
+        raise flags.Error("--dataset and --source are for a data set without --config; use --config.data.root=FOLDER")
     from forec_jax.experiment.sources import build_dataset
 
     c = values.config or defaults()
     if values.config is None:
-        c.data.update({"name": values.dataset, "root": values.source, "prepared": values.prepared})
+        c.data.update({"name": values.dataset, "root": values.source})
+    if values.prepared:
+        c.data.prepared = values.prepared
     dataset = build_dataset(c)
     for split, source in dataset.sources.items():
         print(f"{split}: {len(source)} images")

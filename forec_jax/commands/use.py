@@ -54,6 +54,8 @@ def evaluate(argv: Sequence[str]) -> int:
 
     values = parse(argv, define, evaluate.__doc__)
     required(values, "workdir", *(["images", "masks"] if values.images or values.masks else []))
+    if values.images and not values["split"].using_default_value:
+        raise flags.Error("--split is of the run's data set; leave it out beside --images")
     from forec_jax.experiment.score import evaluated, evaluated_pairs
 
     run = loaded(values, values.data_root)

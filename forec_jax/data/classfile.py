@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from PIL import ImageColor
 
-from forec_jax.contracts import IGNORE
+from forec_jax.contracts import IGNORE, UNLABELLED
 from forec_jax.data.datasets.voc import voc_palette
 from forec_jax.data.decode import ColourRule, MaskRule
 from forec_jax.data.listing import annotations_below
@@ -51,9 +51,11 @@ def read_classes(file: Path) -> ClassFile:
     return ClassFile(names, palette, background, _colour_rule(file, palette, background, void, unlabelled))
 
 
-def class_file(names: Sequence[str], background: str | None) -> str:
-    """The text of a class file for masks of indices, in which 255 is void."""
+def class_file(names: Sequence[str], background: str | None, *, partial: bool = False) -> str:
+    """The text of a class file for masks of indices, in which 255 is void and, if `partial`, 254 what nobody labelled."""
     lines = [f"names = {json.dumps(names, ensure_ascii=False)}", f"void = {IGNORE}"]
+    if partial:
+        lines.append(f"unlabelled = {UNLABELLED}")
     if background is not None:
         lines.insert(1, f"background = {json.dumps(background, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"

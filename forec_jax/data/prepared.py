@@ -145,11 +145,12 @@ def default_prepared() -> Path:
 
 
 def _fingerprint(root: Path, entries: Sequence[Entry], lists: Sequence[str] = (), options: str = "") -> str:
-    """A SHA-256 of the ids, paths, sizes and times of the files used, and of `options`.
+    """A SHA-256 of the folder, of the ids, paths, sizes and times of the files used, and of `options`.
 
-    Raises DataError for a missing file.
+    The folder, as files of two can be alike in all of these: those that an archive or an image of a machine holds may have
+    one time for all. Raises DataError for a missing file.
     """
-    digest = hashlib.sha256(options.encode())
+    digest = hashlib.sha256(f"{root.resolve()}\n{options}".encode())
     for entry in entries:
         digest.update(f"{entry.id}\n".encode())
         for file in filter(None, (entry.image, entry.mask)):

@@ -86,6 +86,7 @@ class Dataset:
     background_classes: tuple[int, ...] = (0,)  # what FOrec reconstructs as zero; () where that is not known
     maskless: frozenset[str] = frozenset()  # ids of images without a mask, which can only be used without labels
     sums: Mapping[str, str] = field(default_factory=dict)  # of an id's image and what its mask says, where known
+    fixed: bool = False  # whether an id has always the same image and mask
 
     @property
     def labels(self) -> Labels:

@@ -256,6 +256,8 @@ def build_schedule(c: ConfigDict) -> Schedule:
 
 def build_mesh(c: ConfigDict) -> Mesh:
     """The device mesh; checks that the batch spreads evenly over it."""
+    if c.data.unlabelled_pairs and c.accumulate > 1:
+        raise OptionError("accumulate: its parts would tear the pairs of data.unlabelled_pairs apart; set accumulate=1")
     mesh = make_mesh(c.mesh.fsdp)
     for key in Batch._fields:
         rows = global_batch(mesh, c.batch[key], f"batch.{key}")

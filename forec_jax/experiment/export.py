@@ -138,6 +138,12 @@ def _check(run: Run, wanted: Wanted) -> None:
             "once: give it windows of that size and average them, or expect other scores",
             run.config.eval.crop,
         )
+    if tuple(run.config.eval.scales) != (1.0,) or run.config.eval.flip:
+        log.warning(
+            "the run is scored at eval.scales=%s with eval.flip=%s; the exported model sees an image once: expect others",
+            tuple(run.config.eval.scales),
+            run.config.eval.flip,
+        )
 
 
 def _in_dtype(run: Run, dtype: str) -> Run:

@@ -1,6 +1,7 @@
 """Masks that a run finds, written as a data set: for its unlabelled images, or from image tags."""
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def _write_found(run: Run, folder: Path, images: _Images, how: Labelling, rank: 
     for name in confidences.keys() - kept:
         _mask_file(folder, name).unlink()
     _keep_stored(folder, Path(how.stored), stored)
-    _write_classes(folder, run.labels)
+    _write_classes(folder, run.labels, partial=bool(run.config.data.partial))
     return Written(len(kept) + len(stored), len(images.true), len(confidences) - len(kept))
 
 
@@ -142,7 +143,8 @@ def _by_agreement(earlier: Sequence[Run], how: Labelling) -> Rank:
             for found in found_masks(run, images, sure):
                 with Image.open(_mask_file(folder, found.example.id)) as mask:
                     matrix = pair_counts(np.asarray(mask), found.label, len(run.labels.classes))
-                scores[found.example.id] += mean_iou(matrix) / len(earlier)
+                agreed = mean_iou(matrix)  # NaN where no pixel of the mask has a class
+                scores[found.example.id] += (0.0 if math.isnan(agreed) else agreed) / len(earlier)
         return scores
 
     return rank
@@ -276,7 +278,7 @@ def _save_mask(folder: Path, name: str, label: np.ndarray, labels: Labels) -> No
     save_index_png(file, label, palette_of(labels))
 
 
-def _write_classes(folder: Path, labels: Labels) -> None:
-    """Writes the class file; the first background class, where there is one."""
+def _write_classes(folder: Path, labels: Labels, *, partial: bool) -> None:
+    """Writes the class file; the first background class, where there is one. `partial`: true masks are known in part."""
     background = next((labels.classes[k] for k in labels.background_classes), None)
-    (folder / CLASS_FILE).write_text(class_file(labels.classes, background), encoding="utf-8")
+    (folder / CLASS_FILE).write_text(class_file(labels.classes, background, partial=partial), encoding="utf-8")

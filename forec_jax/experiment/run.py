@@ -89,7 +89,11 @@ def with_absolute_paths(c: ConfigDict) -> ConfigDict:
 
 
 def check_rows(c: ConfigDict) -> None:
-    """Raises OptionError where the method needs rows that the batch does not have."""
+    """Raises OptionError where the method needs rows that the batch does not have, or masks have no rows."""
+    if c.data.pseudo and not c.batch.pseudo:
+        raise OptionError(
+            "data.pseudo is of no use with batch.pseudo=0: set batch.pseudo above 0, or leave data.pseudo out"
+        )
     for part in sorted(method_entry(c).needs):
         if not c.batch[part] and not (part == "unlabelled" and c.data.partial and not labels_in_both(c)):
             raise OptionError(

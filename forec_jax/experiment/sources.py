@@ -309,8 +309,8 @@ def frequency_weights(c: ConfigDict, data: TrainingData) -> tuple[float, ...] | 
 
 def epoch_of(c: ConfigDict, data: TrainingData) -> Epoch:
     """How many steps an epoch has; 0 where there are tags in place of masks."""
-    labelled = 0 if data.labelled is None else -(-len(data.labelled) // c.batch.labelled)
+    labelled = 0 if data.labelled is None else -(-len(data.labelled) // max(c.batch.labelled, 1))
     if data.unlabelled is None:
         return Epoch(labelled, labelled)
     images = c.batch.unlabelled // 2 if c.data.unlabelled_pairs else c.batch.unlabelled
-    return Epoch(-(-len(data.unlabelled) // images), labelled)
+    return Epoch(-(-len(data.unlabelled) // max(images, 1)), labelled)

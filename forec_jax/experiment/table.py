@@ -86,7 +86,7 @@ def result_of(stored: Stored, dataset: Dataset, split: str, network: str, checkp
     """A run's score on a split of its data set: from its records, or found now and kept there."""
     stored = stored._replace(config=seen.of(stored.config))
     step, tested = newest_step(stored.workdir / "checkpoints", checkpoint), network_of(stored.workdir, network)
-    known = dataset.sums or not stored.config.data.root  # without sums of its files their change would not be seen
+    known = dataset.sums or dataset.fixed  # otherwise a change of its images would not be seen
     if step is not None and tested is not None and known:
         protocol = protocol_of(stored.config, stored.workdir)
         question = Question(split, sum_of(dataset, dataset.scored(split)), step, tested, protocol)

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from forec_jax.contracts import Array, Batch, Stopped, TrainState
-from forec_jax.options import at_least, checked, option
+from forec_jax.options import OptionError, at_least, checked, option
 from forec_jax.parallel import largest, shard_batch
 from forec_jax.training.checkpoint import Checkpoints
 from forec_jax.training.reporting import Reporter
@@ -40,6 +40,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         checked(self, "")
+        if beyond := [step for step in self.milestones if not 0 < step <= self.steps]:
+            raise OptionError(f"milestones={beyond}: a training of steps={self.steps} has the steps 1 to {self.steps}")
 
     def is_due(self, every: int, done: int) -> bool:
         """Whether something that happens `every` so many steps, and at the end, is due after `done` steps."""
@@ -213,6 +215,8 @@ def train(
             checkpoints.save_best(state, done, score_of(results))
         return better, 0
 
+    if first_step in schedule.milestones:  # the run may have been killed before it was kept
+        checkpoints.save_kept(state, first_step)
     if first_step and schedule.is_due(schedule.evaluate_every, first_step) and not _was_scored(reporter, first_step):
         _, stopped_by = score(first_step)
         if stopped_by:
@@ -224,11 +228,15 @@ def train(
         settle()
         pending, done = _Pending(index, metrics), index + 1
         stopped_by, better = interruption.heard(mesh), False
+        # Before the evaluation: an image that cannot be scored costs no steps then.
+        if schedule.is_due(schedule.checkpoint_every, done):
+            settle()
+            checkpoints.save_last(state, done)
         if schedule.is_due(schedule.evaluate_every, done) and not stopped_by:
             settle()
             better, stopped_by = score(done)
         # Beside a best checkpoint goes a last one, so that a resumed run never starts before the best it knows of.
-        if schedule.is_due(schedule.checkpoint_every, done) or better or stopped_by:
+        if better or stopped_by:
             settle()
             checkpoints.save_last(state, done)
         if done in schedule.milestones:

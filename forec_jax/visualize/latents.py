@@ -20,6 +20,12 @@ class BestChannel(NamedTuple):
     images: int  # that show the class
 
 
+def of_image(grid: np.ndarray, size: tuple[int, ...], padded_height: int) -> np.ndarray:
+    """The part of a padded image's map [h,w,D] that the image of `size` covers. A map's stride may be no whole number."""
+    stride = padded_height / grid.shape[0]
+    return grid[: int(np.ceil(size[0] / stride)), : int(np.ceil(size[1] / stride))]
+
+
 def channel_correlation(latent: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """f64[D]: Pearson correlation of each channel of float[...,D] with bool[...], in [-1, 1].
 

@@ -11,6 +11,7 @@ from forec_jax.contracts import Array, Method, Network, Variables
 from forec_jax.data import Example
 from forec_jax.evaluation import Buckets
 from forec_jax.methods.tasks.reconstruction import RECONSTRUCTION, PixelSpace, unit_pixels
+from forec_jax.visualize.latents import of_image
 
 
 class Painted(NamedTuple):
@@ -37,9 +38,8 @@ class Painter:
         painted = self._paint(variables[self.name], padded.image, padded.valid)
         colours, latent = (np.asarray(array)[0] for array in painted)
         height, width = example.image.shape[:2]
-        stride = padded.image.shape[1] // latent.shape[0]
         image = (255 * np.clip(colours[:height, :width], 0, 1)).round().astype(np.uint8)
-        return Painted(image, latent[: -(-height // stride), : -(-width // stride)])
+        return Painted(image, of_image(latent, (height, width), padded.image.shape[1]))
 
 
 def painter_of(method: Method, bucket: int, space: PixelSpace) -> Painter | None:

@@ -15,7 +15,7 @@ from forec_jax.data import Example
 from forec_jax.evaluation import Buckets
 from forec_jax.methods.parts.heads import SEGMENTATION
 from forec_jax.methods.tasks.reco import REPRESENTATION
-from forec_jax.visualize.latents import sample_label
+from forec_jax.visualize.latents import of_image, sample_label
 from forec_jax.visualize.sheets import heatmap
 
 ENCODER = "encoder"
@@ -63,7 +63,7 @@ def relations(
             continue
         _, padded = next(buckets.batches([example]))
         for name, rows in embed(variables, padded.image, padded.valid).items():
-            grid = _of_image(np.asarray(rows)[0], example.label.shape, padded.image.shape[1])
+            grid = of_image(np.asarray(rows)[0], example.label.shape, padded.image.shape[1])
             label = sample_label(example.label, *grid.shape[:2])
             member = (np.arange(classes)[:, None] == label[label != IGNORE]).astype(np.float64)
             total[name] = total.get(name, 0.0) + member @ grid[label != IGNORE].astype(np.float64)
@@ -139,9 +139,3 @@ def _embedding(network: Network) -> Callable[[Variables, np.ndarray, np.ndarray]
         return found
 
     return jax.jit(embed)
-
-
-def _of_image(grid: np.ndarray, size: tuple[int, ...], padded_height: int) -> np.ndarray:
-    """The part of a padded image's grid [h,w,D] that the image of `size` covers."""
-    stride = padded_height / grid.shape[0]
-    return grid[: int(np.ceil(size[0] / stride)), : int(np.ceil(size[1] / stride))]

@@ -2,8 +2,9 @@
 
 import pytest
 
+from forec_jax.contracts import IGNORE, UNLABELLED
 from forec_jax.data import DataError
-from forec_jax.data.classfile import EXAMPLE, read_classes
+from forec_jax.data.classfile import EXAMPLE, class_file, read_classes
 
 
 @pytest.fixture
@@ -24,6 +25,12 @@ def test_a_missing_class_file_shows_one_that_can_be_read(tmp_path, read):
     classes = read(EXAMPLE)
     assert (classes.names, classes.background) == (("background", "cat", "dog"), (0,))
     assert classes.palette[1] == (255, 0, 0)
+
+
+def test_a_file_of_partial_masks_says_what_nobody_labelled(read):
+    classes = read(class_file(("background", "cat"), "background", partial=True))
+    assert classes.rule.table[[0, 1, 254, 255]].tolist() == [0, 1, UNLABELLED, IGNORE]
+    assert read(class_file(("background", "cat"), "background")).rule.unlabelled == ()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Packing that ends before its time."""
 
+import os
 import resource
 import shutil
 import socket
@@ -52,3 +53,14 @@ def test_what_a_killed_process_left_goes_with_the_next_one(pack, tmp_path, monke
     (tmp_path / "prepared" / elsewhere).mkdir()
     folder = pack()
     assert left(tmp_path) == sorted([elsewhere, folder.name])
+
+
+def test_files_of_two_folders_that_are_alike_but_for_their_content_are_packed_apart(tmp_path):
+    """An archive may give one time to all its files, and uncompressed pictures of one size are equally long."""
+    for name, value in (("one", 1), ("other", 2)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(tmp_path / name / "a.bmp")
+        os.utime(tmp_path / name / "a.bmp", (0, 0))
+    folders = [prepare("toy", tmp_path / name, [Entry("a", "a.bmp")], prepared=tmp_path) for name in ("one", "other")]
+    assert folders[0] != folders[1]
+    assert prepare("toy", tmp_path / "one", [Entry("a", "a.bmp")], prepared=tmp_path) == folders[0]

@@ -37,6 +37,7 @@ from forec_jax.contracts import (
 )
 from forec_jax.methods import PsMt, S4Gan, Supervised
 from forec_jax.methods.prevmatch import SNAPSHOTS, PrevMatch
+from forec_jax.options import OptionError
 from forec_jax.parallel import make_mesh, replicated
 from forec_jax.training import (
     CheckpointError,
@@ -347,6 +348,25 @@ def test_a_run_ends_when_nothing_but_dropped_updates_follow(tmp_path, method):
     broken = BreaksFrom(network=method.network, colour=noisy_colour, mixing=NoMixing())
     with pytest.raises(NotFiniteError, match=r"step 22: the 20th update in a row"):
         run(tmp_path / "nan", broken, steps=50, wrap=drop_not_finite)
+
+
+def test_an_evaluation_that_fails_costs_no_steps(tmp_path, method):
+    """An image of val that cannot be read, say: step 6 is due for both, and is kept before it is scored."""
+
+    def score(step):
+        raise ValueError(f"an image cannot be read at {step}")
+
+    with pytest.raises(ValueError, match="cannot be read at 6"):
+        run(tmp_path / "run", method, score=score)
+    assert (tmp_path / "run" / "checkpoints" / "last" / "step_6").is_dir()
+    again = []
+    run(tmp_path / "run", method, score=lambda step: again.append(step) or 0.1)
+    assert again[0] == 6  # the evaluation that is owed; nothing is trained twice
+
+
+def test_milestones_are_steps_of_the_training():
+    with pytest.raises(OptionError, match=r"milestones=\[0, 13\]: a training of steps=12 has the steps 1 to 12"):
+        Schedule(steps=12, milestones=(0, 6, 12, 13))
 
 
 def damage(file, how):

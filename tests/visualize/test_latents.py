@@ -3,6 +3,7 @@ import pytest
 
 from forec_jax.contracts import IGNORE
 from forec_jax.visualize import best_channels, channel_correlation, class_correlations, latent_image, top_channels
+from forec_jax.visualize.latents import of_image
 
 
 def test_correlation_against_numpy():
@@ -61,3 +62,9 @@ def test_latent_image_spans_black_to_white():
     np.testing.assert_array_equal(picture[::2, ::3, 0], [[0, 64], [128, 255]])
     assert picture.shape == (4, 6, 3)
     np.testing.assert_array_equal(latent_image(np.ones((2, 2)), 2, 2), 0)
+
+
+@pytest.mark.parametrize(("rows", "covered"), [(63, (33, 50)), (144, (75, 115))])
+def test_of_a_padded_images_map_the_part_that_the_image_covers_is_kept(rows, covered):
+    """252 x 252 pixels, 130 x 200 of them the image; at stride 4, and at 1.75, where a patch of 14 becomes 8 pixels."""
+    assert of_image(np.zeros((rows, rows, 2)), (130, 200), 252).shape == (*covered, 2)

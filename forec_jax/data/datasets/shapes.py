@@ -9,6 +9,7 @@ are independent, which measures how much it did.
 """
 
 import colorsys
+import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -74,7 +75,7 @@ def shapes_dataset(*, size: int = 96, seed: int = 0, counts: Mapping[str, int] |
     if negative := [split for split, count in counts.items() if count < 0]:
         raise DataError(f"shapes: counts is negative for {negative}; use 0 or more")
     sources = {split: ShapesSource(split, count, size, seed) for split, count in counts.items()}
-    return dataset_of("shapes", LABELS, sources)
+    return dataclasses.replace(dataset_of("shapes", LABELS, sources), fixed=True)
 
 
 @dataclass(frozen=True)
