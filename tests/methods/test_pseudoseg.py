@@ -244,7 +244,7 @@ def test_classes_that_are_no_background_have_maps(background, foreground, maps):
     ("options", "classes", "reason"),
     [
         ({"data.partial": "1px"}, ("a", "b"), "learns from whole masks which classes an image shows"),
-        ({}, ("a",), "classes that are no background, and all are"),
+        ({}, ("a",), "a class that is not background, and all are"),
     ],
 )
 def test_what_it_cannot_do_is_refused(options, classes, reason):
