@@ -132,6 +132,7 @@ def run(
     tx=TX,
     batch_of=batch_of,
     wrap=unchanged,
+    milestones=(),
 ):
     """Trains in `workdir`, resuming; `stop_at` raises as a kill would, `signal_at` and `signal_in` (evaluation) SIGTERM."""
     workdir.mkdir(exist_ok=True)
@@ -169,7 +170,9 @@ def run(
                 batches=batches(),
                 batch_ids=lambda step: f"batch {step}",
                 evaluate=evaluate,
-                schedule=Schedule(steps=steps, log_every=2, evaluate_every=6, checkpoint_every=3),
+                schedule=Schedule(
+                    steps=steps, log_every=2, evaluate_every=6, checkpoint_every=3, milestones=milestones
+                ),
                 checkpoints=checkpoints,
                 reporter=reporter,
                 interruption=interruption,
@@ -362,6 +365,16 @@ def test_an_evaluation_that_fails_costs_no_steps(tmp_path, method):
     again = []
     run(tmp_path / "run", method, score=lambda step: again.append(step) or 0.1)
     assert again[0] == 6  # the evaluation that is owed; nothing is trained twice
+
+
+def test_a_milestone_that_a_kill_left_out_is_kept_when_the_run_goes_on(tmp_path, method):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", method, stop_at=7)  # as if killed between the two saves of step 6
+    run(tmp_path / "run", method, milestones=(6, 9))
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "kept").glob("step_*")) == [
+        "step_6",
+        "step_9",
+    ]
 
 
 def test_milestones_are_steps_of_the_training():

@@ -12,7 +12,7 @@ NETWORKS = [
     *of(
         "losses/soft_targets.py",
         "losses/test_soft_targets.py",
-        ("2 * logits.shape[-1] * jnp.sum(counts)", "2 * logits.shape[-1] * counts.size"),
+        ("2 * logits.shape[-1] * jnp.sum(counts, dtype=jnp.float32)", "2.0 * logits.shape[-1] * counts.size"),
         ("jnp.log(fused) / temperature", "jnp.log(fused) * temperature"),
     ),
     *of(

@@ -105,4 +105,19 @@ RUNS = [
         ("goes_on = (step < distance)", "goes_on = (step <= distance)"),
         ("jnp.round(share", "jnp.floor(share"),
     ),
+    *of(
+        "training/checkpoint.py",
+        "training/test_loop.py",
+        ("if damage := first_damage(self._path(self._kept, step)):", "if damage := None:"),
+    ),
+    *of(
+        "training/loop.py",
+        "training/test_loop.py",
+        ("if schedule.is_due(schedule.checkpoint_every, done):", "if schedule.is_due(7, done):"),
+    ),
+    *of(
+        "data/prepared.py",
+        "data/test_prepared.py",
+        ('f"{root.resolve()}\\n{options}"', 'f"{options}"'),
+    ),
 ]
