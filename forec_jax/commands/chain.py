@@ -81,7 +81,7 @@ def _from_tags(argv: Sequence[str]) -> int:
 
     # An option of all trainings need not be one of the config that they start from.
     shared = [a for a in argv if a.startswith("--config.")]
-    argv = resolve_config([a for a in argv if a not in shared])
+    argv = resolve_config([a for a in argv if not a.startswith("--config.")])
     given = _given(argv)
     files = {stage: f"{given}{'+' if ':' in given else ':'}{stage}" for stage in STAGES if given}
     _check_keys(shared, "config", list(files.values()))

@@ -105,8 +105,8 @@ class Checkpoints:
         self._kept = self._kept or self._manager("kept", self._read_only, most=None)
         if step not in self._kept.all_steps():
             return None
-        if damage := first_damage(self._path(self._kept, step)):
-            where = self._path(self._kept, step)
+        where = self._path(self._kept, step)
+        if damage := first_damage(where):
             raise CheckpointError(f"milestone {where} is damaged ({damage}); train the run anew in another --workdir")
         return self._restore_step(self._kept, step, abstract)
 

@@ -40,17 +40,13 @@ class ForegroundSegmentation(RowWeights, PseudoTruth):
         label = jnp.where(included, foreground.astype(jnp.int32), IGNORE)
         logits = outputs[self.head.name].output
         row = views.labelled_row[:, None, None]
-        return (
-            {
-                name: Term(mean_cross_entropy(logits, label, included & rows), weight)
-                for name, rows, weight in (
-                    ("foreground_labelled_loss", row, self.labelled_weight),
-                    ("foreground_unlabelled_loss", ~row, self.unlabelled_weight),
-                )
-            },
-            {},
-            memory,
-        )
+        labelled = mean_cross_entropy(logits, label, included & row)
+        unlabelled = mean_cross_entropy(logits, label, included & ~row)
+        terms = {
+            "foreground_labelled_loss": Term(labelled, self.labelled_weight),
+            "foreground_unlabelled_loss": Term(unlabelled, self.unlabelled_weight),
+        }
+        return terms, {}, memory
 
 
 def build(o: Options, p: TaskParts) -> ForegroundSegmentation:

@@ -108,7 +108,7 @@ RUNS = [
     *of(
         "training/checkpoint.py",
         "training/test_loop.py",
-        ("if damage := first_damage(self._path(self._kept, step)):", "if damage := None:"),
+        ("if damage := first_damage(where):", "if damage := None:"),
     ),
     *of(
         "training/loop.py",
